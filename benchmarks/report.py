@@ -1,0 +1,137 @@
+"""What every benchmark reports with its figures: machine, versions and command; as JSON, Markdown and SVG."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    *("numpy", "opencv-python-headless", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision"),
+    *("tensorrt", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings", "polygraphy", "tritonclient"),
+)
+
+
+def environment() -> dict[str, Any]:
+    """Describe this run: when, by which command, of which revision, on which machine, with which versions."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
+        "revision": _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
+        "machine": {
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+            "load_average": os.getloadavg()[0],
+            "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
+            "system": platform.freedesktop_os_release().get("PRETTY_NAME", platform.system()),
+        },
+        "versions": {"python": platform.python_version()} | _versions(),
+    }
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table: numbers with three significant digits and to the right, None as a hyphen."""
+    rows = list(rows)
+    numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
+    rule = ["--:" if right else "---" for right in numeric]
+    lines = [columns, rule, *([_cell(value) for value in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def environment_lines(described: Mapping[str, Any]) -> str:
+    """The result of `environment` as a Markdown list."""
+    machine = described["machine"]
+    hardware = [
+        machine["gpu"],
+        f"{machine['cores']} cores of {machine['cpu']}",
+        f"{machine['memory_gib']} GiB",
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
+    return (
+        f"- Command: `{described['command']}`\n"
+        f"- Machine: {', '.join(filter(None, hardware))}, {machine['system']}, "
+        f"load average {machine['load_average']:.1f} at the start\n"
+        f"- Versions: {versions}; revision {described['revision']}; {described['date']}\n"
+    )
+
+
+def line_plot(
+    path: Path,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    log_y: bool = False,
+) -> None:
+    """Draw each named series of (x, y) points, in the order given, as one line of an SVG file."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    # Text stays text, and equal figures make equal files.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks"})
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, points in series.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+    if log_y:
+        axes.set_yscale("log")
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.set_xlim(left=0)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    figure.savefig(partial, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    partial.replace(path)
+
+
+def write(output_dir: Path, name: str, *, results: Mapping[str, Any], markdown: str) -> None:
+    """Write `name`.json and `name`.md into the folder, which is made if need be."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for suffix, text in ((".json", json.dumps(results, indent=2) + "\n"), (".md", markdown)):
+        partial = output_dir / f"{name}{suffix}.part"
+        partial.write_text(text)
+        partial.replace(output_dir / f"{name}{suffix}")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
+
+
+def _output(*command: str) -> str | None:
+    if not shutil.which(command[0]):
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
