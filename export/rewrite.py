@@ -1,0 +1,301 @@
+"""Graph rewrites between the standard DeformConv and the DCNv2 node of the TensorRT plugin."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import version_converter
+
+DEFORM_CONV_OPSET = 19
+"""The first opset with DeformConv."""
+
+
+class RewriteError(ValueError):
+    """A graph that cannot be rewritten; the message names the node, what was found and what was expected."""
+
+
+def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True) -> onnx.ModelProto:
+    """Rewrites every DeformConv node to DCNv2, the plugin's node.
+
+    Names of nodes and tensors are kept. A DeformConv without mask gets a mask of ones, one without bias
+    zeros: TensorRT's parser knows no omitted input of a plugin. A model that has DCNv2 nodes already (the
+    original project's exports) keeps them.
+
+    Args:
+        model: any ONNX model, with or without DeformConv nodes.
+        fuse: also moves into the node what surrounds it: the split and sigmoid of the offset convolution's
+            output (`packed_offset_mask`), the ReLU behind it (`relu`), and constant weights as
+            [O, kh, kw, I / groups] (`weight_ohwi`).
+
+    Raises:
+        RewriteError: padding is not symmetric, or a weight's kernel size is unknown.
+    """
+    graph = gs.import_onnx(model)
+    graph.toposort()
+    for node in graph.nodes:
+        if node.op == "DeformConv":
+            _to_dcnv2(graph, node)
+    if fuse:
+        for node in graph.nodes:
+            if node.op == "DCNv2":
+                _fuse_offset_mask(node)
+                _fuse_relu(graph, node)
+                _fuse_weight_layout(node)
+    return _export(graph, model)
+
+
+def to_deform_conv(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrites every DCNv2 node, fused or not, to standard operators that ONNX Runtime runs.
+
+    A model of an opset before 19 is converted to 19, where DeformConv begins.
+
+    Raises:
+        RewriteError: a node has another number of inputs than its attributes ask for, or
+            `weight_ohwi` without a constant weight.
+    """
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    if opset < DEFORM_CONV_OPSET and any(node.op_type == "DCNv2" for node in model.graph.node):
+        model = _raise_opset(model)
+    graph = gs.import_onnx(model)
+    for node in list(graph.nodes):
+        if node.op == "DCNv2":
+            _to_deform_conv(graph, node)
+    return _export(graph, model)
+
+
+def kernel_size(node: gs.Node) -> tuple[int, int]:
+    """Kernel height and width of a DeformConv or DCNv2 node.
+
+    Raises:
+        RewriteError: neither the attribute nor the weight's shape says it.
+    """
+    if "kernel_shape" in node.attrs:
+        height, width = node.attrs["kernel_shape"]
+        return height, width
+    weight = node.inputs[_weight_index(node)]
+    if not weight.shape or any(not isinstance(side, int) for side in weight.shape[1:]):
+        raise RewriteError(
+            f"{node.name}: found a weight of shape {weight.shape}, expected a known kernel size: "
+            "export the model with constant weights"
+        )
+    sides = weight.shape[1:3] if node.attrs.get("weight_ohwi") else weight.shape[2:4]
+    return sides[0], sides[1]
+
+
+def _export(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
+    graph.cleanup().toposort()
+    rewritten = gs.export_onnx(graph, do_type_check=False)
+    rewritten.ir_version = model.ir_version
+    del rewritten.metadata_props[:]
+    rewritten.metadata_props.extend(model.metadata_props)
+    return rewritten
+
+
+def _weight_index(node: gs.Node) -> int:
+    if node.op == "DeformConv":
+        return 1
+    return 2 if node.attrs.get("packed_offset_mask") else 3
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _to_dcnv2(graph: gs.Graph, node: gs.Node) -> None:
+    attrs = node.attrs
+    height, width = kernel_size(node)
+    top, left, bottom, right = attrs.get("pads", [0, 0, 0, 0])
+    if (top, left) != (bottom, right):
+        raise RewriteError(
+            f"{node.name}: found pads {[top, left, bottom, right]}, expected the same at both ends: "
+            "put a Pad in front of the layer"
+        )
+    offset_groups = attrs.get("offset_group", 1)
+    inputs = [*node.inputs, *[gs.Variable.empty()] * (5 - len(node.inputs))]
+    data, weight, offset, bias, mask = inputs
+    channels = offset_groups * height * width
+    dtype = weight.dtype if weight.dtype is not None else np.float32
+    if bias.is_empty():
+        bias = gs.Constant(f"{node.name}/bias", np.zeros(weight.shape[0], dtype))
+    if mask.is_empty():
+        mask = _ones_mask(graph, node.name, offset, channels, dtype)
+    node.op = "DCNv2"
+    node.domain = None
+    node.inputs = [data, offset, mask, weight, bias]
+    node.attrs = {
+        "stride": list(attrs.get("strides", [1, 1])),
+        "padding": [top, left],
+        "dilation": list(attrs.get("dilations", [1, 1])),
+        "groups": attrs.get("group", 1),
+        "deformable_group": offset_groups,
+    }
+
+
+def _ones_mask(graph: gs.Graph, name: str, offset: gs.Tensor, channels: int, dtype: Any) -> gs.Variable:
+    # Expanded at run time, so that any batch and map size is served.
+    batch, sides, shape, mask = (gs.Variable(f"{name}/mask/{part}") for part in ("n", "hw", "shape", "ones"))
+    ones = gs.Constant(f"{name}/mask/one", np.ones((1, channels, 1, 1), dtype))
+    count = gs.Constant(f"{name}/mask/channels", np.array([channels], np.int64))
+    graph.nodes += [
+        gs.Node("Shape", f"{name}/mask/Shape_n", {"start": 0, "end": 1}, [offset], [batch]),
+        gs.Node("Shape", f"{name}/mask/Shape_hw", {"start": 2, "end": 4}, [offset], [sides]),
+        gs.Node("Concat", f"{name}/mask/Concat", {"axis": 0}, [batch, count, sides], [shape]),
+        gs.Node("Expand", f"{name}/mask/Expand", {}, [ones, shape], [mask]),
+    ]
+    mask.dtype = dtype
+    return mask
+
+
+def _fuse_offset_mask(node: gs.Node) -> None:
+    if node.attrs.get("packed_offset_mask"):
+        return
+    data, offset, mask, weight, bias = node.inputs
+    height, width = kernel_size(node)
+    channels = node.attrs.get("deformable_group", 1) * height * width
+    if len(mask.inputs) != 1 or mask.inputs[0].op != "Sigmoid":
+        return
+    offset_slice = _channel_slice(offset)
+    mask_slice = _channel_slice(mask.inputs[0].inputs[0])
+    if offset_slice is None or mask_slice is None or offset_slice[0] is not mask_slice[0]:
+        return
+    if offset_slice[1:] != (0, 2 * channels) or mask_slice[1:] != (2 * channels, 3 * channels):
+        return
+    node.inputs = [data, offset_slice[0], weight, bias]
+    node.attrs["packed_offset_mask"] = 1
+
+
+def _channel_slice(tensor: gs.Tensor) -> tuple[gs.Tensor, int, int] | None:
+    """The tensor that `tensor` is channels [start, stop) of, through Split, Slice and Concat; None if none."""
+    producer = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+    if producer is None:
+        return None
+    if producer.op == "Split" and producer.attrs.get("axis", 0) == 1:
+        sizes = _split_sizes(producer)
+        if sizes is None:
+            return None
+        index = next(i for i, output in enumerate(producer.outputs) if output is tensor)
+        return producer.inputs[0], sum(sizes[:index]), sum(sizes[: index + 1])
+    if producer.op == "Slice":
+        return _slice_bounds(producer)
+    if producer.op == "Concat" and producer.attrs.get("axis") == 1:
+        parts = [_channel_slice(part) for part in producer.inputs]
+        first = parts[0]
+        if first is None:
+            return None
+        source, start, stop = first
+        for part in parts[1:]:
+            if part is None or part[0] is not source or part[1] != stop:
+                return None
+            stop = part[2]
+        return source, start, stop
+    return None
+
+
+def _split_sizes(split: gs.Node) -> list[int] | None:
+    if len(split.inputs) > 1 and isinstance(split.inputs[1], gs.Constant):
+        return [int(size) for size in split.inputs[1].values]
+    if "split" in split.attrs:
+        return list(split.attrs["split"])
+    shape = split.inputs[0].shape
+    if not shape or not isinstance(shape[1], int):
+        return None
+    size = -(-shape[1] // len(split.outputs))
+    return [min(size, shape[1] - size * i) for i in range(len(split.outputs))]
+
+
+def _slice_bounds(node: gs.Node) -> tuple[gs.Tensor, int, int] | None:
+    if len(node.inputs) < 4 or not all(isinstance(bound, gs.Constant) for bound in node.inputs[1:]):
+        return None
+    starts, stops, axes = (list(bound.values) for bound in node.inputs[1:4])
+    steps = list(node.inputs[4].values) if len(node.inputs) > 4 else [1]
+    source = node.inputs[0]
+    if axes != [1] or steps != [1] or not source.shape or not isinstance(source.shape[1], int):
+        return None
+    start, stop, _ = slice(int(starts[0]), int(stops[0])).indices(source.shape[1])
+    return source, start, stop
+
+
+def _fuse_relu(graph: gs.Graph, node: gs.Node) -> None:
+    (output,) = node.outputs
+    if len(output.outputs) != 1 or output.outputs[0].op != "Relu" or node.attrs.get("relu"):
+        return
+    if any(output is tensor for tensor in graph.outputs):
+        return
+    relu = output.outputs[0]
+    node.outputs = [relu.outputs[0]]
+    relu.inputs.clear()
+    relu.outputs.clear()
+    node.attrs["relu"] = 1
+
+
+def _fuse_weight_layout(node: gs.Node) -> None:
+    index = _weight_index(node)
+    weight = node.inputs[index]
+    if node.attrs.get("weight_ohwi") or not isinstance(weight, gs.Constant):
+        return
+    values = np.ascontiguousarray(weight.values.transpose(0, 2, 3, 1))
+    node.inputs[index] = gs.Constant(f"{weight.name}/ohwi", values)
+    node.attrs["weight_ohwi"] = 1
+
+
+def _to_deform_conv(graph: gs.Graph, node: gs.Node) -> None:
+    attrs = node.attrs
+    packed = attrs.get("packed_offset_mask", 0)
+    if len(node.inputs) != (4 if packed else 5):
+        raise RewriteError(
+            f"{node.name}: found {len(node.inputs)} inputs, expected {4 if packed else 5} with "
+            f"packed_offset_mask {packed}"
+        )
+    height, width = kernel_size(node)
+    data, offset, *mask, weight, bias = node.inputs
+    channels = attrs.get("deformable_group", 1) * height * width
+    if packed:
+        raw, logits = (gs.Variable(f"{node.name}/{part}", offset.dtype) for part in ("offset", "logits"))
+        mask = [gs.Variable(f"{node.name}/mask", offset.dtype)]
+        sizes = gs.Constant(f"{node.name}/split", np.array([2 * channels, channels], np.int64))
+        graph.nodes += [
+            gs.Node("Split", f"{node.name}/Split", {"axis": 1}, [offset, sizes], [raw, logits]),
+            gs.Node("Sigmoid", f"{node.name}/Sigmoid", {}, [logits], mask),
+        ]
+        offset = raw
+    if attrs.get("weight_ohwi"):
+        if not isinstance(weight, gs.Constant):
+            raise RewriteError(f"{node.name}: weight_ohwi is set, expected a constant weight, found an input")
+        values = np.ascontiguousarray(weight.values.transpose(0, 3, 1, 2))
+        weight = gs.Constant(f"{node.name}/oihw", values)
+    if attrs.get("relu"):
+        linear = gs.Variable(f"{node.name}/linear", node.outputs[0].dtype)
+        graph.nodes.append(gs.Node("Relu", f"{node.name}/Relu", {}, [linear], list(node.outputs)))
+        node.outputs = [linear]
+    padding = _pair(attrs.get("padding", 0))
+    node.op = "DeformConv"
+    node.domain = None
+    node.inputs = [data, weight, offset, bias, mask[0]]
+    node.attrs = {
+        "kernel_shape": [height, width],
+        "strides": list(_pair(attrs.get("stride", 1))),
+        "pads": [*padding, *padding],
+        "dilations": list(_pair(attrs.get("dilation", 1))),
+        "group": attrs.get("groups", 1),
+        "offset_group": attrs.get("deformable_group", 1),
+    }
+
+
+def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    # The converter refuses an operator that it does not know, unless its domain is somebody else's.
+    foreign = onnx.ModelProto()
+    foreign.CopyFrom(model)
+    for node in foreign.graph.node:
+        if node.op_type == "DCNv2":
+            node.domain = "dcnv2"
+    foreign.opset_import.append(onnx.helper.make_opsetid("dcnv2", 1))
+    converted = version_converter.convert_version(foreign, DEFORM_CONV_OPSET)
+    for node in converted.graph.node:
+        if node.op_type == "DCNv2":
+            node.domain = ""
+    for index, entry in enumerate(converted.opset_import):
+        if entry.domain == "dcnv2":
+            del converted.opset_import[index]
+            break
+    return converted

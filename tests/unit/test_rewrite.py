@@ -1,0 +1,212 @@
+"""The rewrites change nothing that ONNX Runtime can see."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export import rewrite
+
+KERNEL = (3, 2)
+CHANNELS, OUT_CHANNELS = 6, 4
+OFFSET_GROUPS, GROUPS = 3, 2
+TAPS = OFFSET_GROUPS * KERNEL[0] * KERNEL[1]
+
+
+def _constant(name, values):
+    return numpy_helper.from_array(np.asarray(values), name)
+
+
+def _split(style):
+    """Nodes that cut `packed` into `offset` and the mask's `logits`, as exporters write them."""
+    if style == "split":
+        sizes = _constant("sizes", np.array([2 * TAPS, TAPS], np.int64))
+        return [helper.make_node("Split", ["packed", "sizes"], ["offset", "logits"], axis=1)], [sizes]
+    if style == "chunks":
+        return [
+            helper.make_node("Split", ["packed"], ["y", "x", "logits"], axis=1, num_outputs=3),
+            helper.make_node("Concat", ["y", "x"], ["offset"], axis=1),
+        ], []
+    bounds = {"zero": 0, "two": 2 * TAPS, "end": 2**31, "axis": 1}
+    constants = [_constant(name, np.array([value], np.int64)) for name, value in bounds.items()]
+    if style == "slice":
+        ends = (("zero", "two", "offset"), ("two", "end", "logits"))
+    else:  # the mask first: not the plugin's order
+        bounds = _constant("one", np.array([TAPS], np.int64))
+        constants.append(bounds)
+        ends = (("one", "end", "offset"), ("zero", "one", "logits"))
+    nodes = [helper.make_node("Slice", ["packed", start, end, "axis"], [out]) for start, end, out in ends]
+    return nodes, constants
+
+
+def deform_model(style="split", *, mask=True, bias=True, relu=True, pads=(1, 0, 1, 0)):
+    """A convolution that makes the offsets, and a lopsided DeformConv."""
+    rng = np.random.default_rng(0)
+    packed = 3 * TAPS
+    constants = [
+        _constant("offset_weight", rng.normal(0, 0.4, (packed, CHANNELS, *KERNEL)).astype(np.float32)),
+        _constant("offset_bias", rng.normal(0, 1.5, packed).astype(np.float32)),
+        _constant("weight", rng.normal(0, 1, (OUT_CHANNELS, CHANNELS // GROUPS, *KERNEL)).astype(np.float32)),
+        _constant("bias", rng.normal(0, 1, OUT_CHANNELS).astype(np.float32)),
+    ]
+    geometry = {"strides": [2, 1], "dilations": [2, 1]}
+    nodes = [
+        helper.make_node(
+            "Conv",
+            ["data", "offset_weight", "offset_bias"],
+            ["packed"],
+            pads=pads,
+            kernel_shape=KERNEL,
+            **geometry,
+        )
+    ]
+    cut, cut_constants = _split(style)
+    nodes += cut
+    constants += cut_constants
+    if mask:
+        nodes.append(helper.make_node("Sigmoid", ["logits"], ["mask"]))
+    inputs = ["data", "weight", "offset", "bias" if bias else "", "mask" if mask else ""]
+    while not inputs[-1]:
+        inputs.pop()
+    nodes.append(
+        helper.make_node(
+            "DeformConv", inputs, ["linear" if relu else "out"], name="layer", pads=pads, group=GROUPS,
+            offset_group=OFFSET_GROUPS, **geometry,
+        )
+    )  # fmt: skip
+    if relu:
+        nodes.append(helper.make_node("Relu", ["linear"], ["out"]))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["n", CHANNELS, "h", "w"])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", OUT_CHANNELS, None, None])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    model.metadata_props.add(key="arch", value="toy")
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def run(model, shape=(2, CHANNELS, 9, 7)):
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    data = np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
+    return session.run(None, {"data": data})[0]
+
+
+def _dcn(model):
+    return next(node for node in model.graph.node if node.op_type == "DCNv2")
+
+
+def _attributes(node):
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+@pytest.mark.parametrize("style", ["split", "chunks", "slice"])
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+def test_there_and_back_changes_nothing(style, fuse, relu):
+    model = deform_model(style, relu=relu)
+    rewritten = rewrite.to_dcnv2(model, fuse=fuse)
+    attributes = _attributes(_dcn(rewritten))
+    assert attributes.get("packed_offset_mask", 0) == fuse
+    assert attributes.get("weight_ohwi", 0) == fuse
+    assert attributes.get("relu", 0) == (fuse and relu)
+    assert len(_dcn(rewritten).input) == (4 if fuse else 5)
+    if fuse:
+        assert {node.op_type for node in rewritten.graph.node} == {"Conv", "DCNv2"}
+    np.testing.assert_allclose(run(rewrite.to_deform_conv(rewritten)), run(model), atol=1e-5)
+
+
+def test_attributes_and_names():
+    model = deform_model()
+    rewritten = rewrite.to_dcnv2(model)
+    node = _dcn(rewritten)
+    assert node.name == "layer"
+    assert list(node.output) == ["out"]
+    assert list(node.input)[:2] == ["data", "packed"]
+    assert node.input[3] == "bias"
+    assert _attributes(node) == {
+        "stride": [2, 1],
+        "padding": [1, 0],
+        "dilation": [2, 1],
+        "groups": GROUPS,
+        "deformable_group": OFFSET_GROUPS,
+        "packed_offset_mask": 1,
+        "weight_ohwi": 1,
+        "relu": 1,
+    }
+    weight = next(t for t in rewritten.graph.initializer if t.name == node.input[2])
+    assert tuple(weight.dims) == (OUT_CHANNELS, *KERNEL, CHANNELS // GROUPS)
+    assert [(prop.key, prop.value) for prop in rewritten.metadata_props] == [("arch", "toy")]
+
+
+def test_another_channel_order_is_not_fused():
+    model = deform_model("mask first")
+    rewritten = rewrite.to_dcnv2(model)
+    assert "packed_offset_mask" not in _attributes(_dcn(rewritten))
+    np.testing.assert_allclose(run(rewrite.to_deform_conv(rewritten)), run(model), atol=1e-5)
+
+
+def test_relu_stays_where_the_sum_before_it_is_used():
+    model = deform_model()
+    model.graph.output.append(helper.make_tensor_value_info("linear", TensorProto.FLOAT, None))
+    rewritten = rewrite.to_dcnv2(model)
+    assert "relu" not in _attributes(_dcn(rewritten))
+    assert list(_dcn(rewritten).output) == ["linear"]
+
+
+@pytest.mark.parametrize(("mask", "bias"), [(False, True), (True, False), (False, False)])
+def test_omitted_inputs_are_filled_in(mask, bias):
+    model = deform_model(mask=mask, bias=bias)
+    rewritten = rewrite.to_dcnv2(model)
+    assert all(_dcn(rewritten).input)
+    back = rewrite.to_deform_conv(rewritten)
+    for shape in ((1, CHANNELS, 9, 7), (3, CHANNELS, 12, 17)):
+        np.testing.assert_allclose(run(back, shape), run(model, shape), atol=1e-5)
+
+
+def test_original_projects_node_of_an_old_opset_runs():
+    model = deform_model(relu=False)
+    old = rewrite.to_dcnv2(model, fuse=False)
+    node = _dcn(old)
+    del node.attribute[:]
+    node.attribute.extend(
+        helper.make_attribute(name, value)
+        for name, value in {
+            "stride": 1,
+            "padding": 1,
+            "dilation": 1,
+            "groups": 2,
+            "deformable_group": 3,
+        }.items()
+    )
+    old.graph.node[0].CopyFrom(
+        helper.make_node("Conv", ["data", "offset_weight", "offset_bias"], ["packed"], pads=[1, 1, 1, 1])
+    )
+    split = next(n for n in old.graph.node if n.op_type == "Split")
+    split.CopyFrom(
+        helper.make_node("Split", ["packed"], ["offset", "logits"], axis=1, split=[2 * TAPS, TAPS])
+    )
+    old.opset_import[0].version = 11
+    del old.graph.value_info[:]
+    out = run(rewrite.to_deform_conv(old))
+    assert out.shape == (2, OUT_CHANNELS, 9, 8)
+    # and the plugin's form is reached from there too
+    again = rewrite.to_deform_conv(rewrite.to_dcnv2(old))
+    np.testing.assert_allclose(run(again), out, atol=1e-5)
+
+
+def test_uneven_padding_is_refused():
+    with pytest.raises(rewrite.RewriteError, match=r"layer: found pads \[1, 0, 2, 0\], expected the same"):
+        rewrite.to_dcnv2(deform_model(pads=(1, 0, 2, 0)))
+
+
+def test_wrong_number_of_inputs_is_refused():
+    rewritten = rewrite.to_dcnv2(deform_model())
+    _dcn(rewritten).input.pop()
+    with pytest.raises(
+        rewrite.RewriteError, match="layer: found 3 inputs, expected 4 with packed_offset_mask 1"
+    ):
+        rewrite.to_deform_conv(rewritten)
