@@ -1,0 +1,63 @@
+"""The environment's `tritonserver` command: the real server that `ci/setup` fetched, set up for a CPU."""
+
+import os
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+BACKENDS = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    """Replaces this process by the server; the command line's arguments go to it.
+
+    `--backend-directory` and `--model-config-name=cpu` are added unless the command line has its own.
+    """
+    root = Path(sys.prefix) / "triton"
+    package = root / "pytriton" / "tritonserver"
+    server = package / "bin" / "tritonserver"
+    if not server.is_file():
+        sys.exit(f"tritonserver: no server at {server}: run ci/setup")
+    arguments = sys.argv[1:]
+    defaults = {
+        "--backend-directory": str(_backend_directory(root, package)),
+        "--model-config-name": "cpu",
+    }
+    given = {argument.split("=", 1)[0] for argument in arguments}
+    added = [f"{option}={value}" for option, value in defaults.items() if option not in given]
+    environment = dict(os.environ)
+    _prepend(environment, "LD_LIBRARY_PATH", root / "nvidia_pytriton.libs", root)
+    # The Python backend runs the first python3 that it finds.
+    _prepend(environment, "PATH", Path(sys.prefix) / "bin")
+    os.execve(server, [str(server), *added, *arguments], environment)  # noqa: S606
+
+
+def _backend_directory(root: Path, package: Path) -> Path:
+    """The wheel keeps the Python backend and its stub apart; the server wants them side by side."""
+    folder = root / "backends"
+    python = package / "backends" / "python"
+    stub = package / "python_backend_stubs" / sysconfig.get_python_version()
+    for source in (*python.iterdir(), stub / "triton_python_backend_stub"):
+        _link(folder / "python" / source.name, source)
+    _link(folder / "onnxruntime", BACKENDS / "onnxruntime")
+    return folder
+
+
+def _link(link: Path, target: Path) -> None:
+    """Makes a symbolic link in one step, since several servers may start at once."""
+    if link.is_symlink() and link.readlink() == target:
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=link.parent) as scratch:
+        new = Path(scratch) / link.name
+        new.symlink_to(target)
+        new.replace(link)
+
+
+def _prepend(environment: dict[str, str], name: str, *folders: Path) -> None:
+    environment[name] = os.pathsep.join([*map(str, folders), *filter(None, [environment.get(name)])])
+
+
+if __name__ == "__main__":
+    main()
