@@ -1,0 +1,42 @@
+"""CenterNet's networks, with the original's parameter names and shapes."""
+
+from collections.abc import Callable
+from functools import partial
+
+from export.networks.dla_34 import DLA34, DLAv034
+from export.networks.layers import CenterNet, Heads
+from export.networks.resdcn import BLOCKS, ResDCN
+
+ARCHITECTURES: dict[str, Callable[..., CenterNet]] = {
+    "dla_34": DLA34,
+    "dlav0_34": DLAv034,
+    **{f"resdcn_{depth}": partial(ResDCN, depth) for depth in BLOCKS},
+}
+STEM_CHANNELS = {arch: 64 if arch.startswith("resdcn") else 16 for arch in ARCHITECTURES}
+"""Channels of the first convolution at width 1: every other count is a multiple of it."""
+
+HEAD_CHANNELS = {arch: 64 if arch.startswith("resdcn") else 256 for arch in ARCHITECTURES}
+"""Channels between a head's two convolutions at width 1."""
+
+
+def create(arch: str, heads: Heads, *, width: float = 1, head_channels: int | None = None) -> CenterNet:
+    """Makes a network, initialised for training from scratch.
+
+    Args:
+        arch: One of `ARCHITECTURES`.
+        heads: Channels of each output, by name, in the order of the outputs.
+        width: Factor on all channel counts; it must leave the first convolution a whole number of them.
+        head_channels: Channels between a head's two convolutions; 0 for a single convolution.
+            Without it CenterNet's own number, times `width`.
+
+    Raises:
+        ValueError: Unknown architecture or impossible width.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {arch!r}, expected one of {', '.join(ARCHITECTURES)}")
+    channels = STEM_CHANNELS[arch] * width
+    if channels < 1 or channels != int(channels):
+        raise ValueError(f"width {width} gives {arch} {channels} channels, expected a whole number")
+    if head_channels is None:
+        head_channels = int(HEAD_CHANNELS[arch] * width)
+    return ARCHITECTURES[arch](heads, channels=int(channels), head_channels=head_channels)
