@@ -21,7 +21,7 @@ def main() -> None:
         sys.exit(f"tritonserver: no server at {server}: run ci/setup")
     arguments = sys.argv[1:]
     defaults = {
-        "--backend-directory": str(_backend_directory(root, package)),
+        "--backend-directory": str(_backend_directory(package)),
         "--model-config-name": "cpu",
     }
     given = {argument.split("=", 1)[0] for argument in arguments}
@@ -33,13 +33,11 @@ def main() -> None:
     os.execve(server, [str(server), *added, *arguments], environment)  # noqa: S606
 
 
-def _backend_directory(root: Path, package: Path) -> Path:
-    """The wheel keeps the Python backend and its stub apart; the server wants them side by side."""
-    folder = root / "backends"
-    python = package / "backends" / "python"
-    stub = package / "python_backend_stubs" / sysconfig.get_python_version()
-    for source in (*python.iterdir(), stub / "triton_python_backend_stub"):
-        _link(folder / "python" / source.name, source)
+def _backend_directory(package: Path) -> Path:
+    """Completes the wheel's folder: the Python backend's stub lies elsewhere in it, our backend in the project."""
+    folder = package / "backends"
+    stub = "triton_python_backend_stub"
+    _link(folder / "python" / stub, package / "python_backend_stubs" / sysconfig.get_python_version() / stub)
     _link(folder / "onnxruntime", BACKENDS / "onnxruntime")
     return folder
 
@@ -48,7 +46,6 @@ def _link(link: Path, target: Path) -> None:
     """Makes a symbolic link in one step, since several servers may start at once."""
     if link.is_symlink() and link.readlink() == target:
         return
-    link.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=link.parent) as scratch:
         new = Path(scratch) / link.name
         new.symlink_to(target)
