@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _backend_directory(package: Path) -> Path:
-    """Completes the wheel's folder: the Python backend's stub lies elsewhere in it, our backend in the project."""
+    """Completes the wheel's folder by its own stub, which lies elsewhere, and the project's backend."""
     folder = package / "backends"
     stub = "triton_python_backend_stub"
     _link(folder / "python" / stub, package / "python_backend_stubs" / sysconfig.get_python_version() / stub)

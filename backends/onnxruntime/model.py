@@ -5,7 +5,9 @@ It reads the same layout (`1/model.onnx`, or the configuration's `default_model_
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -27,7 +29,7 @@ class TritonPythonModel:
     """Runs the requests that the server has batched as one batch."""
 
     @staticmethod
-    def auto_complete_config(auto_complete_model_config):
+    def auto_complete_config(auto_complete_model_config: Any) -> Any:
         """Fills in the inputs and outputs that the configuration leaves out."""
         config = auto_complete_model_config.as_dict()
         session = _session(config, optimize=False)
@@ -40,7 +42,7 @@ class TritonPythonModel:
                 add(_describe(tensor, batched=batched))
         return auto_complete_model_config
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Loads the model and runs it once: what the first run allocates, no client waits for."""
         config = json.loads(args["model_config"])
         self.session = _session(config)
@@ -56,13 +58,13 @@ class TritonPythonModel:
             }
             self.session.run(None, zeros)
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answers each request with its rows of the one batch that all make."""
         if not self.batched:
             return [self._run([request])[0] for request in requests]
         return self._run(requests)
 
-    def _run(self, requests):
+    def _run(self, requests: list[Any]) -> list[Any]:
         columns = {
             name: [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
             for name in self.inputs
@@ -81,12 +83,12 @@ class TritonPythonModel:
         return [_response(names, arrays) for arrays in rows]
 
 
-def _response(names, arrays):
+def _response(names: list[str], arrays: Iterable[np.ndarray]) -> Any:
     tensors = zip(names, arrays, strict=True)
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, np.ascontiguousarray(a)) for name, a in tensors])
 
 
-def _session(config, *, optimize=True):
+def _session(config: dict[str, Any], *, optimize: bool = True) -> onnxruntime.InferenceSession:
     path = Path(pb_utils.get_model_dir()) / (config.get("default_model_filename") or "model.onnx")
     if not path.is_file():
         raise pb_utils.TritonModelException(
@@ -101,7 +103,7 @@ def _session(config, *, optimize=True):
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _describe(tensor, *, batched):
+def _describe(tensor: Any, *, batched: bool) -> dict[str, Any]:
     shape = [size if isinstance(size, int) else -1 for size in tensor.shape]
     if batched and (not shape or shape[0] != -1):
         raise pb_utils.TritonModelException(
