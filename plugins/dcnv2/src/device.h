@@ -1,0 +1,121 @@
+// What the kernels ask of the machine. tests/emulation.h answers the same names on the host, so that a whole
+// block of either kernel runs there, thread by thread.
+#pragma once
+
+#include "numeric.h"
+
+#ifndef __CUDACC__
+#include "emulation.h"
+#else
+
+#define DCNV2_DEVICE __device__ __forceinline__
+
+namespace dcnv2 {
+
+struct alignas(16) Vec16 {
+  uint32_t words[4];
+};
+
+DCNV2_DEVICE int32_t thread() { return static_cast<int32_t>(threadIdx.x); }
+DCNV2_DEVICE int32_t block() { return static_cast<int32_t>(blockIdx.x); }
+DCNV2_DEVICE void barrier() { __syncthreads(); }
+
+DCNV2_DEVICE char* sharedMemory() {
+  extern __shared__ __align__(1024) char memory[];
+  return memory;
+}
+
+DCNV2_DEVICE uint32_t sharedAddress(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+DCNV2_DEVICE Vec16 loadGlobal(const char* address) {
+  const uint4 value = __ldg(reinterpret_cast<const uint4*>(address));
+  return {{value.x, value.y, value.z, value.w}};
+}
+
+DCNV2_DEVICE Vec16 loadShared(const char* address) {
+  const uint4 value = *reinterpret_cast<const uint4*>(address);
+  return {{value.x, value.y, value.z, value.w}};
+}
+
+DCNV2_DEVICE void store(char* address, const Vec16& value) {
+  *reinterpret_cast<uint4*>(address) =
+      make_uint4(value.words[0], value.words[1], value.words[2], value.words[3]);
+}
+
+// Sixteen zero bytes instead where `valid` is false; nothing is read then.
+DCNV2_DEVICE void copyAsync(char* shared, const char* global, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(sharedAddress(shared)), "l"(global),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+DCNV2_DEVICE void copyAsyncWait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+template <class T>
+DCNV2_DEVICE uint32_t pack(float low, float high);
+template <>
+DCNV2_DEVICE uint32_t pack<Half>(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+template <>
+DCNV2_DEVICE uint32_t pack<Bfloat16>(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+DCNV2_DEVICE uint32_t roundToTf32(float value) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
+  return rounded;
+}
+
+// Four 8x8 matrices of 16-bit elements (8x4 of 32-bit ones), one row address per lane.
+DCNV2_DEVICE void loadMatrices(uint32_t (&matrices)[4], const char* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(sharedAddress(row))
+               : "memory");
+}
+
+// d += a * b over one 16x8 tile: 16 deep for 16-bit elements, 8 for TF32.
+#define DCNV2_MMA(Type, name)                                                                         \
+  template <>                                                                                         \
+  DCNV2_DEVICE void multiply<Type>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { \
+    asm("mma.sync.aligned." name " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"   \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                              \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                              \
+  }
+template <class T>
+DCNV2_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+DCNV2_MMA(Half, "m16n8k16.row.col.f32.f16.f16.f32")
+DCNV2_MMA(Bfloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+DCNV2_MMA(Float, "m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef DCNV2_MMA
+
+// Blocks of one cluster (SM90 and later) see each other's shared memory.
+DCNV2_DEVICE void clusterBarrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+DCNV2_DEVICE Vec16 loadCluster(const char* shared, int32_t rank) {
+  Vec16 value = {};
+#if __CUDA_ARCH__ >= 900
+  uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(sharedAddress(shared)), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.words[0]), "=r"(value.words[1]), "=r"(value.words[2]), "=r"(value.words[3])
+               : "r"(remote)
+               : "memory");
+#endif
+  return value;
+}
+
+}  // namespace dcnv2
+
+#include "wgmma.h"
+#endif

@@ -1,0 +1,98 @@
+// 16-bit floating-point numbers by their bits, so that the same source compiles for the device and for the
+// host.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "dcnv2_problem.h"
+
+#ifdef __CUDACC__
+#define DCNV2_FN __host__ __device__ __forceinline__
+#else
+#define DCNV2_FN inline
+#endif
+
+namespace dcnv2 {
+
+DCNV2_FN uint32_t bitsOf(float value) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(value);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+#endif
+}
+
+DCNV2_FN float floatOf(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(bits);
+#else
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+#endif
+}
+
+struct Float {
+  using Storage = float;
+  static constexpr DataType kType = DataType::kFloat;
+
+  static DCNV2_FN float load(Storage stored) { return stored; }
+  static DCNV2_FN Storage store(float value) { return value; }
+};
+
+struct Half {
+  using Storage = uint16_t;
+  static constexpr DataType kType = DataType::kHalf;
+
+  static DCNV2_FN float load(Storage stored) {
+#ifdef __CUDA_ARCH__
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(stored));
+    return value;
+#else
+    const uint32_t sign = (stored & 0x8000u) << 16;
+    const uint32_t magnitude = stored & 0x7fffu;
+    if (magnitude >= 0x7c00u) return floatOf(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
+    const float value = magnitude < 0x400u ? std::ldexp(static_cast<float>(magnitude), -24)
+                                           : floatOf((magnitude << 13) + (112u << 23));
+    return floatOf(bitsOf(value) | sign);
+#endif
+  }
+
+  static DCNV2_FN Storage store(float value) {
+#ifdef __CUDA_ARCH__
+    Storage stored;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(stored) : "f"(value));
+    return stored;
+#else
+    const auto sign = static_cast<Storage>((bitsOf(value) >> 16) & 0x8000u);
+    const float magnitude = std::fabs(value);
+    if (magnitude != magnitude) return static_cast<Storage>(sign | 0x7e00u);
+    if (magnitude >= 65520.0f) return static_cast<Storage>(sign | 0x7c00u);
+    // nearbyint rounds to nearest even, as the device does.
+    if (magnitude < 0x1p-14f)
+      return static_cast<Storage>(sign | static_cast<Storage>(std::nearbyint(magnitude * 0x1p24f)));
+    const uint32_t bits = bitsOf(magnitude);
+    return static_cast<Storage>(sign | ((bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13));
+#endif
+  }
+};
+
+struct Bfloat16 {
+  using Storage = uint16_t;
+  static constexpr DataType kType = DataType::kBfloat16;
+
+  static DCNV2_FN float load(Storage stored) { return floatOf(static_cast<uint32_t>(stored) << 16); }
+
+  static DCNV2_FN Storage store(float value) {
+    if (value != value) return 0x7fffu;
+    const uint32_t bits = bitsOf(value);
+    return static_cast<Storage>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  }
+};
+
+}  // namespace dcnv2

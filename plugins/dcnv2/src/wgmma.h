@@ -1,0 +1,2 @@
+// Warpgroup products of SM90.
+#pragma once
