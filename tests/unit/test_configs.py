@@ -1,0 +1,80 @@
+"""Every config.pbtxt against the contract."""
+
+from pathlib import Path
+
+import pytest
+from centernet_image import Limits
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from export import contract
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+CPU = "centernet_network/configs/cpu.pbtxt"
+CONFIGS = [*(f"{name}/config.pbtxt" for name in contract.MODELS), CPU]
+ENSEMBLES = ("centernet", "centernet_frames")
+
+
+def read(path):
+    return text_format.Parse((REPOSITORY / path).read_text(), model_config_pb2.ModelConfig())
+
+
+def tensors(fields):
+    return [(f.name, model_config_pb2.DataType.Name(f.data_type), tuple(f.dims)) for f in fields]
+
+
+def expected(contract_tensors):
+    return [(t.name, f"TYPE_{t.dtype}", t.shape) for t in contract_tensors]
+
+
+def test_every_configuration_is_covered():
+    assert {str(p.relative_to(REPOSITORY)) for p in REPOSITORY.rglob("*.pbtxt")} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_name_batch_and_tensors(path):
+    config = read(path)
+    name = path.split("/")[0]
+    assert config.name == name
+    assert config.max_batch_size == 32
+    # The network's are completed from its file, which has the frame's size.
+    inputs, outputs = ((), ()) if name == "centernet_network" else contract.MODELS[name]
+    assert tensors(config.input) == expected(inputs)
+    assert tensors(config.output) == expected(outputs)
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_ensembles_connect_every_tensor(name):
+    inputs, outputs = contract.MODELS[name]
+    types = {t.name: t.dtype for t in inputs}
+    for step in read(f"{name}/config.pbtxt").ensemble_scheduling.step:
+        step_inputs, step_outputs = contract.MODELS[step.model_name]
+        assert dict(step.input_map) == {t.name: t.name for t in step_inputs}
+        assert dict(step.output_map) == {t.name: t.name for t in step_outputs}
+        assert all(types[t.name] == t.dtype for t in step_inputs)
+        types |= {t.name: t.dtype for t in step_outputs}
+    assert all(types[t.name] == t.dtype for t in outputs)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.split("/")[0] not in ENSEMBLES])
+def test_queues_are_bounded_in_length_and_time(path):
+    config = read(path)
+    assert config.HasField("dynamic_batching")
+    policy = config.dynamic_batching.default_queue_policy
+    assert 0 < policy.max_queue_size <= 1024
+    assert 0 < policy.default_timeout_microseconds <= 60_000_000
+    assert policy.timeout_action == policy.REJECT
+    assert all(group.count > 0 for group in config.instance_group)
+    assert config.instance_group
+
+
+def test_network_variants():
+    assert read("centernet_network/config.pbtxt").platform == "tensorrt_plan"
+    assert read(CPU).backend == "onnxruntime"
+
+
+def test_parameters_are_the_codes_defaults():
+    parameters = read("centernet_preprocess/config.pbtxt").parameters
+    assert Limits(**{name: int(value.string_value) for name, value in parameters.items()}) == Limits()
+    threshold = read("centernet_postprocess/config.pbtxt").parameters["score_threshold"]
+    assert float(threshold.string_value) == contract.SCORE_THRESHOLD

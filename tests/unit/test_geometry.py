@@ -1,0 +1,70 @@
+import cv2
+import numpy as np
+import pytest
+from centernet_image import boxes_to_frame, boxes_to_image, frame_transform, warp
+from hypothesis import given
+from hypothesis import strategies as st
+
+sizes = st.tuples(st.integers(8, 6000), st.integers(8, 6000))
+frames = st.tuples(st.integers(1, 40), st.integers(1, 40)).map(lambda size: (32 * size[0], 32 * size[1]))
+
+
+def original_transform(image_size, side):
+    """CenterNet's own construction, for its square frames: three points and the square around the picture."""
+    height, width = image_size
+    corner = np.array([[0.0, 0.0], [0.0, -0.5], [-0.5, -0.5]])
+    source = np.array([width / 2, height / 2]) + max(height, width) * corner
+    return cv2.getAffineTransform(source.astype(np.float32), (side / 2 + side * corner).astype(np.float32))
+
+
+@given(sizes, st.integers(1, 40))
+def test_square_frame_is_the_originals(image_size, cells):
+    side = 32 * cells
+    expected = original_transform(image_size, side)
+    np.testing.assert_allclose(frame_transform(image_size, (side, side)), expected, rtol=1e-5, atol=1e-3)
+
+
+@given(sizes, frames)
+def test_picture_fits_and_is_centred(image_size, frame_size):
+    (height, width), (frame_height, frame_width) = image_size, frame_size
+    corners = frame_transform(image_size, frame_size) @ np.array([[0, 0, 1], [width, height, 1]]).T
+    (left, right), (top, bottom) = corners
+    assert left == pytest.approx(frame_width - right, abs=1e-6)
+    assert top == pytest.approx(frame_height - bottom, abs=1e-6)
+    assert min(left, top) == pytest.approx(0, abs=1e-6)
+
+
+@given(st.lists(sizes, min_size=1, max_size=4), frames, st.integers(0, 2**32 - 1))
+def test_round_trip_of_a_batch(image_sizes, frame_size, seed):
+    batch = np.array(image_sizes, np.int32)
+    boxes = np.random.default_rng(seed).uniform(-100, 6100, (len(batch), 5, 4)).astype(np.float32)
+    there = boxes_to_frame(boxes, batch, frame_size)
+    np.testing.assert_allclose(boxes_to_image(there, batch, frame_size), boxes, rtol=1e-4, atol=0.05)
+    for one, size, moved in zip(boxes, image_sizes, there, strict=True):
+        matrix = frame_transform(size, frame_size)
+        points = np.concatenate([one.reshape(-1, 2), np.ones((10, 1))], axis=1)
+        np.testing.assert_allclose(moved.reshape(-1, 2), points @ matrix.T, rtol=1e-5, atol=1e-3)
+
+
+def test_picture_of_the_frames_size_is_unchanged():
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    np.testing.assert_array_equal(warp(image, (64, 96)), image)
+
+
+@pytest.mark.parametrize(("image_size", "frame_size"), [((40, 90), (64, 96)), ((90, 40), (64, 96))])
+def test_warp_is_bilinear_and_black_outside(image_size, frame_size):
+    y, x = np.mgrid[: image_size[0], : image_size[1]]
+    image = np.stack([x * 2, y * 2, (x + y)], axis=-1).astype(np.uint8)
+    out = np.full((*frame_size, 3), 77, np.uint8)
+    assert warp(image, frame_size, out) is out
+
+    matrix = frame_transform(image_size, frame_size)
+    v, u = np.mgrid[: frame_size[0], : frame_size[1]]
+    x, y = (u - matrix[0, 2]) / matrix[0, 0], (v - matrix[1, 2]) / matrix[1, 1]
+    inside = (x >= 0) & (y >= 0) & (x <= image_size[1] - 1) & (y <= image_size[0] - 1)
+    outside = (x < -1) | (y < -1) | (x > image_size[1]) | (y > image_size[0])
+    assert outside.any()
+    assert not out[outside].any()
+    # OpenCV rounds positions to 1/32 pixel.
+    expected = np.stack([x * 2, y * 2, (x + y)], axis=-1)
+    np.testing.assert_allclose(out[inside], expected[inside], atol=0.6)
