@@ -6,7 +6,7 @@ from export.networks.layers import BasicBlock, conv_bn
 
 
 class Root(nn.Module):
-    """Joins its inputs' channels by a 1×1 convolution."""
+    """Joins its inputs' channels by a 1x1 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Tree(nn.Module):
         root_channels = (root_channels or 2 * out_channels) + (in_channels if level_root else 0)
         self.level_root = level_root
         self.downsample = nn.MaxPool2d(stride) if stride > 1 else nn.Identity()
-        # Only the innermost tree uses its projection; the others' weights are in every checkpoint all the same.
+        # Only the innermost tree uses its projection, but every checkpoint has the others' weights, too.
         self.project = (
             nn.Sequential(*conv_bn(in_channels, out_channels, 1))
             if in_channels != out_channels

@@ -18,7 +18,7 @@ def conv_bn(in_channels: int, out_channels: int, kernel_size: int, *, stride: in
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut (He et al., 2015)."""
+    """Two 3x3 convolutions and a shortcut (He et al., 2015)."""
 
     expansion = 1
 
@@ -63,7 +63,7 @@ class CenterNet(nn.Module):
         raise NotImplementedError
 
     def add_heads(self, in_channels: int, heads: Heads, head_channels: int) -> None:
-        """Adds the heads; `head_channels` 0 leaves out the 3×3 convolution in front of the output."""
+        """Adds the heads; `head_channels` 0 leaves out the 3x3 convolution in front of the output."""
         self.heads = tuple(heads)
         for name, channels in heads.items():
             output = nn.Conv2d(head_channels or in_channels, channels, 1)

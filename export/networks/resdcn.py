@@ -7,7 +7,7 @@ from export.networks.layers import BasicBlock, CenterNet, Heads, conv_bn, init_b
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolution and a shortcut; the 3×3 has the stride."""
+    """1x1, 3x3 and 1x1 convolution and a shortcut; the 3x3 has the stride."""
 
     expansion = 4
 

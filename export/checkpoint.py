@@ -1,0 +1,183 @@
+"""Reading checkpoints: the original's, plain state dicts, safetensors."""
+
+import json
+import pickle
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from export.contract import HEADS
+from export.errors import ExportError, UsageError
+from export.networks import ARCHITECTURES, STEM_CHANNELS, CenterNet, create
+from export.plan_description import sha256
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network with its weights, ready to run."""
+
+    network: CenterNet
+    arch: str
+    heads: dict[str, int]
+    classes: list[str] | None
+    sha256: str
+
+
+def load(path: Path, *, arch: str | None = None, heads: dict[str, int] | None = None) -> Checkpoint:
+    """Reads a checkpoint; architecture, width and heads are inferred from names and shapes of the weights.
+
+    A file is a safetensors file (`.safetensors`) or what `torch.save` wrote: a state dict, or a dict with
+    one under `state_dict`, as CenterNet's trainer writes. `classes`, a list of names beside it (in
+    safetensors: JSON in the metadata), is optional.
+
+    Args:
+        path: The file.
+        arch: The expected architecture.
+        heads: The expected channels of each output.
+
+    Raises:
+        UsageError: There is no such file, or it is not of `arch` or `heads`.
+        ExportError: The file cannot be read, or its weights are of no known network.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    state, classes = _read(path)
+    arch = _check_names(path, state, arch)
+    found = _heads(path, state, arch)
+    if heads is not None and heads != found:
+        raise UsageError(f"{path}: found heads {format_heads(found)}, expected {format_heads(heads)}")
+    network = _build(path, state, arch, found)
+    if classes is not None and len(classes) != found["hm"]:
+        raise ExportError(f"{path}: found {len(classes)} class names, expected {found['hm']}, hm's channels")
+    return Checkpoint(network, arch, found, classes, sha256(path))
+
+
+def format_heads(heads: dict[str, int]) -> str:
+    """Writes heads as the command line does: `hm=80,reg=2,wh=2`."""
+    return ",".join(f"{name}={channels}" for name, channels in heads.items())
+
+
+def _read(path: Path) -> tuple[State, list[str] | None]:
+    content: Any
+    try:
+        if path.suffix == ".safetensors":
+            content = {"state_dict": load_file(path)}
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            if "classes" in metadata:
+                content["classes"] = json.loads(metadata["classes"])
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ExportError(
+            f"{path}: not a checkpoint of tensors alone, and other objects are not loaded: "
+            "save it again with torch.save({'state_dict': model.state_dict()}, …)"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(
+            f"{path}: cannot be read as {path.suffix or 'a'} checkpoint: {reason}: is the file complete?"
+        ) from error
+    if not isinstance(content, dict):
+        raise ExportError(f"{path}: found a {type(content).__name__}, expected a dict with state_dict")
+    state = content.get("state_dict", content)
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
+        names = ", ".join(map(str, list(content)[:6]))
+        raise ExportError(f"{path}: found a dict of {names}, expected a state_dict of tensors")
+    classes = content.get("classes") if state is not content else None
+    if classes is not None and not (
+        isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
+    ):
+        raise ExportError(f"{path}: found classes {str(classes)[:60]}, expected a list of names")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state, None if classes is None else list(classes)
+
+
+@cache
+def _expected_names(arch: str) -> set[str]:
+    """Names of all weights but the heads'; not BatchNorm's counters, which old checkpoints lack."""
+    with torch.device("meta"):
+        names = create(arch, {}).state_dict()
+    return {name for name in names if not name.endswith("num_batches_tracked")}
+
+
+def _check_names(path: Path, state: State, arch: str | None) -> str:
+    """Finds the architecture, or holds the weights against the given one; drops what no output depends on."""
+    found = {name for name in state if not name.endswith("num_batches_tracked")}
+    expected = {name: _expected_names(name) for name in ARCHITECTURES}
+    closest = max(expected, key=lambda name: len(expected[name] & found) / len(expected[name] | found))
+    missing = expected[closest] - found
+    if missing:
+        raise ExportError(
+            f"{path}: found no known architecture; the closest, {closest}, lacks {_some(missing)}; "
+            f"expected one of {', '.join(ARCHITECTURES)}"
+        )
+    if arch is not None and arch != closest:
+        raise UsageError(f"{path}: found {closest}, expected {arch}: leave out --arch")
+    for name in found - expected[closest]:
+        # The ImageNet classifier, which the original's dla_34 carries along if it was trained from it.
+        if name.startswith("base.fc."):
+            del state[name]
+    return closest
+
+
+def _some(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more weights"
+
+
+def _heads(path: Path, state: State, arch: str) -> dict[str, int]:
+    expected = _expected_names(arch)
+    rest = {name for name in state if name not in expected and not name.endswith("num_batches_tracked")}
+    heads = {}
+    for name in sorted({name.split(".")[0] for name in rest}):
+        for parts in (("0.weight", "0.bias", "2.weight", "2.bias"), ("weight", "bias")):
+            whole = {f"{name}.{part}" for part in parts}
+            if whole <= rest and re.fullmatch("[a-z_]+", name):
+                heads[name] = len(state[f"{name}.{parts[-1]}"])
+                rest -= whole
+                break
+    if rest:
+        raise ExportError(f"{path}: found weights that {arch} does not have: {_some(rest)}")
+    if not {"hm", "wh"} <= heads.keys():
+        raise ExportError(
+            f"{path}: found heads {format_heads(heads) or 'none'}, expected hm, wh and, mostly, reg: "
+            "is this a detector?"
+        )
+    return {name: heads[name] for name in (*HEADS, *sorted(heads.keys() - set(HEADS))) if name in heads}
+
+
+def _build(path: Path, state: State, arch: str, heads: dict[str, int]) -> CenterNet:
+    head = state.get("hm.0.bias")
+    with torch.device("meta"):
+        names = create(arch, {}).state_dict()
+        stem = state[next(iter(names))]
+        width = (stem.shape[0] if stem.ndim == 4 else 0) / STEM_CHANNELS[arch]
+        network = create(arch, heads, width=width or 1, head_channels=0 if head is None else len(head))
+    expected = network.state_dict()
+    wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise ExportError(
+            f"{path}: {name} has shape {list(state[name].shape)}, expected {list(expected[name].shape)} "
+            f"for {arch} of width {width:g}" + (f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else "")
+        )
+    weights = {
+        name: state[name].to(value.dtype) if name in state else torch.zeros(value.shape, dtype=value.dtype)
+        for name, value in expected.items()
+    }
+    network.load_state_dict(weights, assign=True)
+    return network.eval()

@@ -1,0 +1,27 @@
+"""Errors that are the user's to mend: one line, and the exit code."""
+
+import sys
+from collections.abc import Callable
+
+
+class ExportError(Exception):
+    """Something failed; the message says what was found, what was expected and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(ExportError):
+    """The command or its files do not fit each other."""
+
+    exit_code = 2
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command line's `main` and ends the process: an `ExportError` is one line, not a traceback."""
+    try:
+        main()
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,151 @@
+"""From PyTorch to a tidy ONNX graph."""
+
+import ast
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+from onnxscript import opset19
+from torch import Tensor, nn
+
+OPSET = 19
+"""The first with DeformConv, so that old and new runtimes read the file."""
+
+DCN_DOMAIN = "dcnv2"
+"""Of DCNv2 nodes: ONNX's checker refuses unknown operators in its own domain; TensorRT looks at the name alone."""
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def trace(
+    module: nn.Module, example: Tensor, *, input_name: str, output_names: Sequence[str]
+) -> onnx.ModelProto:
+    """Exports `module` with its first dimension dynamic.
+
+    Nodes are named by the module that they come from (`network.layer1.0.conv1/Conv`), weights by their
+    key in the state dict. BatchNorms are folded. The result depends on the module alone, to the byte.
+
+    Args:
+        module: In evaluation mode, with one input.
+        example: An input of at least 2 pictures: PyTorch would take a 1 for a constant.
+        input_name: Name of the input.
+        output_names: Names of the outputs.
+    """
+
+    def divide(dividend: Tensor, divisor: Tensor) -> Tensor:
+        # Indices are positive, so that ONNX's truncation is Python's floor, and as integers exact.
+        return opset19.Div(dividend, divisor)
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[input_name],
+                output_names=output_names,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                custom_translation_table={torch.ops.aten.floor_divide.default: divide},
+            )
+    finally:
+        logging.disable(level)
+    assert program is not None
+    model = program.model_proto
+    model = onnx.shape_inference.infer_shapes(_strip(_name_nodes(model)), data_prop=True)
+    graph = gs.import_onnx(model)
+    _fold_batch_norm(graph)
+    return export(graph, model)
+
+
+def export(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Makes a model of `graph`, without what leads to no output, of the IR version of `model`."""
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    tidy = gs.export_onnx(graph, do_type_check=False)
+    tidy.ir_version = model.ir_version
+    return tidy
+
+
+def declare_dcn_domain(model: onnx.ModelProto) -> None:
+    """Puts DCNv2 nodes into a domain of their own, so that the ONNX checker accepts the file."""
+    for node in model.graph.node:
+        if node.op_type == "DCNv2":
+            node.domain = DCN_DOMAIN
+    if not any(entry.domain == DCN_DOMAIN for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(DCN_DOMAIN, 1))
+
+
+def without_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of `model` in which the tensors `names` are no outputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for output in [output for output in copy.graph.output if output.name in names]:
+        copy.graph.output.remove(output)
+        copy.graph.value_info.append(output)
+    return copy
+
+
+def _name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    used: Counter[str] = Counter()
+    weights = {tensor.name for tensor in model.graph.initializer}
+    scope_of: dict[str, str] = {}
+    for node in model.graph.node:
+        scopes = [entry.value for entry in node.metadata_props if entry.key == SCOPES]
+        owners = [name.rpartition(".")[0] for name in node.input if name in weights and "." in name]
+        # Fused nodes have no scope of their own; they are named by their weight, or by what feeds them.
+        scope = (
+            owners[0] if owners else ast.literal_eval(scopes[0])[-2] if scopes else scope_of[node.input[0]]
+        )
+        scope_of.update(dict.fromkeys(node.output, scope))
+        name = f"{scope}/{node.op_type}"
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}_{used[name]}"
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Removes the exporter's notes: they hold paths of this machine and more bytes than the graph."""
+    graph = model.graph
+    for entry in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
+        entry.ClearField("doc_string")
+        entry.ClearField("metadata_props")
+    graph.name = "centernet"
+    del model.functions[:]
+    return model
+
+
+def _fold_batch_norm(graph: gs.Graph) -> None:
+    """Folds each BatchNorm behind a DeformConv into its weight and bias, as the exporter does for Conv."""
+    for node in graph.nodes:
+        source = node.inputs[0].inputs
+        if node.op != "BatchNormalization" or len(source) != 1 or source[0].op != "DeformConv":
+            continue
+        conv = source[0]
+        scale, shift, mean, variance = (tensor.values.astype(np.float64) for tensor in node.inputs[1:])
+        scale = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
+        weight, bias = conv.inputs[1], conv.inputs[3]
+        folded = weight.values * scale[:, None, None, None]
+        # New constants: equal initializers may have been merged into one.
+        conv.inputs[1] = gs.Constant(f"{conv.name}/weight", folded.astype(np.float32))
+        conv.inputs[3] = gs.Constant(
+            f"{conv.name}/bias", ((bias.values - mean) * scale + shift).astype(np.float32)
+        )
+        conv.outputs = node.outputs
+        node.outputs = []

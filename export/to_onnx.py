@@ -1,0 +1,235 @@
+"""CenterNet checkpoint to ONNX file: `python -m export.to_onnx CHECKPOINT OUT.onnx`."""
+
+import argparse
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch import nn
+
+from export import checkpoint, graph, verify
+from export.contract import (
+    BOXES,
+    CLASSES,
+    COCO_CLASSES,
+    FRAME,
+    HEADS,
+    INPUT_SIZE,
+    RAW_INPUT,
+    SCORES,
+    SIDE_MULTIPLE,
+    STRIDE,
+    TOP_K,
+)
+from export.description import Description
+from export.detector import Detector, RawHeads
+from export.errors import ExportError, UsageError, run
+from export.files import write_beside
+from export.rewrite import to_dcnv2
+
+FORMS = ("detector", "heads")
+DCN_OPS = ("DeformConv", "DCNv2")
+MAX_TOP_K = 3840
+"""TensorRT's limit."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported and checked network."""
+
+    model: onnx.ModelProto
+    description: Description
+    differences: verify.Differences
+
+
+def to_onnx(
+    source: checkpoint.Checkpoint,
+    *,
+    form: str = "detector",
+    dcn_op: str = "DeformConv",
+    input_size: tuple[int, int] = INPUT_SIZE,
+    top_k: int = TOP_K,
+    labels: list[str] | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Export:
+    """Exports a network and checks the result.
+
+    Args:
+        source: The network.
+        form: `detector`: uint8 BGR `frame` [N, H, W, 3] in; `boxes` [N, K, 4], `scores` [N, K] and `classes`
+            [N, K] out. `heads`: normalised float `input` [N, 3, H, W] in; raw `hm`, `reg`, `wh` out.
+        dcn_op: The node of a deformable convolution: the standard `DeformConv`, or `DCNv2`.
+        input_size: Height and width, pixels, multiples of 32.
+        top_k: Detections per picture.
+        labels: Class names; else the checkpoint's own, COCO's for 80 classes, or numbers.
+        progress: Is told what is done next.
+
+    Raises:
+        UsageError: `input_size`, `top_k` or `labels` is impossible for this network.
+        ExportError: The exported graph is not valid or does not compute what the network computes.
+    """
+    height, width = input_size
+    _check_options(source, input_size, top_k, labels)
+    frames = verify.pictures(height, width)
+    module: nn.Module
+    if form == "detector":
+        module, inputs, name = Detector(source.network, top_k=top_k).eval(), frames, FRAME.name
+        outputs = [BOXES.name, SCORES.name, CLASSES.name]
+    else:
+        detector = Detector(source.network, top_k=top_k)
+        module, name, outputs = RawHeads(source.network).eval(), RAW_INPUT, []
+        inputs = detector.normalise(torch.from_numpy(frames)).numpy()
+
+    progress("exporting")
+    heads = list(source.heads)
+    example = torch.from_numpy(inputs[:2])
+    try:
+        model = graph.trace(module, example, input_name=name, output_names=[*outputs, *heads])
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"PyTorch cannot export {source.arch}: {str(error).splitlines()[0]}") from error
+    if dcn_op == "DCNv2":
+        model = to_dcnv2(model, fuse=False)
+        graph.declare_dcn_domain(model)
+    description = Description(
+        arch=source.arch,
+        form=form,
+        classes=labels or source.classes or _default_labels(source.heads["hm"]),
+        input_size=[height, width],
+        top_k=top_k if form == "detector" else None,
+        checkpoint_sha256=source.sha256,
+    )
+    onnx.helper.set_model_props(model, description.to_metadata())
+
+    progress("checking")
+    differences = verify.compare(model, module, inputs, heads)
+    if form == "detector":
+        model = graph.without_outputs(model, heads)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the ONNX checker refuses the exported graph: {str(error).splitlines()[0]}"
+        ) from error
+    return Export(model, description, differences)
+
+
+def _check_options(
+    source: checkpoint.Checkpoint, input_size: tuple[int, int], top_k: int, labels: list[str] | None
+) -> None:
+    height, width = input_size
+    if min(input_size) <= 0 or height % SIDE_MULTIPLE or width % SIDE_MULTIPLE:
+        raise UsageError(f"input size: found {height}x{width}, expected multiples of {SIDE_MULTIPLE}")
+    classes = source.heads["hm"]
+    cells = classes * (height // STRIDE) * (width // STRIDE)
+    if not 1 <= top_k <= min(MAX_TOP_K, cells):
+        raise UsageError(
+            f"top-k: found {top_k}, expected 1 to {min(MAX_TOP_K, cells)} "
+            f"for {classes} classes at {height}x{width}"
+        )
+    if labels is not None and len(labels) != classes:
+        raise UsageError(f"labels: found {len(labels)} names, expected {classes}, the channels of hm")
+    if source.heads["wh"] not in (2, 2 * classes) or source.heads.get("reg", 2) != 2:
+        raise ExportError(
+            f"heads: found {checkpoint.format_heads(source.heads)}, "
+            f"expected wh=2 or wh={2 * classes}, and reg=2 or none"
+        )
+
+
+def _default_labels(count: int) -> list[str]:
+    return list(COCO_CLASSES) if count == len(COCO_CLASSES) else [f"class {index}" for index in range(count)]
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected HEIGHTxWIDTH, for example 512x512")
+    return int(match[1]), int(match[2])
+
+
+def _head_channels(text: str) -> dict[str, int]:
+    if not re.fullmatch(r"[a-z_]+=\d+(,[a-z_]+=\d+)*", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected for example hm=80,reg=2,wh=2")
+    heads = {name: int(channels) for name, channels in (part.split("=") for part in text.split(","))}
+    return {name: heads[name] for name in (*HEADS, *sorted(heads.keys() - set(HEADS))) if name in heads}
+
+
+def _labels(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"labels: {path} cannot be read as text: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m export.to_onnx", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="the original's .pth, a state dict, or .safetensors")
+    parser.add_argument("output", type=Path, help=".onnx file; its description is written beside it as .json")
+    parser.add_argument("--arch", choices=checkpoint.ARCHITECTURES, help="expected architecture (inferred)")
+    parser.add_argument(
+        "--heads", type=_head_channels, help="expected heads, for example hm=80,reg=2,wh=2 (inferred)"
+    )
+    parser.add_argument(
+        "--form", choices=FORMS, default=FORMS[0], help="frame to boxes (default), or raw heads"
+    )
+    parser.add_argument(
+        "--dcn-op", choices=DCN_OPS, default=DCN_OPS[0], help="node of a DCN (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--input-size", type=_size, default=INPUT_SIZE, metavar="HxW", help="default: 512x512"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=TOP_K, help="detections per picture (default: %(default)s)"
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    return parser
+
+
+def main() -> None:
+    """The command line."""
+    options = _parser().parse_args()
+    if options.output.suffix != ".onnx":
+        raise UsageError(f"{options.output}: expected a name that ends with .onnx")
+    if not options.output.parent.is_dir():
+        raise UsageError(f"{options.output.parent}: no such folder")
+    labels = _labels(options.labels) if options.labels else None
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=4)
+
+        def progress(step: str) -> None:
+            bar.update(task, advance=1, description=step)
+
+        source = checkpoint.load(options.checkpoint, arch=options.arch, heads=options.heads)
+        result = to_onnx(
+            source,
+            form=options.form,
+            dcn_op=options.dcn_op,
+            input_size=options.input_size,
+            top_k=options.top_k,
+            labels=labels,
+            progress=progress,
+        )
+        progress("writing")
+        content = result.model.SerializeToString(deterministic=True)
+        digest = hashlib.sha256(content).hexdigest()
+        write_beside(options.output, content)
+        write_beside(
+            options.output.with_suffix(".json"), result.description.to_json(onnx_sha256=digest).encode()
+        )
+    print(
+        f"{options.output}: {source.arch}, {checkpoint.format_heads(source.heads)}, {options.form}, "
+        f"{'x'.join(map(str, options.input_size))}, {len(content) / 1e6:.1f} MB"
+    )
+    for name, difference in result.differences.items():
+        reference = "PyTorch" if name in source.heads else "a decode of the same heads"
+        print(f"  {name}: at most {difference:.1e} from {reference}")
+
+
+if __name__ == "__main__":
+    run(main)

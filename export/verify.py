@@ -1,0 +1,145 @@
+"""The exporter's check of its own output: ONNX Runtime against PyTorch on pictures."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from export.contract import BOXES, CLASSES, SCORES, STRIDE
+from export.errors import ExportError
+from export.rewrite import to_deform_conv
+
+TOLERANCE = 1e-3
+"""Largest difference of a head, as a part of the head's largest value where that is above 1."""
+
+SCORE_TOLERANCE = 1e-5
+BOX_TOLERANCE_PIXELS = 0.01
+
+Differences = dict[str, float]
+Outputs = dict[str, np.ndarray]
+
+
+def pictures(height: int, width: int) -> np.ndarray:
+    """Three views of a photograph, BGR uint8 [3, height, width, 3].
+
+    The photograph is scikit-image's `coins`; a painted scene where scikit-image is not installed.
+    """
+    try:
+        from skimage.data import coins
+
+        picture = cv2.cvtColor(coins(), cv2.COLOR_GRAY2BGR)
+    except ImportError:
+        picture = _scene()
+    picture = cv2.resize(picture, (width, height))
+    return np.stack([picture, picture[:, ::-1], 255 - picture[::-1]])
+
+
+def _scene() -> np.ndarray:
+    random = np.random.default_rng(0)
+    scene = cv2.resize(
+        random.integers(0, 256, (6, 8, 3), np.uint8), (512, 384), interpolation=cv2.INTER_CUBIC
+    )
+    for _ in range(40):
+        x, y, radius, *colour = (
+            int(value) for value in random.integers((0, 0, 4, 0, 0, 0), (512, 384, 50, 256, 256, 256))
+        )
+        cv2.circle(scene, (x, y), radius, colour, cv2.FILLED, cv2.LINE_AA)
+    noise = random.normal(0, 6, scene.shape)
+    return np.clip(cv2.GaussianBlur(scene, (0, 0), 1.2) + noise, 0, 255).astype(np.uint8)
+
+
+def compare(
+    model: onnx.ModelProto, module: nn.Module, inputs: np.ndarray, heads: Sequence[str]
+) -> Differences:
+    """Runs `model` in ONNX Runtime and `module` in PyTorch on all `inputs` at once and on the first alone.
+
+    The heads are held against PyTorch's. Detections are held against the heads that they came from:
+    where two peaks are as good as equal, which of them is in, and in what order, is nobody's mistake.
+
+    Args:
+        model: With the raw heads among its outputs.
+        module: What it was exported from.
+        inputs: The first dimension is the batch.
+        heads: Names of the raw heads.
+
+    Returns:
+        The largest difference of each head, absolute, and of `boxes` (pixels) and `scores` if there are any.
+
+    Raises:
+        ExportError: A difference is above the tolerance.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    runnable = to_deform_conv(model).SerializeToString()
+    session = onnxruntime.InferenceSession(runnable, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    differences: Differences = {}
+    for batch in (inputs, inputs[:1]):
+        found = dict(zip(names, session.run(names, {session.get_inputs()[0].name: batch}), strict=True))
+        with torch.inference_mode():
+            outputs = [output.numpy() for output in module(torch.from_numpy(np.ascontiguousarray(batch)))]
+        expected = dict(zip(names, outputs, strict=True))
+        for name, difference in (_compare_heads(found, expected, heads) | _compare_detections(found)).items():
+            differences[name] = max(difference, differences.get(name, 0.0))
+    return differences
+
+
+def _compare_heads(found: Outputs, expected: Outputs, heads: Sequence[str]) -> Differences:
+    differences = {}
+    for name in heads:
+        differences[name] = float(np.abs(found[name] - expected[name]).max())
+        allowed = TOLERANCE * max(1.0, float(np.abs(expected[name]).max()))
+        # Written so that NaN fails, too.
+        if not differences[name] <= allowed:
+            raise ExportError(
+                f"check of batch {len(found[name])}: ONNX Runtime's {name} differs from PyTorch's by "
+                f"{differences[name]:.2g}, expected at most {allowed:.2g}"
+            )
+    return differences
+
+
+def _compare_detections(found: Outputs) -> Differences:
+    if BOXES.name not in found:
+        return {}
+    worst = {BOXES.name: 0.0, SCORES.name: 0.0}
+    reg = found.get("reg", np.full((len(found["hm"]), 2, 1, 1), 0.5, np.float32))
+    for hm, wh, offset, boxes, scores, classes in zip(
+        found["hm"], found["wh"], reg, found[BOXES.name], found[SCORES.name], found[CLASSES.name], strict=True
+    ):
+        every = _all_boxes(hm, wh, offset)
+        heat = torch.from_numpy(hm).sigmoid().numpy()
+        ring = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], np.uint8)
+        around = np.stack([cv2.dilate(plane, ring) for plane in heat])
+        peaks = heat >= around - SCORE_TOLERANCE
+        missing = heat > np.maximum(around, scores[-1]) + SCORE_TOLERANCE
+        for box, score, label in zip(boxes, scores, classes, strict=True):
+            if score == 0:
+                break
+            score_error = np.where(peaks[label], np.abs(heat[label] - score), np.inf)
+            box_error = np.abs(every[label % len(every)] - box).max(-1)
+            fits = (score_error <= SCORE_TOLERANCE) & (box_error <= BOX_TOLERANCE_PIXELS)
+            if not fits.any():
+                raise ExportError(
+                    f"check of the decode: found no peak of class {label} for score {score:.6f}, "
+                    f"box {box.tolist()}"
+                )
+            worst[BOXES.name] = max(worst[BOXES.name], float(box_error[fits].min()))
+            worst[SCORES.name] = max(worst[SCORES.name], float(score_error[fits].min()))
+            missing[label][fits] = False
+        if missing.any():
+            raise ExportError(
+                f"check of the decode: {missing.sum()} of the best peaks are not among the detections"
+            )
+    return worst
+
+
+def _all_boxes(hm: np.ndarray, wh: np.ndarray, reg: np.ndarray) -> np.ndarray:
+    """The box of each cell, [C, H, W, 4] if `wh` knows classes, else [1, H, W, 4]."""
+    height, width = hm.shape[1:]
+    centre = np.stack(np.meshgrid(np.arange(width), np.arange(height))) + reg
+    size = wh.reshape(-1, 2, height, width)
+    return STRIDE * np.moveaxis(np.concatenate([centre - size / 2, centre + size / 2], 1), 1, -1)
