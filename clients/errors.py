@@ -1,0 +1,29 @@
+"""What can go wrong between a picture and its detections; every message is one line."""
+
+
+class CenterNetError(Exception):
+    """Base of all errors of this package."""
+
+    def __init__(self, message: str) -> None:
+        """Keeps `message` as one line, whatever the server wrote."""
+        super().__init__(" ".join(message.split()))
+
+
+class UnavailableError(CenterNetError):
+    """No server answers, its model is not ready, or its queue is full: later may be better."""
+
+
+class DeadlineError(CenterNetError):
+    """The server took the request but did not answer in time."""
+
+
+class RejectedError(CenterNetError):
+    """The server answered that it cannot serve this request: a broken picture, a wrong parameter."""
+
+
+class SharedMemoryError(CenterNetError):
+    """A shared memory region cannot be made, or the server cannot open it."""
+
+
+class SourceError(CenterNetError):
+    """A picture, folder, video or camera cannot be read."""

@@ -1,0 +1,178 @@
+"""The command-line options that every client has."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from clients.client import CenterNetClient
+from clients.errors import CenterNetError
+from clients.retry import RetryPolicy
+from clients.transport import PORTS, Tls
+from export.errors import ExportError
+
+
+def add_connection_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what `client` reads."""
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--url", type=_address, metavar="HOST:PORT", help="default: localhost:8001 (http: 8000)"
+    )
+    group.add_argument("--protocol", choices=list(PORTS), default="grpc")
+    group.add_argument(
+        "--model", default="centernet", help="ensemble for pictures; videos go to MODEL_frames"
+    )
+    group.add_argument(
+        "--concurrency", type=count, default=8, metavar="N", help="requests in flight (default: 8)"
+    )
+    group.add_argument(
+        "--timeout-s", type=_positive, default=10.0, metavar="S", help="for one answer (default: 10)"
+    )
+    group.add_argument(
+        "--retries",
+        type=_natural,
+        default=10,
+        metavar="N",
+        help="while the server is unavailable (default: 10)",
+    )
+    group.add_argument(
+        "--deadline-s",
+        type=_positive,
+        default=60.0,
+        metavar="S",
+        help="for one picture, retries included (default: 60)",
+    )
+    group.add_argument(
+        "--shared-memory",
+        choices=["none", "system", "cuda"],
+        default="none",
+        help="for a server on this machine",
+    )
+    group.add_argument("--ssl", action="store_true", help="encrypt the connection")
+    group.add_argument(
+        "--ssl-ca", type=_file, metavar="PEM", help="authorities to trust (default: the system's)"
+    )
+    group.add_argument("--ssl-cert", type=_file, metavar="PEM", help="the client's certificate")
+    group.add_argument("--ssl-key", type=_file, metavar="PEM", help="its private key")
+    group.add_argument(
+        "--header",
+        type=_header,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="sent along, never shown",
+    )
+
+
+def client(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> CenterNetClient:
+    """The client that the options describe."""
+    if not arguments.ssl and (arguments.ssl_ca or arguments.ssl_cert or arguments.ssl_key):
+        parser.error("--ssl-ca, --ssl-cert and --ssl-key need --ssl")
+    if bool(arguments.ssl_cert) != bool(arguments.ssl_key):
+        parser.error("--ssl-cert and --ssl-key belong together")
+    tls = (
+        Tls(ca=arguments.ssl_ca, certificate=arguments.ssl_cert, key=arguments.ssl_key)
+        if arguments.ssl
+        else None
+    )
+    return CenterNetClient(
+        arguments.url or f"localhost:{PORTS[arguments.protocol]}",
+        protocol=arguments.protocol,
+        model=arguments.model,
+        concurrency=arguments.concurrency,
+        retry=RetryPolicy(
+            retries=arguments.retries, timeout_s=arguments.timeout_s, deadline_s=arguments.deadline_s
+        ),
+        tls=tls,
+        headers=dict(arguments.header),
+        shared_memory=arguments.shared_memory,
+    )
+
+
+@dataclass
+class Outcome:
+    """How a program ends."""
+
+    code: int = 0
+
+
+@contextmanager
+def one_line_errors(program: str, console: Console) -> Iterator[Outcome]:
+    """Turns what ends a program early into one line and an exit code.
+
+    SIGTERM unwinds the program as Ctrl-C does, so that files and shared memory are cleaned up.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    outcome = Outcome()
+    try:
+        yield outcome
+        return
+    except (CenterNetError, ExportError) as error:
+        message, outcome.code = str(error), getattr(error, "exit_code", 1)
+    except OSError as error:
+        message, outcome.code = f"{error.filename or 'error'}: {error.strerror or error}", 1
+    except KeyboardInterrupt:
+        message, outcome.code = "interrupted", 128 + signal.SIGINT
+    console.print(f"{program}: {message}", markup=False, soft_wrap=True)
+
+
+def threshold(text: str) -> float:
+    """A score, 0 to 1."""
+    return _number(text, "a score from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _number(text: str, expected: str, fits: Callable[[float], bool]) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"found '{text}', expected {expected}")
+    return value
+
+
+def _positive(text: str) -> float:
+    return _number(text, "a positive number of seconds", lambda value: 0 < value < float("inf"))
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number, 0 or more")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A number of things, at least one."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number, 1 or more")
+    return int(text)
+
+
+def _file(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"no such file: {text}")
+    return Path(text)
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if "/" in text or not host or not port.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"found '{text}', expected HOST:PORT without a scheme, like localhost:8001"
+        )
+    return text
+
+
+def _header(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        # The text is not repeated: it may be a secret.
+        raise argparse.ArgumentTypeError("expected KEY=VALUE")
+    return key.strip().lower(), value

@@ -1,0 +1,62 @@
+"""Trying again when the server is away for a moment."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from clients.errors import DeadlineError, UnavailableError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How long to believe in a server that does not answer.
+
+    Attributes:
+        retries: Attempts after the first.
+        timeout_s: Longest wait for the answer to one attempt.
+        deadline_s: Longest time for all attempts and the pauses between them.
+        first_pause_s: Pause before the first retry; each further one is twice as long.
+        longest_pause_s: Where the doubling ends.
+    """
+
+    retries: int = 10
+    timeout_s: float = 10.0
+    deadline_s: float = 60.0
+    first_pause_s: float = 0.1
+    longest_pause_s: float = 5.0
+
+    def pauses_s(self) -> Iterator[float]:
+        """The pauses, seconds, each shortened at random by up to half: clients do not return in step."""
+        for retry in range(self.retries):
+            longest_s = min(self.first_pause_s * 2**retry, self.longest_pause_s)
+            yield longest_s * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+async def with_retries(attempt: Callable[[], Awaitable[T]], policy: RetryPolicy) -> T:
+    """Awaits `attempt()` until it answers; only `UnavailableError` is tried again.
+
+    Raises:
+        UnavailableError: The last attempt's, when retries or time are used up.
+        DeadlineError: No answer to an attempt within `timeout_s`, or what was left of `deadline_s`.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + policy.deadline_s
+    pauses_s = policy.pauses_s()
+    while True:
+        limit_s = min(policy.timeout_s, deadline - loop.time())
+        try:
+            async with asyncio.timeout(limit_s):
+                return await attempt()
+        except TimeoutError:
+            raise DeadlineError(f"no answer within {limit_s:.1f} s") from None
+        except UnavailableError:
+            pause_s = next(pauses_s, None)
+            if pause_s is None or loop.time() + pause_s >= deadline:
+                raise
+        await asyncio.sleep(pause_s)

@@ -1,0 +1,200 @@
+"""Where pictures come from: files, folders, patterns, standard input, videos, cameras, streams."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from clients.errors import SourceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+"""What is taken from a folder; a file that is named itself may be called anything."""
+
+VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+
+MAX_BYTES = 2**28
+"""No picture is larger; what is smaller is the server's to judge."""
+
+STREAM_TIMEOUT_MS = 10_000
+DEFAULT_FPS = 25.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture, read when it is wanted.
+
+    Attributes:
+        name: For people, and for the results.
+        path: The file, or None for standard input.
+        relative: Where a drawing of it belongs below the output folder.
+    """
+
+    name: str
+    path: Path | None
+    relative: Path
+    content: bytes | None = None
+
+    def read(self) -> bytes:
+        """The encoded picture.
+
+        Raises:
+            SourceError: There is none; the text says what was found instead.
+        """
+        if self.path is None:
+            return self.content or b""
+        if self.path.is_dir():
+            raise SourceError(f"no pictures or videos in this folder, expected {_suffixes()}")
+        try:
+            with self.path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise SourceError("no such file") from None
+        except OSError as error:
+            raise SourceError(error.strerror or str(error)) from error
+        if len(content) > MAX_BYTES:
+            raise SourceError(f"found more than {MAX_BYTES} bytes, no picture is so large")
+        return content
+
+
+class Frame(NamedTuple):
+    """One picture of a video: its number from 0, time in seconds, pixels uint8 [height, width, 3] BGR."""
+
+    number: int
+    time_s: float
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, a numbered image sequence, a camera or a network stream.
+
+    Attributes:
+        address: What OpenCV opens: a path, a pattern like `frame_%04d.png`, a URL or a camera's number.
+        relative: Where an annotated copy belongs below the output folder.
+        live: It has no end of its own.
+    """
+
+    name: str
+    address: str | int
+    relative: Path
+    live: bool = False
+
+    def open(self) -> OpenVideo:
+        """Starts reading.
+
+        Raises:
+            SourceError: OpenCV cannot open it.
+        """
+        return OpenVideo(self)
+
+
+class OpenVideo:
+    """Frames of a `Video`, in order. A context manager."""
+
+    def __init__(self, video: Video) -> None:
+        import cv2
+
+        timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_TIMEOUT_MS]
+        timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, STREAM_TIMEOUT_MS]
+        stream = isinstance(video.address, str) and "://" in video.address
+        self._video = video
+        self._capture: Any = (
+            cv2.VideoCapture(video.address, cv2.CAP_FFMPEG, timeouts)
+            if stream
+            else cv2.VideoCapture(video.address)
+        )
+        if not self._capture.isOpened():
+            raise SourceError("no video that OpenCV can open")
+        if video.live:
+            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        self.fps: float = self._capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
+        frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.frame_count: int | None = frames if frames > 0 and not video.live else None
+
+    def __enter__(self) -> OpenVideo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._capture.release()
+
+    def __iter__(self) -> Iterator[Frame]:
+        number = 0
+        while True:
+            read, pixels = self._capture.read()
+            if not read:
+                break
+            yield Frame(number, number / self.fps, pixels)
+            number += 1
+        if not number:
+            raise SourceError("no frame could be read")
+
+
+def find(arguments: Iterable[str]) -> Iterator[Picture | Video]:
+    """What the command line's words stand for, in their order; folders and patterns sorted by name.
+
+    A word is a file, a folder (its pictures and videos), a pattern (`**` goes into subfolders), `-` (one
+    encoded picture from standard input), an image sequence (`frame_%04d.png`), a camera's number or a
+    stream's URL. A word that stands for nothing becomes a picture that cannot be read.
+    """
+    for word in arguments:
+        path = Path(word)
+        if word == "-":
+            content = sys.stdin.buffer.read(MAX_BYTES)
+            yield Picture("stdin", None, Path("stdin.png"), content)
+        elif "://" in word:
+            yield Video(_without_password(word), word, Path("stream.mp4"), live=True)
+        elif path.is_dir():
+            yield from _folder(path)
+        elif path.exists():
+            yield _file(path, Path(path.name))
+        elif word.isdecimal():
+            yield Video(f"camera {word}", int(word), Path(f"camera-{word}.mp4"), live=True)
+        elif re.search(r"%0?\d*d", path.name):
+            name = re.sub(r"%0?\d*d", "", path.stem).strip("_-. ") or "sequence"
+            yield Video(word, word, Path(f"{name}.mp4"))
+        else:
+            yield from _pattern(word)
+
+
+def _folder(folder: Path) -> Iterator[Picture | Video]:
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES
+    )
+    for path in files:
+        yield _file(path, Path(path.name))
+    if not files:
+        yield Picture(str(folder), folder, Path(folder.name))
+
+
+def _pattern(pattern: str) -> Iterator[Picture | Video]:
+    parts = Path(pattern).parts
+    fixed = len(list(itertools.takewhile(lambda part: not re.search(r"[*?\[]", part), parts)))
+    folder = Path(*parts[:fixed])
+    found = sorted(folder.glob(str(Path(*parts[fixed:])))) if fixed < len(parts) else []
+    files = [path for path in found if path.is_file()]
+    for path in files:
+        yield _file(path, path.relative_to(folder))
+    if not files:
+        yield Picture(pattern, Path(pattern), Path(Path(pattern).name))
+
+
+def _file(path: Path, relative: Path) -> Picture | Video:
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return Video(str(path), str(path), relative.with_suffix(".mp4"))
+    return Picture(str(path), path, relative)
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))

@@ -1,0 +1,166 @@
+"""Triton's two protocols behind one face: calls by name, errors as this package's own."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from clients.errors import CenterNetError, RejectedError, UnavailableError
+
+PORTS = {"grpc": 8001, "http": 8000}
+"""Triton's default port of each protocol."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """Encrypt the connection.
+
+    Attributes:
+        ca: PEM file of the authorities that may vouch for the server; the system's when None.
+        certificate: PEM file of the client's own certificate, with its `key`.
+        key: PEM file of the client's private key.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+class Transport:
+    """A connection to one server. Use it from one event loop.
+
+    Args:
+        url: `host:port`, without a scheme.
+        tls: How to encrypt, or None for plain text.
+        headers: Sent with every call (gRPC metadata, HTTP headers), for example an API key.
+    """
+
+    def __init__(self, url: str, *, tls: Tls | None, headers: Mapping[str, str]) -> None:
+        self.url = url
+        self._tls = tls
+        self._headers = headers
+
+    @cached_property
+    def _api(self) -> Any:
+        raise NotImplementedError
+
+    @cached_property
+    def tensors(self) -> Any:
+        """Module that has the protocol's `InferInput`."""
+        raise NotImplementedError
+
+    def _translated(self, error: Exception) -> CenterNetError | None:
+        raise NotImplementedError
+
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method of tritonclient's asyncio client.
+
+        Raises:
+            UnavailableError: No connection, or the server says that it is not available.
+            RejectedError: Any other error that the server answered.
+        """
+        try:
+            # A copy each: the HTTP client writes the size of the request into the mapping that it is given.
+            return await getattr(self._api, method)(*args, headers=dict(self._headers), **kwargs)
+        except Exception as error:
+            translated = self._translated(error)
+            if translated is None:
+                raise
+            raise translated from error
+
+    async def metadata(self, model: str) -> dict[str, Any]:
+        """The model's metadata as JSON: `inputs` and `outputs` with name, datatype and shape."""
+        return await self.call("get_model_metadata", model)
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        if "_api" in self.__dict__:
+            await self._api.close()
+
+
+class GrpcTransport(Transport):
+    """Triton over gRPC."""
+
+    @cached_property
+    def _api(self) -> Any:
+        from tritonclient.grpc import aio
+
+        options = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            # By default the pause before it dials again grows to two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        tls = self._tls
+        return aio.InferenceServerClient(
+            self.url,
+            ssl=tls is not None,
+            root_certificates=tls and tls.ca,
+            certificate_chain=tls and tls.certificate,
+            private_key=tls and tls.key,
+            channel_args=options,
+        )
+
+    @cached_property
+    def tensors(self) -> Any:
+        """See `Transport.tensors`."""
+        import tritonclient.grpc
+
+        return tritonclient.grpc
+
+    async def metadata(self, model: str) -> dict[str, Any]:
+        """See `Transport.metadata`."""
+        return await self.call("get_model_metadata", model, as_json=True)
+
+    def _translated(self, error: Exception) -> CenterNetError | None:
+        from tritonclient.utils import InferenceServerException
+
+        if not isinstance(error, InferenceServerException):
+            return None
+        kind = UnavailableError if error.status() == "StatusCode.UNAVAILABLE" else RejectedError
+        return kind(error.message())
+
+
+class HttpTransport(Transport):
+    """Triton over HTTP/REST."""
+
+    @cached_property
+    def _api(self) -> Any:
+        from tritonclient.http import aio
+
+        tls = self._tls
+        context = None
+        if tls:
+            context = ssl.create_default_context(cafile=tls.ca)
+            if tls.certificate:
+                context.load_cert_chain(tls.certificate, tls.key)
+        # Time limits are the caller's, by asyncio.timeout.
+        return aio.InferenceServerClient(
+            self.url, ssl=tls is not None, ssl_context=context, conn_limit=0, conn_timeout=None
+        )
+
+    @cached_property
+    def tensors(self) -> Any:
+        """See `Transport.tensors`."""
+        import tritonclient.http
+
+        return tritonclient.http
+
+    def _translated(self, error: Exception) -> CenterNetError | None:
+        import aiohttp
+        from tritonclient.utils import InferenceServerException
+
+        if isinstance(error, aiohttp.ClientError):
+            return UnavailableError(str(error) or type(error).__name__)
+        if not isinstance(error, InferenceServerException):
+            return None
+        kind = UnavailableError if error.status() in ("502", "503") else RejectedError
+        return kind(error.message())
+
+
+TRANSPORTS: dict[str, type[Transport]] = {"grpc": GrpcTransport, "http": HttpTransport}
