@@ -11,6 +11,9 @@ from export.networks import CenterNet
 class Normalise(nn.Module):
     """Makes of pixels what the network was trained on."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         mean, std = torch.tensor(MEAN), torch.tensor(STD)

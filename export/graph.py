@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import torch
-from onnxscript import opset19
+from onnxscript import INT64, opset19
 from torch import Tensor, nn
 
 OPSET = 19
 """The first with DeformConv, so that old and new runtimes read the file."""
 
 DCN_DOMAIN = "dcnv2"
-"""Of DCNv2 nodes: ONNX's checker refuses unknown operators in its own domain; TensorRT looks at the name alone."""
+"""Of DCNv2 nodes: ONNX's checker refuses unknown operators in its own; TensorRT looks at the name alone."""
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -37,7 +37,7 @@ def trace(
         output_names: Names of the outputs.
     """
 
-    def divide(dividend: Tensor, divisor: Tensor) -> Tensor:
+    def divide(dividend: INT64, divisor: INT64) -> INT64:
         # Indices are positive, so that ONNX's truncation is Python's floor, and as integers exact.
         return opset19.Div(dividend, divisor)
 
