@@ -1,0 +1,346 @@
+// The plugin through TensorRT's own interfaces: attributes, messages, shapes, formats, serialization. Needs
+// no GPU.
+#include "plugin.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "plugin_creator.h"
+#include "plugin_log.h"
+
+namespace {
+
+using nvinfer1::DataType;
+using nvinfer1::Dims;
+using nvinfer1::DynamicPluginTensorDesc;
+using nvinfer1::IPluginV3;
+using nvinfer1::IPluginV3OneBuild;
+using nvinfer1::IPluginV3OneRuntime;
+using nvinfer1::PluginCapabilityType;
+using nvinfer1::PluginField;
+using nvinfer1::PluginFieldCollection;
+using nvinfer1::PluginFieldType;
+using nvinfer1::TensorFormat;
+using nvinfer1::TensorRTPhase;
+
+int failures = 0;
+
+#define CHECK(condition, ...)                                                     \
+  do {                                                                            \
+    if (!(condition)) {                                                           \
+      ++failures;                                                                 \
+      std::fprintf(stderr, "%s:%d: %s failed: ", __FILE__, __LINE__, #condition); \
+      std::fprintf(stderr, __VA_ARGS__);                                          \
+      std::fputc('\n', stderr);                                                   \
+    }                                                                             \
+  } while (false)
+
+struct Recorder final : nvinfer1::ILogger {
+  std::string text;
+  void log(Severity, const char* message) noexcept override { text += std::string(message) + "\n"; }
+} recorder;
+
+nvinfer1::ILogger* recorderSource() { return &recorder; }
+
+// What `step` logs.
+std::string messages(const std::function<void()>& step) {
+  recorder.text.clear();
+  step();
+  return recorder.text;
+}
+
+void checkMessage(const std::string& message, const std::string& expected) {
+  CHECK(message.find(expected) != std::string::npos, "found '%s', expected '%s'", message.c_str(),
+        expected.c_str());
+}
+
+// An attribute as a test writes it.
+struct Attribute {
+  const char* name;
+  std::vector<int32_t> values;
+};
+
+std::unique_ptr<IPluginV3> create(const std::vector<PluginField>& fields,
+                                  TensorRTPhase phase = TensorRTPhase::kBUILD) {
+  static dcnv2::PluginCreator creator;
+  const PluginFieldCollection collection{static_cast<int32_t>(fields.size()), fields.data()};
+  return std::unique_ptr<IPluginV3>(creator.createPlugin("layer1.conv", &collection, phase));
+}
+
+std::unique_ptr<IPluginV3> create(const std::vector<Attribute>& attributes) {
+  std::vector<PluginField> fields;
+  for (const Attribute& a : attributes) {
+    fields.emplace_back(a.name, a.values.data(), PluginFieldType::kINT32,
+                        static_cast<int32_t>(a.values.size()));
+  }
+  return create(fields);
+}
+
+template <class Capability>
+Capability& capability(IPluginV3& plugin, PluginCapabilityType type) {
+  return *static_cast<Capability*>(plugin.getCapabilityInterface(type));
+}
+
+IPluginV3OneBuild& build(IPluginV3& plugin) {
+  return capability<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
+}
+
+IPluginV3OneRuntime& runtime(IPluginV3& plugin) {
+  return capability<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME);
+}
+
+std::string serialized(IPluginV3& plugin) {
+  std::string text;
+  const PluginFieldCollection& fields = *runtime(plugin).getFieldsToSerialize();
+  for (int32_t i = 0; i < fields.nbFields; ++i) {
+    text += std::string(fields.fields[i].name) + " ";
+    for (int32_t k = 0; k < fields.fields[i].length; ++k) {
+      text += std::to_string(static_cast<const int32_t*>(fields.fields[i].data)[k]) + " ";
+    }
+  }
+  return text;
+}
+
+DynamicPluginTensorDesc tensor(const std::vector<int64_t>& shape, DataType type = DataType::kFLOAT,
+                               TensorFormat format = TensorFormat::kLINEAR) {
+  DynamicPluginTensorDesc result{};
+  result.desc.type = type;
+  result.desc.format = format;
+  result.desc.dims.nbDims = static_cast<int32_t>(shape.size());
+  std::copy(shape.begin(), shape.end(), result.desc.dims.d);
+  result.min = result.opt = result.max = result.desc.dims;
+  return result;
+}
+
+// A 3x3 layer, 8 -> 16 channels, on 10x12; the last one is the output.
+std::vector<DynamicPluginTensorDesc> layer(int64_t batch = 2) {
+  return {tensor({batch, 8, 10, 12}),
+          tensor({batch, 18, 10, 12}),
+          tensor({batch, 9, 10, 12}),
+          tensor({16, 8, 3, 3}),
+          tensor({16}),
+          tensor({batch, 16, 10, 12})};
+}
+
+void testRoundTrip() {
+  const auto plugin = create({{"stride", {2, 1}},
+                              {"padding", {1, 0}},
+                              {"dilation", {2, 1}},
+                              {"groups", {2}},
+                              {"deformable_group", {3}},
+                              {"packed_offset_mask", {1}},
+                              {"weight_ohwi", {1}},
+                              {"relu", {1}},
+                              {"allow_tf32", {1}}});
+  const std::string expected =
+      "stride 2 1 padding 1 0 dilation 2 1 groups 2 deformable_group 3 packed_offset_mask 1 weight_ohwi 1 "
+      "relu 1 "
+      "allow_tf32 1 ";
+  CHECK(serialized(*plugin) == expected, "%s", serialized(*plugin).c_str());
+
+  const PluginFieldCollection& fields = *runtime(*plugin).getFieldsToSerialize();
+  const auto restored = create(std::vector<PluginField>(fields.fields, fields.fields + fields.nbFields),
+                               TensorRTPhase::kRUNTIME);
+  CHECK(serialized(*restored) == expected, "%s", serialized(*restored).c_str());
+  const std::unique_ptr<IPluginV3> clone(plugin->clone());
+  CHECK(serialized(*clone) == expected, "%s", serialized(*clone).c_str());
+
+  const std::string id = build(*plugin).getTimingCacheID();
+  CHECK(id == build(*restored).getTimingCacheID(), "%s", id.c_str());
+  CHECK(id != build(*create({{"relu", {1}}})).getTimingCacheID(), "%s", id.c_str());
+}
+
+void testAttributeForms() {
+  const auto defaults = create(std::vector<Attribute>{});
+  const auto single = create({{"stride", {1}}, {"padding", {0}}, {"dilation", {1, 1}}});
+  CHECK(serialized(*single) == serialized(*defaults), "%s", serialized(*single).c_str());
+
+  const int64_t wide[] = {2, 3};
+  const auto from_wide = create(std::vector<PluginField>{{"stride", wide, PluginFieldType::kINT64, 2}});
+  CHECK(serialized(*from_wide) == serialized(*create({{"stride", {2, 3}}})), "%s",
+        serialized(*from_wide).c_str());
+}
+
+void testAttributeErrors() {
+  const std::pair<Attribute, const char*> cases[] = {
+      {{"stride", {0}}, "attribute stride is 0, expected at least 1"},
+      {{"stride", {1, 0}}, "attribute stride is 0, expected at least 1"},
+      {{"padding", {-1}}, "attribute padding is -1, expected at least 0"},
+      {{"padding", {1, 1, 1, 1}}, "attribute padding has 4 values, expected 1 or 2 (height, width)"},
+      {{"dilation", {}}, "attribute dilation has 0 values, expected 1 or 2 (height, width)"},
+      {{"groups", {1, 2}}, "attribute groups has 2 values, expected 1"},
+      {{"deformable_group", {0}}, "attribute deformable_group is 0, expected at least 1"},
+      {{"relu", {2}}, "attribute relu is 2, expected 0 or 1"},
+      {{"strides", {1}}, "unknown attribute strides, expected stride, padding,"}};
+  for (const auto& [attribute, expected] : cases) {
+    const std::string message = messages([&, a = attribute] { CHECK(create({a}) == nullptr, "%s", a.name); });
+    checkMessage(message, std::string("DCNv2 node 'layer1.conv': ") + expected);
+  }
+  const float one = 1.0F;
+  checkMessage(
+      messages([&] { create(std::vector<PluginField>{{"stride", &one, PluginFieldType::kFLOAT32, 1}}); }),
+      "expected integers");
+}
+
+void checkShape(const std::vector<Attribute>& attributes, const std::vector<DynamicPluginTensorDesc>& tensors,
+                const std::string& expected) {
+  const auto plugin = create(attributes);
+  int32_t status = 0;
+  const auto count = static_cast<int32_t>(tensors.size()) - 1;
+  const std::string message =
+      messages([&] { status = build(*plugin).configurePlugin(tensors.data(), count, &tensors.back(), 1); });
+  CHECK((status == 0) == expected.empty(), "status %d: %s", status, message.c_str());
+  checkMessage(message, expected);
+}
+
+void testShapeErrors() {
+  const std::vector<Attribute> padded{{"padding", {1}}};
+  checkShape(padded, layer(), "");
+
+  // Each replaces one tensor of the layer.
+  const struct {
+    size_t index;
+    std::vector<int64_t> shape;
+    const char* message;
+  } cases[] = {
+      {1,
+       {2, 17, 10, 12},
+       "node 'layer1.conv': offset has channels: 17, expected 18 (2 * deformable_group 1 * kernel 3x3)"},
+      {2, {2, 18, 10, 12}, "mask has channels: 18, expected 9 (1 * deformable_group 1 * kernel 3x3)"},
+      {1, {2, 18, 12, 10}, "offset has height 12, expected 10 (the output's)"},
+      {2, {2, 9, 10, 10}, "mask has width 10, expected 12 (the output's)"},
+      {1, {1, 18, 10, 12}, "offset has batch 1, expected 2 (the input's)"},
+      {3, {16, 4, 3, 3}, "weight has input channels: 4, expected 8 (8 channels / groups 1)"},
+      {4, {8}, "bias has length 8, expected 16 (the weight's output channels)"},
+      {4, {16, 1}, "bias has dimensions: 2, expected 1 (rank)"},
+      {0, {8, 10, 12}, "input has dimensions: 3, expected 4 (rank)"},
+      {0, {2, 8, 0, 12}, "input of 0x12 leaves no output, expected room for a kernel of 3x3"}};
+  for (const auto& c : cases) {
+    auto tensors = layer();
+    tensors[c.index] = tensor(c.shape);
+    checkShape(padded, tensors, c.message);
+  }
+  checkShape({{"padding", {1}}, {"groups", {3}}}, layer(),
+             "input has 8 channels, expected a multiple of groups 3");
+  checkShape({{"padding", {1}}, {"deformable_group", {3}}}, layer(),
+             "input has 8 channels, expected a multiple of deformable_group 3");
+  checkShape({{"padding", {1}}, {"packed_offset_mask", {1}}}, layer(), "has 5 inputs, expected 4");
+  checkShape({}, layer(), "offset has height 10, expected 8 (the output's)");
+}
+
+void testDynamicShapes() {
+  auto tensors = layer();
+  for (const size_t i : {0, 1, 2, 5}) {
+    DynamicPluginTensorDesc& t = tensors[i];
+    for (const int axis : {0, 2, 3}) t.desc.dims.d[axis] = -1;
+    t.min.d[0] = 0;
+    t.max.d[0] = 64;
+  }
+  checkShape({{"padding", {1}}}, tensors, "");
+  const auto plugin = create({{"padding", {1}}});
+  build(*plugin).configurePlugin(tensors.data(), 5, &tensors[5], 1);
+  const int32_t count = build(*plugin).getNbTactics();
+  std::vector<int32_t> numbers(count);
+  CHECK(build(*plugin).getValidTactics(numbers.data(), count) == 0, "%d", count);
+  CHECK(count > 0 && *std::min_element(numbers.begin(), numbers.end()) > 0, "%d tactics", count);
+}
+
+void testFormats() {
+  const auto plugin = create(std::vector<Attribute>{});
+  const DataType types[] = {DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT8,
+                            DataType::kINT32};
+  const TensorFormat formats[] = {TensorFormat::kLINEAR, TensorFormat::kHWC8, TensorFormat::kHWC,
+                                  TensorFormat::kCHW2};
+  const auto text = [](DataType type, TensorFormat format, DataType offset_type, TensorFormat offset_format) {
+    std::string result;
+    for (const int value : {static_cast<int>(type), static_cast<int>(format), static_cast<int>(offset_type),
+                            static_cast<int>(offset_format)}) {
+      result += std::to_string(value) + ",";
+    }
+    return result + " ";
+  };
+  std::string supported;
+  auto tensors = layer();
+  // Input and output alike, offset and mask alike, weight and bias as the input's type: every other choice is
+  // refused.
+  for (const DataType type : types) {
+    for (const TensorFormat format : formats) {
+      for (const DataType offset_type : types) {
+        for (const TensorFormat offset_format : formats) {
+          for (auto& t : tensors) t.desc.type = type;
+          for (const size_t i : {0, 5}) tensors[i].desc.format = format;
+          for (const size_t i : {1, 2}) {
+            tensors[i].desc.type = offset_type;
+            tensors[i].desc.format = offset_format;
+          }
+          bool all = true;
+          for (int32_t i = 0; i < 6; ++i) {
+            all = all && build(*plugin).supportsFormatCombination(i, tensors.data(), 5, 1);
+          }
+          if (all) supported += text(type, format, offset_type, offset_format);
+        }
+      }
+    }
+  }
+  std::string expected;
+  for (const TensorFormat format : {TensorFormat::kLINEAR, TensorFormat::kHWC}) {
+    for (const TensorFormat offset_format : {TensorFormat::kLINEAR, TensorFormat::kHWC}) {
+      expected += text(DataType::kFLOAT, format, DataType::kFLOAT, offset_format);
+    }
+  }
+  for (const DataType type : {DataType::kHALF, DataType::kBF16}) {
+    for (const TensorFormat format : {TensorFormat::kLINEAR, TensorFormat::kHWC8}) {
+      expected += text(type, format, DataType::kFLOAT, TensorFormat::kLINEAR);
+      expected += text(type, format, DataType::kFLOAT, TensorFormat::kHWC);
+      expected += text(type, format, type, TensorFormat::kLINEAR);
+      expected += text(type, format, type, TensorFormat::kHWC8);
+    }
+  }
+  CHECK(supported == expected, "found %s, expected %s", supported.c_str(), expected.c_str());
+
+  for (auto& t : tensors) t = tensor({1}, DataType::kHALF);
+  tensors[3].desc.format = TensorFormat::kHWC8;
+  CHECK(!build(*plugin).supportsFormatCombination(3, tensors.data(), 5, 1), "a channels-last weight");
+  CHECK(!build(*plugin).supportsFormatCombination(0, tensors.data(), 4, 1), "four inputs");
+}
+
+int32_t enqueue(int64_t batch) {
+  const auto plugin = create({{"padding", {1}}});
+  const std::unique_ptr<IPluginV3> attached(runtime(*plugin).attachToContext(nullptr));
+  std::vector<nvinfer1::PluginTensorDesc> descs;
+  for (const auto& t : layer(batch)) descs.push_back(t.desc);
+  CHECK(runtime(*attached).onShapeChange(descs.data(), 5, &descs[5], 1) == 0, "batch %d",
+        static_cast<int>(batch));
+  const void* inputs[5] = {};
+  void* outputs[1] = {};
+  return runtime(*attached).enqueue(descs.data(), &descs[5], inputs, outputs, nullptr, nullptr);
+}
+
+void testEnqueue() {
+  CHECK(enqueue(0) == 0, "an empty batch");
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0) return;
+  int32_t status = 0;
+  const std::string message = messages([&] { status = enqueue(2); });
+  CHECK(status != 0, "a launch without a GPU");
+  checkMessage(message, "node 'layer1.conv': tactic");
+}
+
+}  // namespace
+
+int main() {
+  dcnv2::setLoggerSource(recorderSource);
+  testRoundTrip();
+  testAttributeForms();
+  testAttributeErrors();
+  testShapeErrors();
+  testDynamicShapes();
+  testFormats();
+  testEnqueue();
+  if (failures == 0) std::puts("passed");
+  return failures == 0 ? 0 : 1;
+}
