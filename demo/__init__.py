@@ -1,0 +1,1 @@
+"""Trains the small checkpoints that the demo and the accuracy study use."""

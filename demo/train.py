@@ -1,0 +1,168 @@
+"""Trains a CenterNet from scratch: on drawn scenes of coins, or on any set with annotations in COCO form."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import cv2
+import torch
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from demo.data import CocoPictures, Coins, Samples, Source
+from demo.losses import centernet_loss
+from export.contract import INPUT_SIZE, MEAN, STD
+from export.networks import ARCHITECTURES, create
+
+WARMUP = 0.05
+"""Share of the iterations in which the learning rate rises."""
+
+EMA_DECAY = 0.998
+
+
+def main() -> int:
+    """Runs the command line; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
+    parser.add_argument("output", type=Path, metavar="OUT.pth")
+    parser.add_argument(
+        "--coco", type=Path, metavar="JSON", help="annotations to train on, in place of coins"
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of their pictures")
+    parser.add_argument("--arch", choices=ARCHITECTURES, default="resdcn_18")
+    parser.add_argument("--width", type=float, default=0.25, help="factor on all channel counts")
+    parser.add_argument("--any-way-up", action="store_true", help="turn pictures, where up means nothing")
+    parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that read"
+    )
+    args = parser.parse_args()
+    if (args.coco is None) != (args.images is None):
+        parser.error("--coco and --images go together")
+    try:
+        source = Coins() if args.coco is None else CocoPictures(args.coco, args.images)
+        checkpoint = train(
+            source,
+            arch=args.arch,
+            width=args.width,
+            any_way_up=args.any_way_up or args.coco is None,
+            iterations=args.iterations,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            seed=args.seed,
+            device=args.device,
+            workers=args.workers,
+        )
+    except (OSError, ValueError) as error:
+        print(f"demo.train: {error}", file=sys.stderr)
+        return 1
+    beside = args.output.with_name(args.output.name + ".part")
+    torch.save(checkpoint, beside)
+    beside.replace(args.output)
+    return 0
+
+
+def train(
+    source: Source,
+    *,
+    arch: str,
+    width: float,
+    any_way_up: bool,
+    iterations: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    device: str,
+    workers: int,
+) -> dict:
+    """Trains with AdamW, a warm-up, a cosine schedule and an average of the weights.
+
+    On a GPU the convolutions run in bfloat16. The same arguments give the same checkpoint on the same CPU;
+    a GPU sums in no fixed order, which changes the last digits.
+
+    Returns:
+        The checkpoint: `state_dict` of the averaged weights, `arch`, `width`, `heads`, `classes`,
+        `iterations`. Weights are stored in float16: what is stored is the network, no better copy exists.
+    """
+    torch.manual_seed(seed)
+    heads = {"hm": len(source.classes), "wh": 2, "reg": 2}
+    network = create(arch, heads, width=width).to(device, memory_format=torch.channels_last)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
+    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=iterations, pct_start=WARMUP, cycle_momentum=False
+    )
+    samples = Samples(
+        source, seed=seed, count=iterations * batch_size, size=INPUT_SIZE, any_way_up=any_way_up
+    )
+    loader = DataLoader(
+        samples,
+        batch_size,
+        num_workers=workers,
+        pin_memory=device != "cpu",
+        worker_init_fn=_start_worker,
+    )
+    columns = (
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Progress(*columns) as progress:
+        task = progress.add_task(f"{arch}, width {width}", total=iterations, loss="")
+        for step, batch in enumerate(loader, 1):
+            losses = _step(network, optimizer, {k: v.to(device, non_blocking=True) for k, v in batch.items()})
+            schedule.step()
+            average.update_parameters(network)
+            if step % 20 == 0 or step == iterations:
+                text = "  ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
+                progress.update(task, completed=step, loss=text)
+                if not progress.console.is_terminal and step % 100 == 0:
+                    progress.console.print(f"{step}/{iterations}  {text}")
+    return {
+        "state_dict": {name: _stored(value) for name, value in average.module.state_dict().items()},
+        "arch": arch,
+        "width": width,
+        "heads": heads,
+        "classes": list(source.classes),
+        "iterations": iterations,
+    }
+
+
+def normalise(frames: torch.Tensor) -> torch.Tensor:
+    """Maps frames, BGR uint8 [N, H, W, 3], to the network's input, float [N, 3, H, W]."""
+    mean, std = (torch.tensor(values, device=frames.device) for values in (MEAN, STD))
+    return ((frames / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def _start_worker(_: int) -> None:
+    """One process per core is enough."""
+    cv2.setNumThreads(1)
+
+
+def _step(network: nn.Module, optimizer: torch.optim.Optimizer, batch: dict) -> dict[str, torch.Tensor]:
+    """One update; returns the losses before it."""
+    frames = batch["frame"]
+    with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.is_cuda):
+        heads = network(normalise(frames))
+    losses = centernet_loss(heads, batch)
+    optimizer.zero_grad(set_to_none=True)
+    losses["total"].backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 10)
+    optimizer.step()
+    return losses
+
+
+def _stored(value: torch.Tensor) -> torch.Tensor:
+    """Weights as float16; statistics, whose range is wider, and biases as they are."""
+    return (value.half() if value.ndim > 1 else value).cpu().contiguous()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
