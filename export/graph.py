@@ -5,13 +5,16 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
+from itertools import pairwise
 
-import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 import torch
 from onnxscript import INT64, opset19
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from export.networks.dcn import DCN
 
 OPSET = 19
 """The first with DeformConv, so that old and new runtimes read the file."""
@@ -28,7 +31,7 @@ def trace(
     """Exports `module` with its first dimension dynamic.
 
     Nodes are named by the module that they come from (`network.layer1.0.conv1/Conv`), weights by their
-    key in the state dict. BatchNorms are folded. The result depends on the module alone, to the byte.
+    key in the state dict. The result depends on the module alone, to the byte.
 
     Args:
         module: In evaluation mode, with one input.
@@ -60,19 +63,40 @@ def trace(
     finally:
         logging.disable(level)
     assert program is not None
-    model = program.model_proto
-    model = onnx.shape_inference.infer_shapes(_strip(_name_nodes(model)), data_prop=True)
-    graph = gs.import_onnx(model)
-    _fold_batch_norm(graph)
-    return export(graph, model)
+    return _strip(_name_nodes(program.model_proto))
 
 
-def export(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
-    """Makes a model of `graph`, without what leads to no output, of the IR version of `model`."""
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    tidy = gs.export_onnx(graph, do_type_check=False)
-    tidy.ir_version = model.ir_version
-    return tidy
+def fold_batch_norm(module: nn.Module) -> nn.Module:
+    """A copy of `module` in which every BatchNorm behind a convolution, deformable or not, is part of it.
+
+    Args:
+        module: In evaluation mode, each BatchNorm registered next to the convolution that it follows, or
+            first in a Sequential that is.
+    """
+    copy = deepcopy(module)
+    for parent in list(copy.modules()):
+        for (_, conv), (name, after) in pairwise(list(parent.named_children())):
+            holder, norm = parent, after
+            if isinstance(conv, DCN) and isinstance(after, nn.Sequential):
+                holder, name, norm = after, "0", after[0]
+            if not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d | DCN):
+                continue
+            if not isinstance(norm, nn.BatchNorm2d):
+                continue
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight,
+                conv.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+                transpose=isinstance(conv, nn.ConvTranspose2d),
+            )
+            holder.add_module(name, nn.Identity())
+    return copy
 
 
 def declare_dcn_domain(model: onnx.ModelProto) -> None:
@@ -129,23 +153,3 @@ def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.name = "centernet"
     del model.functions[:]
     return model
-
-
-def _fold_batch_norm(graph: gs.Graph) -> None:
-    """Folds each BatchNorm behind a DeformConv into its weight and bias, as the exporter does for Conv."""
-    for node in graph.nodes:
-        source = node.inputs[0].inputs
-        if node.op != "BatchNormalization" or len(source) != 1 or source[0].op != "DeformConv":
-            continue
-        conv = source[0]
-        scale, shift, mean, variance = (tensor.values.astype(np.float64) for tensor in node.inputs[1:])
-        scale = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
-        weight, bias = conv.inputs[1], conv.inputs[3]
-        folded = weight.values * scale[:, None, None, None]
-        # New constants: equal initializers may have been merged into one.
-        conv.inputs[1] = gs.Constant(f"{conv.name}/weight", folded.astype(np.float32))
-        conv.inputs[3] = gs.Constant(
-            f"{conv.name}/bias", ((bias.values - mean) * scale + shift).astype(np.float32)
-        )
-        conv.outputs = node.outputs
-        node.outputs = []

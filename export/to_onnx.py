@@ -90,7 +90,8 @@ def to_onnx(
     heads = list(source.heads)
     example = torch.from_numpy(inputs[:2])
     try:
-        model = graph.trace(module, example, input_name=name, output_names=[*outputs, *heads])
+        folded = graph.fold_batch_norm(module)
+        model = graph.trace(folded, example, input_name=name, output_names=[*outputs, *heads])
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"PyTorch cannot export {source.arch}: {str(error).splitlines()[0]}") from error
     if dcn_op == "DCNv2":
