@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -20,6 +21,7 @@ from clients.shared_memory import Region, RegionPool
 from clients.transport import TRANSPORTS, Tls, Transport
 from export import contract
 
+LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 Picture = bytes | np.ndarray
 """An encoded picture (JPEG, PNG, WebP, …), or pixels: uint8 [height, width, 3] in BGR order."""
@@ -70,6 +72,7 @@ class AsyncCenterNetClient:
         self._transport: Transport = TRANSPORTS[protocol](url, tls=tls, headers=headers or {})
         self._regions = None if shared_memory == "none" else RegionPool(shared_memory, self._transport)
         self._frame_size: tuple[int, int] | None = None
+        self._away = False
 
     async def __aenter__(self) -> AsyncCenterNetClient:
         return self
@@ -116,7 +119,7 @@ class AsyncCenterNetClient:
         Raises:
             CenterNetError: The server does not have it, or does not answer.
         """
-        return await with_retries(lambda: self._transport.metadata(model), self._retry)
+        return await self._with_retries(lambda: self._transport.metadata(model))
 
     async def frame_size(self) -> tuple[int, int]:
         """Height and width of the network's input, pixels."""
@@ -144,7 +147,7 @@ class AsyncCenterNetClient:
         async with self._regions.lend(payload) if self._regions else nullcontext() as region:
             if region:
                 inputs[0].set_shared_memory(region.name, sum(part.nbytes for part in payload))
-            result = await with_retries(lambda: self._attempt(model, inputs, threshold, region), self._retry)
+            result = await self._with_retries(lambda: self._attempt(model, inputs, threshold, region))
         return _parse(result)
 
     async def detect_many(
@@ -183,6 +186,18 @@ class AsyncCenterNetClient:
             return Answer(picture, await self.detect(content, threshold=threshold), None)
         except (OSError, CenterNetError) as error:
             return Answer(picture, None, error)
+
+    async def _with_retries(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Says once, for all requests in flight, that the server is away; a lone hiccup is not worth it."""
+
+        def on_pause(error: UnavailableError, retry: int) -> None:
+            if retry and not self._away:
+                self._away = True
+                LOGGER.warning("%s: %s; trying again for up to %g s", self.url, error, self._retry.deadline_s)
+
+        result = await with_retries(attempt, self._retry, on_pause)
+        self._away = False
+        return result
 
     async def _inputs(self, picture: Picture) -> tuple[list[Any], list[np.ndarray]]:
         """The request's inputs; the parts that go through shared memory, if any does, are the first one's."""
@@ -233,6 +248,7 @@ class CenterNetClient:
 
     def __init__(self, url: str = "localhost:8001", **options: Any) -> None:
         self._client = AsyncCenterNetClient(url, **options)
+        self._futures: set[Future[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="centernet-client", daemon=True)
         self._thread.start()
@@ -248,6 +264,8 @@ class CenterNetClient:
         if self._loop.is_closed():
             return
         try:
+            for future in list(self._futures):
+                future.cancel()
             self._run(self._client.close())
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -291,7 +309,10 @@ class CenterNetClient:
                 future.cancel()
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return future
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         future = self._submit(coroutine)

@@ -6,11 +6,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from clients import coco, options, output, sources
@@ -31,7 +33,10 @@ EXAMPLES = """examples:
 def main() -> int:
     """Runs the command line; returns the exit code: 0, or 1 if any picture failed."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s SOURCE... [--url HOST:PORT] [--output-dir DIR] [--json FILE] [options]",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "sources",
@@ -60,162 +65,159 @@ def main() -> int:
     options.add_connection_options(parser)
     arguments = parser.parse_args()
     console = Console(stderr=True, highlight=False)
-    with options.one_line_errors("detect.py", console) as outcome:
-        run = Run(parser, arguments, console)
-        with run.open():
-            outcome.code = run.detect()
+    with options.one_line_errors("detect.py", console) as outcome, ExitStack() as stack:
+        found = list(sources.find(arguments.sources))
+        videos = [source for source in found if isinstance(source, Video)]
+        streams = any(video.live for video in videos) or str(arguments.json).endswith(".jsonl")
+        form = arguments.json_format or ("lines" if streams else "list")
+        if form == "coco" and videos:
+            parser.error("--json-format coco is for pictures: COCO's results have no frames")
+        annotations = coco.Annotations.read(arguments.annotations) if arguments.annotations else None
+        client = stack.enter_context(options.client(parser, arguments))
+        client.check_ready()
+        run = Run(client, console, arguments.threshold)
+        if arguments.json:
+            run.write = stack.enter_context(output.json_writer(arguments.json, form))
+        if form == "coco":
+            run.entries = partial(coco_entries, annotations)
+        if arguments.output_dir:
+            run.folder = output.OutputFolder(arguments.output_dir)
+        run.detect_pictures([source for source in found if isinstance(source, Picture)])
+        for video in videos:
+            run.detect_video(video)
+        if arguments.json != "-":
+            run.print_tables()
+        outcome.code = 1 if run.failed else 0
     return outcome.code
 
 
 class Run:
-    """One call of the program."""
+    """One call of the program.
 
-    def __init__(
-        self, parser: argparse.ArgumentParser, arguments: argparse.Namespace, console: Console
-    ) -> None:
-        self._arguments = arguments
-        self._errors = console
-        found = list(sources.find(arguments.sources))
-        self._pictures = [source for source in found if isinstance(source, Picture)]
-        self._videos = [source for source in found if isinstance(source, Video)]
-        self._form = arguments.json_format or self._default_form()
-        if self._form == "coco" and self._videos:
-            parser.error("--json-format coco is for pictures: COCO's results have no frames")
-        self._folder = output.OutputFolder(arguments.output_dir) if arguments.output_dir else None
-        self._annotations = coco.Annotations.read(arguments.annotations) if arguments.annotations else None
-        self._summary = output.Summary()
-        self._failed = 0
-        self._client: CenterNetClient
-        self._write: output.Entries
-        self._client_context = options.client(parser, arguments)
+    Attributes:
+        write: Appends to the JSON file.
+        entries: Makes a picture's JSON.
+        folder: Where drawings go, or None.
+        failed: Pictures that could not be done.
+    """
 
-    def _default_form(self) -> str:
-        lines = str(self._arguments.json).endswith(".jsonl") or any(video.live for video in self._videos)
-        return "lines" if lines else "list"
+    def __init__(self, client: CenterNetClient, errors: Console, threshold: float | None) -> None:
+        self.write: Callable[[list[Any]], None] = lambda entries: None
+        self.entries: Callable[[Picture, Detections], list[Any]] = list_entries
+        self.folder: output.OutputFolder | None = None
+        self.failed = 0
+        self._client = client
+        self._errors = errors
+        self._threshold = threshold
+        self._tables = output.Tables()
 
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """The server and the JSON file, for the time of the `with`."""
-        path = self._arguments.json
-        with ExitStack() as stack:
-            self._client = stack.enter_context(self._client_context)
-            self._client.check_ready()
-            self._write = stack.enter_context(
-                output.json_writer(path, self._form) if path else nullcontext(lambda entries: None)
-            )
-            yield
-
-    def detect(self) -> int:
-        """Works through all sources and prints the table."""
-        tables = self._arguments.json != "-"
+    def print_tables(self) -> None:
+        """Prints what was found: one picture's boxes, or a row for each of many."""
         console = Console(highlight=False)
-        alone = len(self._pictures) == 1 and not self._videos
-        if self._pictures:
-            self._detect_pictures(console if alone and tables else None)
-        for video in self._videos:
-            self._detect_video(video)
-        if tables and self._summary.table.row_count and not alone:
-            console.print(self._summary.table)
-        return 1 if self._failed else 0
+        console.print(self._tables.table())
+        if self.folder:
+            console.print(f"drawings in {self.folder.path}", markup=False, soft_wrap=True)
 
-    def _detect_pictures(self, console: Console | None) -> None:
-        total = len(self._pictures)
-        with output.progress(self._errors, "pictures", total) as advance:
-            for number, (picture, detections, error) in enumerate(
-                self._client.detect_many(
-                    self._pictures, load=Picture.read, threshold=self._arguments.threshold
-                )
-            ):
-                advance()
-                if detections is None:
-                    self._report(picture.name, error, done=number, total=total)
-                    continue
+    def detect_pictures(self, pictures: list[Picture]) -> None:
+        """Works through pictures; those that fail are a line each."""
+        answers = self._client.detect_many(pictures, load=Picture.read, threshold=self._threshold)
+        with output.progress(self._errors, "pictures", len(pictures)) as advance:
+            for number, (picture, detections, error) in enumerate(answers):
                 try:
-                    self._write(self._picture_entries(picture, detections))
-                    if self._folder:
-                        self._draw(self._folder, picture, detections)
+                    if detections is None:
+                        raise _gone(error, f"{number} of {len(pictures)} pictures")
+                    self._tables.add(picture.name, detections)
+                    self.write(self.entries(picture, detections))
+                    if self.folder:
+                        drawing = _draw(picture, detections)
+                        self.folder.save(drawing, picture.relative, picture.path)
+                except UnavailableError:
+                    raise
                 except (CenterNetError, OSError) as problem:
-                    self._report(picture.name, problem, done=number, total=total)
-                if console:
-                    console.print(output.detections_table(picture.name, detections))
-                self._summary.add(picture.name, Counter(detections.labels))
+                    self._report(picture.name, problem)
+                advance()
 
-    def _picture_entries(self, picture: Picture, detections: Detections) -> list[dict[str, Any]]:
-        if self._form != "coco":
-            return [output.entry(picture.name, detections)]
-        if self._annotations is None:
-            # COCO's convention: files are named by their ids, the first category is 1.
-            stem = picture.relative.stem
-            image_id = int(stem) if stem.isdecimal() else picture.relative.name
-            return coco.results(image_id, detections, category_id=lambda _, class_id: class_id + 1)
-        image_ids = self._annotations.image_ids
-        for name in (picture.relative.as_posix(), picture.relative.name):
-            if name in image_ids:
-                return coco.results(image_ids[name], detections, category_id=coco.by_name(self._annotations))
-        raise SourceError(f"{self._annotations.path} has no such picture")
-
-    def _draw(self, folder: output.OutputFolder, picture: Picture, detections: Detections) -> None:
-        from centernet_image import ImageError, Limits, decode
-
-        from clients.drawing import draw
-
-        try:
-            # The server has already accepted the picture within limits of its own.
-            limits = Limits(max_bytes=sources.MAX_BYTES, max_pixels=2**30, min_side=1)
-            pixels = decode(picture.read(), limits)
-        except ImageError as error:
-            raise SourceError(f"cannot draw: {error}") from error
-        folder.save(draw(pixels, detections), picture.relative, picture.path)
-
-    def _detect_video(self, video: Video) -> None:
+    def detect_video(self, video: Video) -> None:
+        """Works through a video's frames, in order."""
         labels: Counter[str] = Counter()
         frames = 0
         try:
             with video.open() as stream, ExitStack() as stack:
                 advance = stack.enter_context(output.progress(self._errors, video.name, stream.frame_count))
                 show = None
-                if self._folder:
+                if self.folder:
                     source = Path(video.address) if isinstance(video.address, str) else None
-                    path = self._folder.name(video.relative, source)
+                    path = self.folder.name(video.relative, source)
                     show = stack.enter_context(output.video_writer(path, stream.fps))
                 # Ctrl-C is how a live stream ends: what it has given is kept.
                 if video.live:
                     stack.enter_context(suppress(KeyboardInterrupt))
-                for frame, detections, error in self._client.detect_many(
-                    stream, load=_pixels, threshold=self._arguments.threshold
-                ):
-                    advance()
-                    frames += 1
+                answers = self._client.detect_many(stream, load=Frame.picture, threshold=self._threshold)
+                for frame, detections, error in answers:
                     if detections is None:
-                        self._report(f"{video.name} frame {frame.number}", error, done=frames - 1)
+                        self._report(f"{video.name} frame {frame.number}", _gone(error, f"{frames} frames"))
                     else:
                         time_s = round(frame.time_s, 3)
-                        self._write([output.entry(video.name, detections, frame=frame.number, time_s=time_s)])
+                        self.write([output.entry(video.name, detections, frame=frame.number, time_s=time_s)])
                         labels.update(detections.labels)
                     if show:
                         from clients.drawing import draw
 
                         show(frame.pixels if detections is None else draw(frame.pixels, detections))
+                    frames += 1
+                    advance()
         except SourceError as error:
             self._report(video.name, error)
         else:
-            self._summary.add(video.name, labels, frames=frames)
+            self._tables.add_video(video.name, labels, frames=frames)
 
-    def _report(
-        self, name: str, error: BaseException | None, *, done: int = 0, total: int | None = None
-    ) -> None:
-        self._failed += 1
-        if isinstance(error, UnavailableError):
-            # The retries are used up: the others would fail alike, one long wait after the other.
-            of = f"{done} of {total}" if total else f"{done}"
-            raise UnavailableError(
-                f"the server has gone after {of} {'pictures' if total else 'frames'}: {error}"
-            )
+    def _report(self, name: str, error: Exception) -> None:
+        self.failed += 1
         self._errors.print(f"detect.py: {name}: {error}", markup=False, soft_wrap=True)
 
 
-def _pixels(frame: Frame) -> Any:
-    return frame.pixels
+def list_entries(picture: Picture, detections: Detections) -> list[Any]:
+    """A picture as one JSON object."""
+    return [output.entry(picture.name, detections)]
+
+
+def coco_entries(annotations: coco.Annotations | None, picture: Picture, detections: Detections) -> list[Any]:
+    """A picture's detections as COCO's results, with the ids that `annotations` has for file and class names.
+
+    Without annotations the ids follow COCO's habits: a file is named by its id, and the first category is 1.
+
+    Raises:
+        CenterNetError: The annotations do not know the picture or a class.
+    """
+    name = picture.relative.name
+    if annotations is None:
+        image_id = int(picture.relative.stem) if picture.relative.stem.isdecimal() else name
+        return coco.results(image_id, detections, category_id=lambda _, class_id: class_id + 1)
+    for known in (picture.relative.as_posix(), name):
+        if known in annotations.image_ids:
+            image_id = annotations.image_ids[known]
+            return coco.results(image_id, detections, category_id=coco.by_name(annotations))
+    raise SourceError(f"{annotations.path} has no such picture")
+
+
+def _gone(error: Exception | None, done: str) -> Exception:
+    """Ends the run when the server is gone for good: the others would fail alike, each after a long wait."""
+    if isinstance(error, UnavailableError):
+        raise UnavailableError(f"the server has gone after {done}: {error}")
+    return error or CenterNetError("no answer")
+
+
+def _draw(picture: Picture, detections: Detections) -> np.ndarray:
+    from centernet_image import ImageError, Limits, decode
+
+    from clients.drawing import draw
+
+    # The server has already accepted the picture within limits of its own.
+    limits = Limits(max_bytes=sources.MAX_BYTES, max_pixels=2**30, min_side=1)
+    try:
+        return draw(decode(picture.read(), limits), detections)
+    except ImageError as error:
+        raise SourceError(f"cannot draw: {error}") from error
 
 
 if __name__ == "__main__":

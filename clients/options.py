@@ -38,9 +38,9 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--retries",
         type=_natural,
-        default=10,
+        default=20,
         metavar="N",
-        help="while the server is unavailable (default: 10)",
+        help="while the server is unavailable (default: 20)",
     )
     group.add_argument(
         "--deadline-s",

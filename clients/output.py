@@ -87,10 +87,31 @@ def entry(name: str, detections: Detections, **more: Any) -> dict[str, Any]:
     }
 
 
-def detections_table(name: str, detections: Detections) -> Table:
-    """One picture's detections, a row each."""
-    table = Table(box=SIMPLE_HEAD, title=Text(f"{name}: {_count(len(detections))}"), title_justify="left")
-    table.add_column("class")
+class Tables:
+    """What was found, for people: the boxes of a single picture, else a row for each."""
+
+    def __init__(self) -> None:
+        self._all = Table("picture", "detections", box=SIMPLE_HEAD)
+        self._single: Table | None = None
+
+    def add(self, name: str, detections: Detections) -> None:
+        """Adds a picture."""
+        self._single = None if self._all.row_count else _boxes(name, detections)
+        self._all.add_row(Text(name, overflow="fold"), Text(_count(Counter(detections.labels))))
+
+    def add_video(self, name: str, labels: Counter[str], *, frames: int) -> None:
+        """Adds a video: how often each class was seen in all frames together."""
+        self._single = None
+        self._all.add_row(Text(name, overflow="fold"), Text(f"in {frames} frames: {_count(labels)}"))
+
+    def table(self) -> Table | str:
+        """The table to print; empty if nothing was added."""
+        return self._single or (self._all if self._all.row_count else "")
+
+
+def _boxes(name: str, detections: Detections) -> Table:
+    title = Text(f"{name}: {_count(Counter(detections.labels))}")
+    table = Table("class", box=SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("score", "x1", "y1", "x2", "y2"):
         table.add_column(column, justify="right")
     for label, score, box in zip(detections.labels, detections.scores, detections.xyxy, strict=True):
@@ -98,22 +119,8 @@ def detections_table(name: str, detections: Detections) -> Table:
     return table
 
 
-class Summary:
-    """A table of many pictures, a row each: what was found how often."""
-
-    def __init__(self) -> None:
-        self.table = Table("picture", "detections", box=SIMPLE_HEAD)
-
-    def add(self, name: str, labels: Counter[str], *, frames: int | None = None) -> None:
-        """Adds a picture, or a video of so many `frames`."""
-        found = ", ".join(f"{count} {label}" for label, count in labels.most_common()) or "none"
-        self.table.add_row(
-            Text(name, overflow="fold"), Text(f"in {frames} frames: {found}" if frames else found)
-        )
-
-
-def _count(number: int) -> str:
-    return f"{number} detection" + "s" * (number != 1)
+def _count(labels: Counter[str]) -> str:
+    return ", ".join(f"{count} {label}" for label, count in labels.most_common()) or "nothing"
 
 
 @contextmanager
@@ -162,7 +169,7 @@ class OutputFolder:
     """Names for drawings: those of the pictures, no two alike, never a picture itself."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.path = folder
         self._taken: set[Path] = set()
 
     def name(self, relative: Path, source: Path | None) -> Path:
@@ -173,14 +180,14 @@ class OutputFolder:
         """
         if relative.suffix.lower() not in {".jpg", ".jpeg", ".png", ".webp", ".mp4"}:
             relative = relative.with_suffix(".png")
-        path = self._folder / relative
+        path = self.path / relative
         number = 2
         while path in self._taken:
-            path = (self._folder / relative).with_stem(f"{relative.stem}-{number}")
+            path = (self.path / relative).with_stem(f"{relative.stem}-{number}")
             number += 1
         if source and path.resolve() == source.resolve():
             raise CenterNetError(
-                f"the drawing would replace the picture: choose another folder than {self._folder}"
+                f"the drawing would replace the picture: choose another folder than {self.path}"
             )
         self._taken.add(path)
         return path

@@ -25,7 +25,7 @@ class RetryPolicy:
         longest_pause_s: Where the doubling ends.
     """
 
-    retries: int = 10
+    retries: int = 20
     timeout_s: float = 10.0
     deadline_s: float = 60.0
     first_pause_s: float = 0.1
@@ -38,8 +38,17 @@ class RetryPolicy:
             yield longest_s * random.uniform(0.5, 1.0)  # noqa: S311
 
 
-async def with_retries(attempt: Callable[[], Awaitable[T]], policy: RetryPolicy) -> T:
+async def with_retries(
+    attempt: Callable[[], Awaitable[T]],
+    policy: RetryPolicy,
+    on_pause: Callable[[UnavailableError, int], None] = lambda error, retry: None,
+) -> T:
     """Awaits `attempt()` until it answers; only `UnavailableError` is tried again.
+
+    Args:
+        attempt: Called once for each attempt.
+        policy: The limits.
+        on_pause: Told the error and the number of the retry to come, from 0.
 
     Raises:
         UnavailableError: The last attempt's, when retries or time are used up.
@@ -47,7 +56,7 @@ async def with_retries(attempt: Callable[[], Awaitable[T]], policy: RetryPolicy)
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + policy.deadline_s
-    pauses_s = policy.pauses_s()
+    pauses_s = enumerate(policy.pauses_s())
     while True:
         limit_s = min(policy.timeout_s, deadline - loop.time())
         try:
@@ -55,8 +64,9 @@ async def with_retries(attempt: Callable[[], Awaitable[T]], policy: RetryPolicy)
                 return await attempt()
         except TimeoutError:
             raise DeadlineError(f"no answer within {limit_s:.1f} s") from None
-        except UnavailableError:
-            pause_s = next(pauses_s, None)
+        except UnavailableError as error:
+            retry, pause_s = next(pauses_s, (0, None))
             if pause_s is None or loop.time() + pause_s >= deadline:
                 raise
+            on_pause(error, retry)
         await asyncio.sleep(pause_s)

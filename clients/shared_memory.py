@@ -20,7 +20,7 @@ from clients.errors import CenterNetError, RejectedError, SharedMemoryError
 from clients.transport import Transport
 
 SMALLEST_REGION_BYTES = 1 << 20
-CLOSE_TIMEOUT_S = 2.0
+CLOSE_TIMEOUT_S = 5.0
 SYSTEM_FOLDER = "/dev/shm"  # noqa: S108
 
 
@@ -40,6 +40,7 @@ class Region:
         self.name = f"centernet-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self.byte_size = byte_size
         self.registered = False
+        self._lock = asyncio.Lock()
 
     def write(self, parts: Sequence[np.ndarray]) -> None:
         """Copies arrays into the region, one after the other from its start."""
@@ -59,22 +60,35 @@ class Region:
             SharedMemoryError: The server cannot open it.
             UnavailableError: No server.
         """
-        if self.registered:
-            return
-        await self.unregister(transport)
-        try:
-            await transport.call(f"register_{self.kind}_shared_memory", self.name, *self._registration())
-        except RejectedError as error:
-            raise SharedMemoryError(
-                f"the server cannot open this client's {self.kind} shared memory: {error}; it must run on "
-                "this machine (a container with --ipc=host), else use '--shared-memory none'"
-            ) from error
-        self.registered = True
+        if not self.registered:
+            # Not to be cancelled half-way: it could reach the server after `unregister`.
+            await asyncio.shield(self._register(transport))
 
     async def unregister(self, transport: Transport) -> None:
-        """Makes the server forget the region; fine if it does not know it."""
-        self.registered = False
-        await transport.call(f"unregister_{self.kind}_shared_memory", self.name)
+        """Makes the server forget the region, once it no longer works on a request that was given up."""
+        async with self._lock:
+            self.registered = False
+            while True:
+                try:
+                    await transport.call(f"unregister_{self.kind}_shared_memory", self.name)
+                    return
+                except RejectedError as error:
+                    if "in use" not in str(error):
+                        raise
+                await asyncio.sleep(0.02)
+
+    async def _register(self, transport: Transport) -> None:
+        async with self._lock:
+            try:
+                await transport.call(f"register_{self.kind}_shared_memory", self.name, *self._registration())
+            except RejectedError as error:
+                # A server that was only busy still knows the region.
+                if "already in manager" not in str(error):
+                    raise SharedMemoryError(
+                        f"the server cannot open this client's {self.kind} shared memory: {error}; it must "
+                        "run on this machine (a container with --ipc=host), else use '--shared-memory none'"
+                    ) from error
+            self.registered = True
 
 
 class SystemRegion(Region):

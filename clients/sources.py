@@ -71,6 +71,10 @@ class Frame(NamedTuple):
     time_s: float
     pixels: np.ndarray
 
+    def picture(self) -> np.ndarray:
+        """What the client takes."""
+        return self.pixels
+
 
 @dataclass(frozen=True)
 class Video:

@@ -14,6 +14,9 @@ from clients.errors import CenterNetError, RejectedError, UnavailableError
 PORTS = {"grpc": 8001, "http": 8000}
 """Triton's default port of each protocol."""
 
+STOPPING = "has no available versions"
+"""What a server that is about to stop says of its models, under "not found"."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
@@ -122,8 +125,7 @@ class GrpcTransport(Transport):
 
         if not isinstance(error, InferenceServerException):
             return None
-        kind = UnavailableError if error.status() == "StatusCode.UNAVAILABLE" else RejectedError
-        return kind(error.message())
+        return _answered(error, unavailable=("StatusCode.UNAVAILABLE",))
 
 
 class HttpTransport(Transport):
@@ -159,8 +161,15 @@ class HttpTransport(Transport):
             return UnavailableError(str(error) or type(error).__name__)
         if not isinstance(error, InferenceServerException):
             return None
-        kind = UnavailableError if error.status() in ("502", "503") else RejectedError
-        return kind(error.message())
+        return _answered(error, unavailable=("502", "503"))
+
+
+def _answered(error: Any, *, unavailable: tuple[str, ...]) -> CenterNetError:
+    """The error of an answer whose status may be one of `unavailable`."""
+    message = error.message()
+    away = error.status() in unavailable or STOPPING in message
+    message = message.rpartition("last error: ")[2].replace("[request id: <id_unknown>] ", "")
+    return (UnavailableError if away else RejectedError)(message)
 
 
 TRANSPORTS: dict[str, type[Transport]] = {"grpc": GrpcTransport, "http": HttpTransport}
