@@ -103,17 +103,18 @@ void meetTensorRt(ILogger* logger) noexcept {
   std::call_once(once, refuse, other, other_library);
 }
 
-// Calls TensorRT's function of this name, of the major that the caller was compiled for.
+// Calls TensorRT's function of this name, of the major that the caller was compiled for, or of the one there
+// is.
 void* create(const char* function, void* logger, int32_t version) noexcept {
   const int32_t major = version / 10000;
   meetTensorRt(major == DCNV2_TENSORRT_MAJOR ? static_cast<ILogger*>(logger) : nullptr);
+  auto real = find<void*(void*, int32_t)>(RTLD_NEXT, function);
   for (const char* name : kLibraries) {
     void* const library = loadedLibrary(name);
-    if (library == nullptr || majorOf(library) != major) continue;
-    if (const auto real = find<void*(void*, int32_t)>(library, function)) return real(logger, version);
+    if (library == nullptr || (real != nullptr && majorOf(library) != major)) continue;
+    real = find<void*(void*, int32_t)>(library, function);
   }
-  const auto next = find<void*(void*, int32_t)>(RTLD_NEXT, function);
-  return next != nullptr ? next(logger, version) : nullptr;
+  return real != nullptr ? real(logger, version) : nullptr;
 }
 
 struct AtLoad {

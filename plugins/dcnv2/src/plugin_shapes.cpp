@@ -32,9 +32,12 @@ int64_t outputSide(int64_t side, int64_t kernel, int32_t stride, int32_t padding
   return room < 0 ? 0 : room / stride + 1;
 }
 
-void expect(const std::string& what, int64_t found, int64_t expected, const std::string& why) {
+// "`what` found`unit`, expected ..." unless one of the two is unknown.
+void expect(const std::string& what, int64_t found, const char* unit, int64_t expected,
+            const std::string& why) {
   if (known(found) && known(expected) && found != expected) {
-    throw std::invalid_argument(what + " " + text(found) + ", expected " + text(expected) + " (" + why + ")");
+    throw std::invalid_argument(what + " " + text(found) + unit + ", expected " + text(expected) + " (" +
+                                why + ")");
   }
 }
 
@@ -82,7 +85,8 @@ void checkShapes(const Attributes& attributes, const Dims* inputs, int32_t count
   const char* names[] = {"input", "offset", a.packed_offset_mask ? "weight" : "mask",
                          a.packed_offset_mask ? "bias" : "weight", "bias"};
   for (int32_t i = 0; i < count; ++i) {
-    expect(std::string(names[i]) + " has dimensions:", inputs[i].nbDims, i == a.biasIndex() ? 1 : 4, "rank");
+    const bool bias = i == a.biasIndex();
+    expect(std::string(names[i]) + " has", inputs[i].nbDims, " dimensions", bias ? 1 : 4, "rank");
   }
   const Dims& input = inputs[0];
   const Dims& weight = inputs[a.weightIndex()];
@@ -95,10 +99,10 @@ void checkShapes(const Attributes& attributes, const Dims* inputs, int32_t count
   expectDivisible("input", channels, "groups", a.groups);
   expectDivisible("input", channels, "deformable_group", a.deformable_group);
   expectDivisible("output", weight.d[0], "groups", a.groups);
-  expect("weight has input channels:", weight.d[axes.channels],
+  expect("weight has", weight.d[axes.channels], " input channels",
          known(channels) ? channels / a.groups : kUnknown,
          text(channels) + " channels / groups " + std::to_string(a.groups));
-  expect("bias has length", inputs[a.biasIndex()].d[0], weight.d[0], "the weight's output channels");
+  expect("bias has", inputs[a.biasIndex()].d[0], " values", weight.d[0], "the weight's output channels");
 
   const int64_t out_h = outputSide(input.d[2], kernel_h, a.stride[0], a.padding[0], a.dilation[0]);
   const int64_t out_w = outputSide(input.d[3], kernel_w, a.stride[1], a.padding[1], a.dilation[1]);
@@ -112,12 +116,12 @@ void checkShapes(const Attributes& attributes, const Dims* inputs, int32_t count
   for (int32_t i = 1; i < a.weightIndex(); ++i) {
     const std::string name = names[i];
     const int32_t per_tap = a.packed_offset_mask ? 3 : (i == 1 ? 2 : 1);
-    expect(name + " has channels:", inputs[i].d[1], known(taps) ? per_tap * taps : kUnknown,
+    expect(name + " has", inputs[i].d[1], " channels", known(taps) ? per_tap * taps : kUnknown,
            std::to_string(per_tap) + " * deformable_group " + std::to_string(a.deformable_group) +
                " * kernel " + kernel);
-    expect(name + " has batch", inputs[i].d[0], input.d[0], "the input's");
-    expect(name + " has height", inputs[i].d[2], out_h, "the output's");
-    expect(name + " has width", inputs[i].d[3], out_w, "the output's");
+    expect(name + " has batch", inputs[i].d[0], "", input.d[0], "the input's");
+    expect(name + " has height", inputs[i].d[2], "", out_h, "the output's");
+    expect(name + " has width", inputs[i].d[3], "", out_w, "the output's");
   }
 }
 

@@ -209,15 +209,15 @@ void testShapeErrors() {
   } cases[] = {
       {1,
        {2, 17, 10, 12},
-       "node 'layer1.conv': offset has channels: 17, expected 18 (2 * deformable_group 1 * kernel 3x3)"},
-      {2, {2, 18, 10, 12}, "mask has channels: 18, expected 9 (1 * deformable_group 1 * kernel 3x3)"},
+       "node 'layer1.conv': offset has 17 channels, expected 18 (2 * deformable_group 1 * kernel 3x3)"},
+      {2, {2, 18, 10, 12}, "mask has 18 channels, expected 9 (1 * deformable_group 1 * kernel 3x3)"},
       {1, {2, 18, 12, 10}, "offset has height 12, expected 10 (the output's)"},
       {2, {2, 9, 10, 10}, "mask has width 10, expected 12 (the output's)"},
       {1, {1, 18, 10, 12}, "offset has batch 1, expected 2 (the input's)"},
-      {3, {16, 4, 3, 3}, "weight has input channels: 4, expected 8 (8 channels / groups 1)"},
-      {4, {8}, "bias has length 8, expected 16 (the weight's output channels)"},
-      {4, {16, 1}, "bias has dimensions: 2, expected 1 (rank)"},
-      {0, {8, 10, 12}, "input has dimensions: 3, expected 4 (rank)"},
+      {3, {16, 4, 3, 3}, "weight has 4 input channels, expected 8 (8 channels / groups 1)"},
+      {4, {8}, "bias has 8 values, expected 16 (the weight's output channels)"},
+      {4, {16, 1}, "bias has 2 dimensions, expected 1 (rank)"},
+      {0, {8, 10, 12}, "input has 3 dimensions, expected 4 (rank)"},
       {0, {2, 8, 0, 12}, "input of 0x12 leaves no output, expected room for a kernel of 3x3"}};
   for (const auto& c : cases) {
     auto tensors = layer();
