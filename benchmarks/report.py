@@ -1,5 +1,6 @@
 """What every benchmark reports with its figures: machine, versions and command; as JSON, Markdown and SVG."""
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -9,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ PACKAGES = (
     *("numpy", "opencv-python-headless", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision"),
     *("tensorrt", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings", "polygraphy", "tritonclient"),
 )
+
+
+class BenchmarkError(Exception):
+    """A run that cannot go on; its text is one line that says what to do."""
 
 
 def environment() -> dict[str, Any]:
@@ -103,6 +108,31 @@ def write(output_dir: Path, name: str, *, results: Mapping[str, Any], markdown: 
         partial = output_dir / f"{name}{suffix}.part"
         partial.write_text(text)
         partial.replace(output_dir / f"{name}{suffix}")
+
+
+def choices(known: Collection[str]) -> Callable[[str], list[str]]:
+    """An argparse type: some of the known names, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := [name for name in chosen if name not in known]:
+            raise argparse.ArgumentTypeError(
+                f"found {', '.join(unknown)}, expected some of {', '.join(known)}"
+            )
+        return chosen
+
+    return parse
+
+
+def numbers(text: str) -> list[int]:
+    """An argparse type: whole numbers from 1, separated by commas; the result is sorted."""
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or found[0] < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers from 1, for example 1,8,64")
+    return found
 
 
 def _cell(value: object) -> str:

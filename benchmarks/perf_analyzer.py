@@ -1,0 +1,100 @@
+"""Load from NVIDIA's perf_analyzer."""
+
+import base64
+import csv
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.report import BenchmarkError
+
+EXECUTABLE = Path(__file__).resolve().parents[1] / "ci" / "perf-analyzer"
+WINDOWS = 3
+"""Measurement windows of one run; perf_analyzer needs so many."""
+
+NO_REQUEST_IN_WINDOW = 3
+"""Exit code of perf_analyzer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a client saw: throughput in requests per second, latencies in milliseconds."""
+
+    throughput: float
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+def write_input(path: Path, tensors: dict[str, bytes | np.ndarray]) -> None:
+    """Write one request's inputs as perf_analyzer reads them; bytes become a BYTES tensor of shape [1]."""
+    step = {}
+    for name, value in tensors.items():
+        if isinstance(value, bytes):
+            content, shape = len(value).to_bytes(4, "little") + value, [1]
+        else:
+            content, shape = value.tobytes(), list(value.shape)
+        step[name] = {"b64": base64.b64encode(content).decode(), "shape": shape}
+    path.write_text(json.dumps({"data": [step]}))
+
+
+def run(
+    model: str,
+    *,
+    url: str,
+    input_data: Path,
+    concurrency: int,
+    shared_memory: str = "none",
+    output_bytes: int = 2**16,
+    seconds: float,
+    options: Sequence[str] = (),
+) -> Load:
+    """Keep so many requests to a model in flight, by gRPC.
+
+    Args:
+        model: Name on the server.
+        url: Host and port of the server's gRPC service.
+        input_data: A file by `write_input`.
+        concurrency: Requests in flight.
+        shared_memory: `none` or `system`.
+        output_bytes: Upper bound of one output tensor's size.
+        seconds: How long to measure; longer if no request ends in a third of it.
+        options: Further ones of perf_analyzer.
+
+    Raises:
+        BenchmarkError: perf_analyzer failed.
+    """
+    window_ms = max(int(1000 * seconds / WINDOWS), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "load.csv"
+        for _ in range(4):
+            command = [
+                *(str(EXECUTABLE), "-m", model, "-u", url, "-i", "grpc", "--async"),
+                *("--input-data", str(input_data), "--concurrency-range", str(concurrency)),
+                *("--shared-memory", shared_memory, "--output-shared-memory-size", str(output_bytes)),
+                *("-p", str(window_ms), "-r", str(WINDOWS), "-f", str(table), "--verbose-csv"),
+                # Any spread counts as stable: repeats, and their medians, show the noise.
+                *("-s", "1000000", *options),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != NO_REQUEST_IN_WINDOW:
+                break
+            window_ms *= 3
+        if done.returncode or not table.exists():
+            lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
+            raise BenchmarkError(f"perf_analyzer failed on {model} ({done.returncode}): {lines[-1]}")
+        with table.open(newline="") as file:
+            (row,) = csv.DictReader(file)
+    return Load(
+        throughput=float(row["Inferences/Second"]),
+        mean_ms=float(row["Avg latency"]) / 1000,
+        p50_ms=float(row["p50 latency"]) / 1000,
+        p95_ms=float(row["p95 latency"]) / 1000,
+        p99_ms=float(row["p99 latency"]) / 1000,
+    )

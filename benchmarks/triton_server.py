@@ -1,0 +1,159 @@
+"""A Triton server to measure: starting one, and reading where its time goes."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from benchmarks.report import BenchmarkError
+
+STEPS = {
+    "preprocess": "centernet_preprocess",
+    "network": "centernet_network",
+    "postprocess": "centernet_postprocess",
+}
+PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+
+
+@contextmanager
+def running(repository: Path, *, timeout_s: float = 120) -> Iterator[str]:
+    """Start `tritonserver` on a model repository, at a free port of this machine alone.
+
+    Yields:
+        Host and port of its gRPC service, once every model is ready.
+
+    Raises:
+        BenchmarkError: There is no `tritonserver`, or it did not get ready.
+    """
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    command = shutil.which("tritonserver", path=folders)
+    if command is None:
+        raise BenchmarkError("found no tritonserver on PATH: run ci/setup, or name a running server by --url")
+    url = f"127.0.0.1:{_free_port()}"
+    options = ("--allow-http=false", "--allow-metrics=false", "--grpc-address=127.0.0.1")
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [command, f"--model-repository={repository}", f"--grpc-port={url.partition(':')[2]}", *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _wait_until_ready(url, process, log, timeout_s)
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a model did between two readings of its statistics.
+
+    Attributes:
+        requests: Answered ones.
+        batch: Mean batch size of an execution.
+        total_ms: Mean time of a request inside the server.
+        parts_ms: The same by part: `queue`, `compute_input`, `compute_infer`, `compute_output`.
+    """
+
+    requests: int
+    batch: float
+    total_ms: float
+    parts_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Triton's counters since the server's start: per model, per counter."""
+
+    counters: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, client: InferenceServerClient) -> "Statistics":
+        """Ask the server."""
+        counters = {}
+        for model in client.get_inference_statistics().model_stats:
+            stats = model.inference_stats
+            counters[model.name] = {
+                "inferences": model.inference_count,
+                "executions": model.execution_count,
+                "requests": stats.success.count,
+                "success": stats.success.ns,
+                **{part: getattr(stats, part).ns for part in PARTS},
+            }
+        return cls(counters)
+
+    def since(self, before: "Statistics") -> dict[str, Usage]:
+        """What each model that answered a request did after `before` was read."""
+        usage = {}
+        for model, counters in self.counters.items():
+            earlier = before.counters.get(model, {})
+            delta = {name: value - earlier.get(name, 0) for name, value in counters.items()}
+            if not delta["requests"]:
+                continue
+            milliseconds = {name: delta[name] / delta["requests"] / 1e6 for name in ("success", *PARTS)}
+            usage[model] = Usage(
+                requests=delta["requests"],
+                batch=delta["inferences"] / max(delta["executions"], 1),
+                total_ms=milliseconds.pop("success"),
+                parts_ms=milliseconds,
+            )
+        return usage
+
+
+def breakdown(ensemble: str, usage: dict[str, Usage], *, client_ms: float) -> dict[str, float]:
+    """Where the mean request's milliseconds went; they add up to what the client saw.
+
+    Args:
+        ensemble: The model that was asked.
+        usage: Of all models, during the load.
+        client_ms: Mean latency that the client saw.
+
+    Returns:
+        `transport` (client to server and back), `STEP_queue` and `STEP` for each step of the ensemble, and
+        `scheduling` (the rest inside the server).
+    """
+    parts = {"transport": client_ms - usage[ensemble].total_ms}
+    for step, model in STEPS.items():
+        if model in usage:
+            parts[f"{step}_queue"] = usage[model].parts_ms["queue"]
+            parts[step] = sum(usage[model].parts_ms[part] for part in PARTS[1:])
+    parts["scheduling"] = client_ms - sum(parts.values())
+    return parts
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen, log: IO[str], timeout_s: float) -> None:
+    client = InferenceServerClient(url)
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if client.is_server_ready():
+                return
+        except InferenceServerException:
+            pass
+        time.sleep(0.1)
+    log.seek(0)
+    lines = [line for line in log.read().splitlines() if "rror" in line or "ailed" in line] or ["no message"]
+    found = "ended" if process.poll() is not None else f"was not ready after {timeout_s:.0f} s"
+    raise BenchmarkError(f"the server {found}: {lines[-1].strip()}")
