@@ -7,11 +7,13 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import version_converter
 
+from export.errors import ExportError
+
 DEFORM_CONV_OPSET = 19
 """The first opset with DeformConv."""
 
 
-class RewriteError(ValueError):
+class RewriteError(ExportError):
     """A graph that cannot be rewritten; the message names the node, what was found and what was expected."""
 
 
@@ -166,7 +168,7 @@ def _fuse_offset_mask(node: gs.Node) -> None:
 
 
 def _channel_slice(tensor: gs.Tensor) -> tuple[gs.Tensor, int, int] | None:
-    """The tensor that `tensor` is channels [start, stop) of, through Split, Slice and Concat; None if none."""
+    """What `tensor` is channels [start, stop) of, seen through Split, Slice and Concat."""
     producer = tensor.inputs[0] if len(tensor.inputs) == 1 else None
     if producer is None:
         return None

@@ -1,0 +1,156 @@
+"""Compares a plan with ONNX Runtime, output by output."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+from polygraphy.comparator import Comparator
+
+from export import contract
+
+DETECTIONS = (contract.BOXES.name, contract.SCORES.name, contract.CLASSES.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far a plan may be from FP32 on the CPU.
+
+    Attributes:
+        relative: largest difference of a raw output, as a part of its largest value.
+        score: largest difference of a detection's score.
+        box_px: largest difference of a box's side, pixels of the frame.
+        unmatched: part of the detections that may have no counterpart within the two.
+    """
+
+    relative: float
+    score: float
+    box_px: float
+    unmatched: float
+
+
+TOLERANCES = {
+    "fp32": Tolerance(relative=1e-3, score=1e-3, box_px=0.1, unmatched=0.01),
+    "fp16": Tolerance(relative=2e-2, score=0.02, box_px=2, unmatched=0.05),
+    "int8": Tolerance(relative=0.2, score=0.1, box_px=8, unmatched=0.2),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How one output, or the detections together, differ.
+
+    Attributes:
+        output: its name; "detections" for boxes, scores and classes.
+        batch: pictures at once.
+        passed: whether all is within the tolerance.
+        facts: what was measured, by name.
+    """
+
+    output: str
+    batch: int
+    passed: bool
+    facts: dict[str, float]
+
+    def __str__(self) -> str:
+        facts = ", ".join(f"{name} {value:.3g}" for name, value in self.facts.items())
+        return f"{self.output}, batch {self.batch}: {facts}{'' if self.passed else ' - beyond tolerance'}"
+
+
+def verify(
+    reference: onnx.ModelProto, engine: bytes, feeds: Iterable[dict[str, np.ndarray]], tolerance: Tolerance
+) -> list[Difference]:
+    """Runs both and compares them.
+
+    Args:
+        reference: FP32, run by ONNX Runtime on the CPU.
+        engine: serialized, run by TensorRT on the GPU; its plugin is loaded.
+        feeds: inputs of both; the batch size may differ from one to the next.
+        tolerance: one of `TOLERANCES`.
+    """
+    session = SessionFromOnnx(reference.SerializeToString(), providers=["cpu"])
+    runners = [
+        OnnxrtRunner(session, name="onnxruntime"),
+        TrtRunner(EngineFromBytes(engine), name="tensorrt"),
+    ]
+    results = Comparator.run(runners, data_loader=list(feeds))
+    found: list[Difference] = []
+
+    def compare(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> OrderedDict[str, bool]:
+        differences = compare_outputs(expected, actual, tolerance)
+        found.extend(differences)
+        return OrderedDict((difference.output, difference.passed) for difference in differences)
+
+    Comparator.compare_accuracy(results, compare_func=compare)
+    return found
+
+
+def compare_outputs(
+    expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], tolerance: Tolerance
+) -> list[Difference]:
+    """Compares all outputs: detections as sets, everything else value by value."""
+    differences = []
+    names = list(expected)
+    if set(DETECTIONS) <= set(names):
+        one, other = ([np.asarray(outputs[name]) for name in DETECTIONS] for outputs in (expected, actual))
+        differences.append(compare_detections(one, other, tolerance))
+        names = [name for name in names if name not in DETECTIONS]
+    for name in names:
+        wanted, found = (np.asarray(outputs[name], np.float64) for outputs in (expected, actual))
+        relative = float(np.abs(wanted - found).max() / max(np.abs(wanted).max(), 1e-6))
+        # A NaN compares false, so that it never passes.
+        passed = relative <= tolerance.relative
+        facts = {"relative": relative}
+        differences.append(Difference(output=name, batch=len(wanted), passed=passed, facts=facts))
+    return differences
+
+
+def compare_detections(
+    expected: list[np.ndarray], actual: list[np.ndarray], tolerance: Tolerance
+) -> Difference:
+    """Matches each expected detection with an actual one of its class, whatever their order.
+
+    Scores that are nearly equal change places, and the last of the K may be another one: a detection within
+    the tolerance of the last score needs no counterpart.
+
+    Args:
+        expected: boxes [N, K, 4], scores [N, K], classes [N, K].
+        actual: the same.
+        tolerance: for scores, boxes and the part that is unmatched.
+    """
+    wanted = matched = 0
+    worst_score = worst_box = 0.0
+    for boxes, scores, classes, other_boxes, other_scores, other_classes in zip(
+        *expected, *actual, strict=True
+    ):
+        last = max(scores[-1], other_scores[-1]) + tolerance.score
+        is_wanted = (scores > last) | (np.arange(len(scores)) == 0)
+        score_gap = np.abs(scores[:, None] - other_scores[None])
+        box_gap = np.abs(boxes[:, None] - other_boxes[None]).max(axis=-1)
+        fits = (
+            (classes[:, None] == other_classes[None])
+            & (score_gap <= tolerance.score)
+            & (box_gap <= tolerance.box_px)
+        )
+        free = np.ones(len(other_scores), bool)
+        for row in np.flatnonzero(is_wanted):
+            wanted += 1
+            candidates = np.flatnonzero(fits[row] & free)
+            if not len(candidates):
+                continue
+            best = candidates[np.argmin(box_gap[row, candidates])]
+            free[best] = False
+            matched += 1
+            worst_score = max(worst_score, float(score_gap[row, best]))
+            worst_box = max(worst_box, float(box_gap[row, best]))
+    unmatched = 1 - matched / wanted if wanted else 0.0
+    return Difference(
+        output="detections",
+        batch=len(expected[0]),
+        passed=unmatched <= tolerance.unmatched,
+        facts={"score": worst_score, "box_px": worst_box, "unmatched": unmatched, "compared": wanted},
+    )

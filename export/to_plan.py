@@ -1,0 +1,211 @@
+"""ONNX file to TensorRT plan: python -m export.to_plan MODEL.onnx OUT.plan."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+from rich.console import Console
+
+from export import description, errors, plan_engine, plan_feeds, plan_verify, precision, rewrite
+from export.files import write_beside
+from export.plan_description import PlanDescription, Profiles, find_gpu, sha256
+from export.plan_engine import PlanError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line.
+
+    Raises:
+        ExportError: with the one line that the user reads.
+    """
+    options = _parse(arguments)
+    console = Console(stderr=True)
+    if options.target:
+        plan_engine.with_rtx_libraries()
+    elif find_gpu() is None:
+        raise PlanError(
+            "found no NVIDIA GPU, and a plan is built on the kind of GPU that runs it: "
+            "use a machine with one, or check the model without one by --target SM86"
+        )
+    model = _read(options.model)
+    trt = plan_engine.load_tensorrt(rtx=bool(options.target))
+    facts = _describe(model, options, trt)
+    if options.if_needed and _is_current(options.output, facts, console):
+        return
+    console.print(
+        f"building {options.output}: {facts.precision} for {facts.gpu or options.target}", soft_wrap=True
+    )
+    reference = rewrite.to_deform_conv(model)
+    engine, timing_cache = plan_engine.build(
+        trt,
+        rewrite.to_dcnv2(_with_precision(reference, options)),
+        shapes=facts.profiles,
+        # FP32 means FP32: TF32 rounds to as few bits as FP16 does.
+        tf32=options.precision != "fp32",
+        target=options.target,
+        timing_cache=_read_timing_cache(options.timing_cache),
+        optimization_level=options.optimization_level,
+        console=console if console.is_terminal else None,
+    )
+    if timing_cache is not None:
+        write_beside(options.timing_cache, timing_cache)
+    if options.verify:
+        _verify(reference, engine, facts.profiles, options, console)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_beside(options.output, engine)
+    # Last, so that a plan is never described by what was built before it.
+    beside = options.output.with_suffix(".json")
+    text = json.dumps(_network_facts(model) | {"plan": asdict(facts)}, indent=1, ensure_ascii=False)
+    write_beside(beside, text.encode() + b"\n")
+    console.print(f"wrote {options.output} ({len(engine) / 2**20:.1f} MiB) and {beside.name}", soft_wrap=True)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m export.to_plan", description=__doc__)
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("output", type=Path, metavar="OUT.plan", help="OUT.json is written beside it")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp16")
+    parser.add_argument(
+        "--batch", type=_batch, default=(1, 8, 32), metavar="MIN,OPT,MAX", help="batch sizes (default 1,8,32)"
+    )
+    parser.add_argument(
+        "--plugin", type=Path, help="libdcnv2.so, unless it is preloaded or built in build/dcnv2"
+    )
+    parser.add_argument("--timing-cache", type=Path, help="read if it is there, and written")
+    parser.add_argument("--calibration", type=Path, metavar="DIR", help="pictures for int8, and for --verify")
+    parser.add_argument("--pictures", type=int, default=100, help="how many of them calibrate (default 100)")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare with ONNX Runtime; refuse what differs"
+    )
+    parser.add_argument(
+        "--optimization-level", type=int, choices=range(6), metavar="0-5", help="TensorRT's own"
+    )
+    parser.add_argument("--target", metavar="SM86", help="check without a GPU, by building with TensorRT-RTX")
+    parser.add_argument("--if-needed", action="store_true", help="keep a plan that fits its surroundings")
+    options = parser.parse_args(arguments)
+    if options.precision == "int8" and options.calibration is None:
+        parser.error("--precision int8 needs --calibration DIR: pictures like those to be served")
+    if options.verify and options.target:
+        parser.error("--verify runs the plan, which --target cannot: use a machine with a GPU")
+    if options.target and not (options.target.startswith("SM") and options.target[2:].isdigit()):
+        parser.error(
+            f"--target: found {options.target}, expected SM and a compute capability, for example SM86"
+        )
+    return options
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    sizes = [int(size) for size in text.split(",")] if text.replace(",", "").isdecimal() else []
+    if len(sizes) == 1:
+        sizes *= 3
+    if len(sizes) != 3 or sizes != sorted(sizes) or sizes[0] < 1:
+        raise argparse.ArgumentTypeError(
+            f"found {text}, expected a size or three rising ones, for example 1,8,32"
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path)
+    except OSError as error:
+        raise errors.UsageError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # protobuf's DecodeError, which onnx does not wrap
+        raise errors.UsageError(f"{path} is not an ONNX file: {error}") from None
+
+
+def _describe(model: onnx.ModelProto, options: argparse.Namespace, trt: ModuleType) -> PlanDescription:
+    has_plugin = any(node.op_type in ("DeformConv", "DCNv2") for node in model.graph.node)
+    plugin = plan_engine.load_plugin(trt, options.plugin, rtx=bool(options.target)) if has_plugin else None
+    gpu = None if options.target else find_gpu()
+    return PlanDescription(
+        tensorrt=f"RTX {trt.__version__}" if options.target else trt.__version__,
+        gpu=gpu.name if gpu else "",
+        compute_capability=gpu.compute_capability if gpu else f"{options.target[2:-1]}.{options.target[-1]}",
+        precision=options.precision,
+        plugin_sha256=sha256(plugin) if plugin else "",
+        onnx_sha256=sha256(options.model),
+        profiles=plan_engine.profiles(model, options.batch),
+    )
+
+
+def _is_current(plan: Path, facts: PlanDescription, console: Console) -> bool:
+    try:
+        found = json.loads(plan.with_suffix(".json").read_text())
+        reasons = facts.misfits(found) if plan.is_file() else [f"no {plan}"]
+    except OSError:
+        reasons = [f"no {plan.with_suffix('.json')}"]
+    except ValueError:
+        reasons = [f"{plan.with_suffix('.json')} is damaged"]
+    for reason in reasons:
+        console.print(f"a plan is needed: {reason}", soft_wrap=True)
+    if not reasons:
+        console.print(f"{plan} fits: nothing to build", soft_wrap=True)
+    return not reasons
+
+
+def _with_precision(reference: onnx.ModelProto, options: argparse.Namespace) -> onnx.ModelProto:
+    if options.precision == "int8":
+        pictures = plan_feeds.from_pictures(reference, options.calibration, limit=options.pictures)
+        return precision.to_fp16(precision.to_int8(reference, pictures))
+    return precision.to_fp16(reference) if options.precision == "fp16" else reference
+
+
+def _verify(
+    reference: onnx.ModelProto,
+    engine: bytes,
+    shapes: Profiles,
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    feeds = _feeds(reference, shapes, options.calibration)
+    differences = plan_verify.verify(reference, engine, feeds, plan_verify.TOLERANCES[options.precision])
+    for difference in differences:
+        console.print(str(difference), soft_wrap=True)
+    failed = [difference.output for difference in differences if not difference.passed]
+    if failed:
+        names = ", ".join(dict.fromkeys(failed))
+        raise PlanError(f"the plan differs from ONNX Runtime in {names} (above): not written")
+
+
+def _feeds(
+    reference: onnx.ModelProto, shapes: Profiles, folder: Path | None
+) -> Iterator[dict[str, np.ndarray]]:
+    """One feed for each batch size of the profile, of pictures if there are any."""
+    dtypes = {
+        tensor.name: onnx.helper.tensor_dtype_to_np_dtype(tensor.type.tensor_type.elem_type)
+        for tensor in reference.graph.input
+    }
+    for size in sorted({shape[0] for shape in next(iter(shapes.values())).values()}):
+        if folder is None:
+            sides = {name: [size, *shape["opt"][1:]] for name, shape in shapes.items()}
+            yield plan_feeds.noise(sides, dtypes, seed=size)
+            continue
+        pictures = list(islice(plan_feeds.from_pictures(reference, folder), size))
+        yield {
+            name: np.concatenate([pictures[index % len(pictures)][name] for index in range(size)])
+            for name in pictures[0]
+        }
+
+
+def _network_facts(model: onnx.ModelProto) -> dict[str, object]:
+    try:
+        return asdict(description.read(model))
+    except ValueError:  # not one of ours: there is nothing to say about it
+        return {}
+
+
+def _read_timing_cache(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    return path.read_bytes() if path.is_file() else b""
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,213 @@
+"""FP16 and INT8 graphs, run by ONNX Runtime against the FP32 graph that they were made from."""
+
+from collections import Counter
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from export import graph, networks, plan_feeds, plan_verify, precision, rewrite
+from export.detector import Detector
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    """A narrow resdcn_18 with offsets that differ from pixel to pixel, as the exporter writes it."""
+    torch.manual_seed(0)
+    network = networks.create("resdcn_18", {"hm": 3, "wh": 2, "reg": 2}, width=0.25).eval()
+    # As large as a trained network's activations, so that FP16 holds them.
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim == 4:
+            gain = 0.1 if "offset" in name else 1 if name.startswith("layer") else 2
+            torch.nn.init.normal_(tensor, 0, gain / tensor[0].numel() ** 0.5)
+        elif name.endswith(("weight", "running_var")):
+            torch.nn.init.uniform_(tensor, 0.8, 1.2)
+        elif name.endswith(("bias", "running_mean")):
+            torch.nn.init.normal_(tensor, 0, 0.1)
+    module = graph.fold_batch_norm(Detector(network, top_k=20).eval())
+    example = torch.zeros(2, *SIZE, 3, dtype=torch.uint8)
+    names = ["boxes", "scores", "classes", "hm", "wh", "reg"]
+    return graph.trace(module, example, input_name="frame", output_names=names)
+
+
+def frames(count):
+    return [
+        plan_feeds.noise({"frame": [1, *SIZE, 3]}, {"frame": np.uint8}, seed=seed) for seed in range(count)
+    ]
+
+
+def run(model, feed):
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feed), strict=True))
+
+
+def error_db(expected, actual):
+    """Energy of the difference relative to that of the signal."""
+    assert expected.std() > 0.05, "nothing to compare"
+    return 10 * np.log10(max(((expected - actual) ** 2).mean(), 1e-12) / expected.var())
+
+
+def types(model):
+    return {node.name: node.outputs[0].dtype for node in gs.import_onnx(model).nodes}
+
+
+def test_fp16_is_between_the_first_and_the_last_convolution(detector):
+    half = precision.to_fp16(detector)
+    for name, dtype in types(half).items():
+        if name.startswith("network.") and dtype != np.int64:
+            assert dtype == np.float16, name
+        if name.startswith(("normalise/", "decode/")):
+            assert dtype != np.float16, name
+    casts = Counter(node.op_type for node in half.graph.node)["Cast"] - Counter(
+        node.op_type for node in detector.graph.node
+    ).get("Cast", 0)
+    assert casts == 1 + 3, "one into the network, one behind each head"
+    assert [output.name for output in half.graph.output] == [output.name for output in detector.graph.output]
+    assert {output.type.tensor_type.elem_type for output in half.graph.output} == {
+        TensorProto.FLOAT,
+        TensorProto.INT32,
+    }
+
+
+def test_fp16_computes_the_same(detector):
+    (feed,) = frames(1)
+    expected, actual = run(detector, feed), run(precision.to_fp16(detector), feed)
+    differences = plan_verify.compare_outputs(expected, actual, plan_verify.TOLERANCES["fp16"])
+    assert all(difference.passed for difference in differences), list(map(str, differences))
+    assert not np.array_equal(expected["hm"], actual["hm"])
+
+
+def test_fp16_keeps_what_must_be_fp32():
+    """A foreign graph: Resize takes its scales in FP32, a weight beyond FP16's range is clipped."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 1, (2, 2, 1, 1)).astype(np.float32)
+    huge = np.full((1, 2, 1, 1), 1e6, np.float32)
+    constants = [
+        numpy_helper.from_array(weight, "w"),
+        numpy_helper.from_array(huge, "huge"),
+        numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Resize", ["a", "", "scales"], ["b"], mode="nearest"),
+        helper.make_node("Min", ["b", "huge"], ["c"]),
+        helper.make_node("Conv", ["c", "w"], ["y"]),
+    ]
+    shape = ["n", 2, 4, 4]
+    body = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        constants,
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    half = precision.to_fp16(model)
+    kept = {tensor.name: tensor for tensor in half.graph.initializer}
+    assert kept["scales"].data_type == TensorProto.FLOAT
+    assert numpy_helper.to_array(kept["huge/fp16"]).max() == np.finfo(np.float16).max
+    feed = {"x": rng.normal(0, 1, (1, 2, 4, 4)).astype(np.float32)}
+    np.testing.assert_allclose(run(half, feed)["y"], run(model, feed)["y"], atol=0.05)
+
+
+def test_groups_are_read_off_the_structure(detector):
+    groups = precision.layer_groups(detector)
+    assert groups["stem"] == ["network.conv1/Conv"]
+    assert sorted(groups["offsets"]) == [
+        f"network.deconv_layers.{index}.conv_offset_mask/Conv" for index in (0, 12, 6)
+    ]
+    assert sorted(groups["heads"]) == [f"network.{head}.0/Conv" for head in ("hm", "reg", "wh")]
+    assert sorted(groups["outputs"]) == [f"network.{head}.2/Conv" for head in ("hm", "reg", "wh")]
+    assert groups["backbone"]
+    assert all(name.startswith("network.layer") for name in groups["backbone"])
+
+
+def _quantized(model):
+    """Names of the convolutions whose input comes out of a DequantizeLinear."""
+    nodes = [node for node in gs.import_onnx(model).nodes if node.op in precision.CONVOLUTIONS]
+    return sorted(
+        node.name
+        for node in nodes
+        if any(node.i(n).op == "DequantizeLinear" for n in range(2) if node.inputs[n].inputs)
+    )
+
+
+@pytest.fixture(scope="module")
+def int8(detector):
+    return precision.to_int8(detector, frames(3))
+
+
+def test_int8_quantizes_the_groups_and_nothing_else(detector, int8):
+    groups = precision.layer_groups(detector)
+    assert _quantized(int8) == sorted(name for group in precision.QUANTIZED_GROUPS for name in groups[group])
+
+
+def test_int8_is_of_the_kind_that_tensorrt_takes(int8):
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
+    scales = {
+        len(np.atleast_1d(constants[node.input[1]]))
+        for node in int8.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    assert 1 in scales, "activations: one scale"
+    assert len(scales) > 1, "weights: one for each channel"
+    for node in int8.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero = constants[node.input[2]]
+            assert zero.dtype == np.int8
+            assert not zero.any()
+
+
+def test_int8_sums_read_the_quantized_skip(int8):
+    sums = [node for node in gs.import_onnx(int8).nodes if node.op == "Add" and "layer1" in node.name]
+    assert sums
+    for node in sums:
+        assert "DequantizeLinear" in {node.i(0).op, node.i(1).op}
+
+
+def test_int8_is_near(detector, int8):
+    (feed,) = frames(1)
+    expected = run(detector, feed)
+    one_group = precision.to_int8(detector, frames(3), groups=["heads"])
+    assert -80 < error_db(expected["hm"], run(one_group, feed)["hm"]) < -25
+    assert error_db(expected["hm"], run(int8, feed)["hm"]) < -20
+
+
+def test_int8_with_fp16_around_it(int8):
+    mixed = precision.to_fp16(int8)
+    found = types(mixed)
+    assert {found[name] for name in found if name.startswith("network.") and name.endswith("Conv")} == {
+        np.dtype("float16")
+    }
+    (feed,) = frames(1)
+    assert error_db(run(int8, feed)["hm"], run(mixed, feed)["hm"]) < -20
+    assert not [node.name for node in mixed.graph.node if node.op_type == "Cast" and "weight" in node.name]
+
+
+def test_int8_of_single_layers(detector):
+    name = precision.layer_groups(detector)["backbone"][0]
+    assert _quantized(precision.to_int8(detector, frames(1), nodes=[name])) == [name]
+
+
+def test_int8_needs_pictures(detector):
+    with pytest.raises(precision.PrecisionError, match="no picture"):
+        precision.to_int8(detector, [])
+    with pytest.raises(precision.PrecisionError, match="no convolution to quantize"):
+        precision.to_int8(detector, frames(1), groups=[])
+
+
+def test_every_form_survives_the_plugin_rewrite(detector, int8):
+    (feed,) = frames(1)
+    for model in (detector, precision.to_fp16(detector), precision.to_fp16(int8)):
+        fused = rewrite.to_dcnv2(model)
+        nodes = [node for node in fused.graph.node if node.op_type == "DCNv2"]
+        assert len(nodes) == 3
+        for node in nodes:
+            attributes = {attribute.name: attribute.i for attribute in node.attribute}
+            assert [attributes[name] for name in ("packed_offset_mask", "weight_ohwi", "relu")] == [1, 1, 1]
+        assert error_db(run(model, feed)["hm"], run(rewrite.to_deform_conv(fused), feed)["hm"]) < -60

@@ -1,0 +1,247 @@
+"""The command line, what stands beside a plan, and the comparison of detections."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from export import plan_feeds, plan_verify, to_plan
+from export.errors import ExportError, UsageError
+from export.plan_description import PlanDescription, find_gpu, sha256
+from export.plan_engine import PlanError, load_tensorrt, profiles
+
+ROOT = Path(__file__).parents[2]
+FACTS = PlanDescription(
+    tensorrt="11.4.0",
+    gpu="NVIDIA L4",
+    compute_capability="8.9",
+    precision="fp16",
+    plugin_sha256="aa",
+    onnx_sha256="bb",
+    profiles={"frame": {"min": [1, 64, 64, 3], "opt": [8, 64, 64, 3], "max": [32, 64, 64, 3]}},
+)
+TOLERANCE = plan_verify.Tolerance(relative=1e-2, score=0.02, box_px=2, unmatched=0.05)
+
+
+def model_of(*shape, name="frame", dtype=TensorProto.UINT8):
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [name], ["out"])],
+        "g",
+        [helper.make_tensor_value_info(name, dtype, shape)],
+        [helper.make_tensor_value_info("out", dtype, shape)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "export.to_plan", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU")
+def test_without_gpu_and_target_it_says_so_in_one_line(tmp_path):
+    onnx.save(model_of("n", 64, 64, 3), tmp_path / "model.onnx")
+    done = command(tmp_path / "model.onnx", tmp_path / "model.plan")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "found no NVIDIA GPU" in done.stderr
+    assert "--target SM86" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "int8"], "needs --calibration"),
+        (["--verify", "--target", "SM86"], "--verify runs the plan"),
+        (["--target", "86"], "found 86, expected SM"),
+        (["--batch", "8,1"], "three rising ones"),
+        (["--batch", "32,8,1"], "three rising ones"),
+        (["--batch", "0"], "three rising ones"),
+        (["--batch", "a"], "three rising ones"),
+        (["--optimization-level", "6"], "invalid choice: 6"),
+    ],
+)
+def test_misuse(arguments, message, capsys):
+    with pytest.raises(SystemExit) as raised:
+        to_plan.main(["model.onnx", "model.plan", *arguments])
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_no_onnx_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(to_plan.plan_engine, "with_rtx_libraries", lambda: None)
+    other = tmp_path / "picture.png"
+    other.write_bytes(b"\x89PNG\r\n\x1a\n" * 9)
+    with pytest.raises(UsageError, match=r"picture\.png is not an ONNX file"):
+        to_plan.main([str(other), "out.plan", "--target", "SM86"])
+    with pytest.raises(UsageError, match=r"cannot read .*nothing\.onnx: No such file"):
+        to_plan.main([str(tmp_path / "nothing.onnx"), "out.plan", "--target", "SM86"])
+
+
+def test_profiles():
+    assert profiles(model_of("n", 64, 96, 3), (1, 8, 32)) == {
+        "frame": {"min": [1, 64, 96, 3], "opt": [8, 64, 96, 3], "max": [32, 64, 96, 3]}
+    }
+    assert profiles(model_of(4, 3), (4, 4, 4))["frame"]["opt"] == [4, 3]
+    with pytest.raises(
+        PlanError, match=r"input frame has shape \['n', 'h', 64, 3\], expected no open dimension"
+    ):
+        profiles(model_of("n", "h", 64, 3), (1, 8, 32))
+    with pytest.raises(PlanError, match=r"fixed batch 4, found --batch 1,8,32: give --batch 4"):
+        profiles(model_of(4, 3), (1, 8, 32))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensorrt": "10.6.0"},
+        {"gpu": "NVIDIA H200"},
+        {"compute_capability": "9.0"},
+        {"plugin_sha256": "cc"},
+        {"onnx_sha256": "cc"},
+        {"precision": "int8"},
+        {"profiles": {}},
+    ],
+)
+def test_a_plan_from_elsewhere_is_recognised(change, tmp_path, capsys):
+    plan = tmp_path / "model.plan"
+    plan.write_bytes(b"plan")
+    console = to_plan.Console(stderr=True)
+    plan.with_suffix(".json").write_text(json.dumps({"arch": "dla_34", "plan": asdict(FACTS)}))
+    assert to_plan._is_current(plan, FACTS, console)
+    assert not to_plan._is_current(plan, replace(FACTS, **change), console)
+    ((key, value),) = change.items()
+    said = capsys.readouterr().err
+    assert f"a plan is needed: {key}: the plan has {getattr(FACTS, key)!r}, found {value!r}" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [(None, "no .*model.json"), ("{", "is damaged"), ("{}", "has no section 'plan'")]
+)
+def test_a_plan_without_description_is_built_again(text, reason, tmp_path, capsys):
+    plan = tmp_path / "model.plan"
+    plan.write_bytes(b"plan")
+    if text is not None:
+        plan.with_suffix(".json").write_text(text)
+    assert not to_plan._is_current(plan, FACTS, to_plan.Console(stderr=True, width=1000))
+    assert re.search(reason, capsys.readouterr().err)
+
+
+def test_the_description_without_its_plan_is_not_enough(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps({"plan": asdict(FACTS)}))
+    assert not to_plan._is_current(tmp_path / "model.plan", FACTS, to_plan.Console(quiet=True))
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+
+
+def test_tensorrt_that_is_not_installed(monkeypatch):
+    for name in ("tensorrt", "tensorrt_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(PlanError, match=r"no module tensorrt or tensorrt_bindings .*install"):
+        load_tensorrt()
+
+
+def detections(seed=0, count=50):
+    rng = np.random.default_rng(seed)
+    boxes = rng.uniform(0, 500, (2, count, 4)).astype(np.float32)
+    scores = np.sort(rng.uniform(0.1, 0.9, (2, count)).astype(np.float32))[:, ::-1]
+    return [boxes, scores, rng.integers(0, 5, (2, count)).astype(np.int32)]
+
+
+def test_equal_detections_match():
+    difference = plan_verify.compare_detections(detections(), detections(), TOLERANCE)
+    assert difference.passed
+    assert difference.facts["unmatched"] == 0
+    assert difference.facts["compared"] > 80
+
+
+def test_order_does_not_matter():
+    order = np.random.default_rng(1).permutation(50)
+    shuffled = [array[:, order] for array in detections()]
+    # the last score is what the cut is read from
+    difference = plan_verify.compare_detections(detections(), shuffled, TOLERANCE)
+    assert difference.facts["unmatched"] == 0
+
+
+def test_the_tail_may_be_another():
+    boxes, scores, classes = detections()
+    boxes[:, -1] += 300
+    assert plan_verify.compare_detections(detections(), [boxes, scores, classes], TOLERANCE).passed
+
+
+@pytest.mark.parametrize("what", ["boxes", "scores", "classes", "nan", "doubled"])
+def test_other_detections_do_not_match(what):
+    boxes, scores, classes = detections()
+    if what == "boxes":
+        boxes[:, ::3, 0] += 3
+    elif what == "scores":
+        scores = scores - 0.1
+    elif what == "classes":
+        classes = classes + 1
+    elif what == "nan":
+        scores = np.full_like(scores, np.nan)
+    else:  # one box in place of all
+        boxes, classes = np.repeat(boxes[:, :1], 50, 1), np.repeat(classes[:, :1], 50, 1)
+    difference = plan_verify.compare_detections(detections(), [boxes, scores, classes], TOLERANCE)
+    assert not difference.passed
+    assert "beyond tolerance" in str(difference)
+
+
+def test_raw_outputs_are_compared_by_their_range():
+    expected = {"hm": np.linspace(-10, 10, 100, dtype=np.float32)[None]}
+    (good,) = plan_verify.compare_outputs(expected, {"hm": expected["hm"] + 0.05}, TOLERANCE)
+    (bad,) = plan_verify.compare_outputs(expected, {"hm": expected["hm"] + 0.2}, TOLERANCE)
+    (nan,) = plan_verify.compare_outputs(expected, {"hm": expected["hm"] * np.nan}, TOLERANCE)
+    assert [good.passed, bad.passed, nan.passed] == [True, False, False]
+
+
+def test_pictures_are_fed_as_the_server_feeds_them(tmp_path):
+    import cv2
+
+    picture = np.random.default_rng(0).integers(0, 255, (50, 80, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "b.png"), picture)
+    cv2.imwrite(str(tmp_path / "a.png"), picture[::-1])
+    (tmp_path / "notes.txt").write_text("not a picture")
+    first, second = plan_feeds.from_pictures(model_of("n", 64, 96, 3), tmp_path)
+    assert first["frame"].shape == (1, 64, 96, 3)
+    np.testing.assert_array_equal(second["frame"][0], plan_feeds.warp(picture, (64, 96)))
+    raw = model_of("n", 3, 64, 96, name="input", dtype=TensorProto.FLOAT)
+    feed = list(plan_feeds.from_pictures(raw, tmp_path))[1]["input"]
+    assert feed.dtype == np.float32
+    blue = (second["frame"][0, 30, 40, 0] / 255 - 0.408) / 0.289
+    assert feed[0, 0, 30, 40] == pytest.approx(blue, abs=1e-6)
+
+
+def test_pictures_for_another_network_are_refused(tmp_path):
+    with pytest.raises(ExportError, match="found the inputs images, expected frame or input alone"):
+        list(plan_feeds.from_pictures(model_of("n", 3, 64, 64, name="images"), tmp_path))
+    with pytest.raises(ExportError, match="found no picture in"):
+        list(plan_feeds.from_pictures(model_of("n", 64, 64, 3), tmp_path))
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no more")
+    with pytest.raises(ExportError, match=r"broken\.jpg: found"):
+        list(plan_feeds.from_pictures(model_of("n", 64, 64, 3), tmp_path))
+
+
+def test_noise_is_smooth_and_repeatable():
+    shapes, dtypes = {"frame": [3, 64, 96, 3], "x": [2, 5]}, {"frame": np.uint8, "x": np.float32}
+    feed = plan_feeds.noise(shapes, dtypes)
+    assert feed["frame"].shape == (3, 64, 96, 3)
+    assert feed["x"].dtype == np.float32
+    frame = feed["frame"].astype(float)
+    assert np.abs(np.diff(frame, axis=2)).mean() < frame.std() / 2
+    np.testing.assert_array_equal(plan_feeds.noise(shapes, dtypes)["frame"], feed["frame"])
