@@ -114,7 +114,8 @@ class Run:
     def print_tables(self) -> None:
         """Prints what was found: one picture's boxes, or a row for each of many."""
         console = Console(highlight=False)
-        console.print(self._tables.table())
+        if table := self._tables.table():
+            console.print(table)
         if self.folder:
             console.print(f"drawings in {self.folder.path}", markup=False, soft_wrap=True)
 

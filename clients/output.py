@@ -29,12 +29,13 @@ Entries = Callable[[list[Any]], None]
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; renamed to `path` at the end, removed if there was an error."""
+    """A name beside `path` to write to; the file gets its name at the end, or is removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield part
-        part.replace(path)
+        if part.exists():
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -104,8 +105,11 @@ class OpenVideo:
     """Frames of a `Video`, in order. A context manager."""
 
     def __init__(self, video: Video) -> None:
+        # OpenCV and FFmpeg write their own lines beside the one that this program writes.
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         import cv2
 
+        cv2.setLogLevel(0)
         timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_TIMEOUT_MS]
         timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, STREAM_TIMEOUT_MS]
         stream = isinstance(video.address, str) and "://" in video.address
