@@ -50,11 +50,13 @@ def palette() -> tuple[sv.ColorPalette, sv.ColorPalette]:
         hue = (index * GOLDEN_RATIO + 0.33) % 1
         red, green, blue = colorsys.hsv_to_rgb(hue, (1.0, 0.65)[index % 2], (1.0, 0.8)[index // 2 % 2])
         colors.append(sv.Color(round(red * 255), round(green * 255), round(blue * 255)))
-    texts = [
-        sv.Color.BLACK if 0.299 * color.r + 0.587 * color.g + 0.114 * color.b > 128 else sv.Color.WHITE
-        for color in colors
-    ]
+    texts = [sv.Color.BLACK if _luminance(color) > 0.18 else sv.Color.WHITE for color in colors]
     return sv.ColorPalette(colors), sv.ColorPalette(texts)
+
+
+def _luminance(color: sv.Color) -> float:
+    """Relative luminance, 0 to 1; black and white text contrast alike with 0.18 (WCAG 2)."""
+    return float(np.power(np.array(color.as_rgb()) / 255, 2.2) @ [0.2126, 0.7152, 0.0722])
 
 
 @cache

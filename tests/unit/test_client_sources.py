@@ -1,0 +1,116 @@
+"""Where the clients' pictures come from."""
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from clients import sources
+from clients.errors import SourceError
+from clients.sources import Picture, Video
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    for name in ("b.jpg", "a.PNG", "notes.txt", "deep/c.png", "deep/er/d.jpg", "clip.MP4", "odd[1].png"):
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def names(found: list[Picture | Video], folder: Path) -> list[str]:
+    return [str(Path(source.name).relative_to(folder)) for source in found]
+
+
+def test_a_folder_is_its_pictures_and_videos_sorted(folder: Path) -> None:
+    found = list(sources.find([str(folder)]))
+    assert names(found, folder) == ["a.PNG", "b.jpg", "clip.MP4", "odd[1].png"]
+    assert [type(source) for source in found] == [Picture, Picture, Video, Picture]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.jpg", ["b.jpg"]),
+        ("**/*.jpg", ["b.jpg", "deep/er/d.jpg"]),
+        ("deep/?.png", ["deep/c.png"]),
+        ("[ab].*", ["a.PNG", "b.jpg"]),
+    ],
+)
+def test_patterns(folder: Path, pattern: str, expected: list[str]) -> None:
+    assert names(list(sources.find([str(folder / pattern)])), folder) == expected
+
+
+def test_a_patterns_drawings_keep_their_folders(folder: Path) -> None:
+    found = list(sources.find([str(folder / "**/*.jpg")]))
+    assert [str(source.relative) for source in found] == ["b.jpg", "deep/er/d.jpg"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern(folder: Path) -> None:
+    (found,) = sources.find([str(folder / "odd[1].png")])
+    assert isinstance(found, Picture)
+    assert found.read() == b"odd[1].png"
+
+
+def test_words_keep_their_order(folder: Path) -> None:
+    words = [str(folder / "b.jpg"), str(folder / "deep"), str(folder / "a.PNG")]
+    assert names(list(sources.find(words)), folder) == ["b.jpg", "deep/c.png", "a.PNG"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("nothing.png", "no such file"), ("*.gif", "no such file"), ("empty", "no pictures")],
+)
+def test_what_is_not_there_says_so_when_it_is_read(folder: Path, word: str, message: str) -> None:
+    (found,) = sources.find([str(folder / word)])
+    assert isinstance(found, Picture)
+    with pytest.raises(SourceError, match=message):
+        found.read()
+
+
+def test_a_file_is_bounded_before_it_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_BYTES", 100)
+    path = tmp_path / "large.png"
+    path.write_bytes(bytes(101))
+    (found,) = sources.find([str(path)])
+    with pytest.raises(SourceError, match="more than 100 bytes"):
+        found.read()  # type: ignore[union-attr]
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xd8picture")))
+    (found,) = sources.find(["-"])
+    assert isinstance(found, Picture)
+    assert (found.name, found.read()) == ("stdin", b"\xff\xd8picture")
+
+
+def test_cameras_streams_and_sequences_are_videos(tmp_path: Path) -> None:
+    camera, stream, sequence = sources.find(["0", "rtsp://user:secret@host/path", "frames/shot_%04d.png"])
+    assert (camera.address, camera.live) == (0, True)  # type: ignore[union-attr]
+    assert (stream.address, stream.live) == ("rtsp://user:secret@host/path", True)  # type: ignore[union-attr]
+    assert "secret" not in stream.name
+    assert (str(sequence.relative), sequence.live) == ("shot.mp4", False)  # type: ignore[union-attr]
+
+
+def test_frames_of_an_image_sequence(tmp_path: Path) -> None:
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"f{number:02}.png"), np.full((8, 16, 3), number * 100, np.uint8))
+    (video,) = sources.find([str(tmp_path / "f%02d.png")])
+    assert isinstance(video, Video)
+    with video.open() as stream:
+        frames = list(stream)
+    assert [frame.number for frame in frames] == [0, 1, 2]
+    assert [int(frame.pixels[0, 0, 0]) for frame in frames] == [0, 100, 200]
+    assert frames[2].time_s == pytest.approx(2 / stream.fps)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
+def test_what_is_no_video(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    (video,) = sources.find([str(path)])
+    with pytest.raises(SourceError, match="OpenCV"), video.open():  # type: ignore[union-attr]
+        pass
