@@ -1,0 +1,138 @@
+"""The whole command line, with TensorRT-RTX in place of a GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.plan_description import sha256
+from tests import exported
+
+ROOT = Path(__file__).parents[2]
+RTX_PLUGIN = ROOT / "build" / "dcnv2" / "rtx" / "libdcnv2.so"
+
+pytestmark = pytest.mark.plugin
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return exported.small(tmp_path_factory.mktemp("small"))
+
+
+def to_plan(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "export.to_plan", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("target", ["SM86", "SM120"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_detector(model, precision, target, tmp_path, shared):
+    plan = tmp_path / "folder" / "model.plan"
+    options = ["--calibration", shared / "images"] if precision == "int8" else []
+    done = to_plan(model, plan, "--target", target, "--precision", precision, "--batch", "1,2,4", *options)
+    assert done.returncode == 0, done.stderr
+    assert plan.stat().st_size > 10_000
+    facts = json.loads(plan.with_suffix(".json").read_text())
+    assert {name: facts[name] for name in facts if name != "plan"} == {
+        name: value
+        for name, value in json.loads(model.with_suffix(".json").read_text()).items()
+        if name != "onnx_sha256"
+    }
+    assert facts["plan"] == {
+        "tensorrt": facts["plan"]["tensorrt"],
+        "gpu": "",
+        "compute_capability": {"SM86": "8.6", "SM120": "12.0"}[target],
+        "precision": precision,
+        "plugin_sha256": sha256(RTX_PLUGIN),
+        "onnx_sha256": sha256(model),
+        "profiles": {"frame": {"min": [1, 256, 384, 3], "opt": [2, 256, 384, 3], "max": [4, 256, 384, 3]}},
+    }
+    assert facts["plan"]["tensorrt"].startswith("RTX 1.")
+    assert sorted(path.name for path in plan.parent.iterdir()) == ["model.json", "model.plan"]
+
+
+def test_a_plan_that_fits_is_kept(model, tmp_path):
+    plan = tmp_path / "model.plan"
+    options = ("--target", "SM86", "--if-needed")
+    first = to_plan(model, plan, *options)
+    assert first.returncode == 0, first.stderr
+    assert "a plan is needed: no " in first.stderr
+    written = plan.stat().st_mtime_ns
+    again = to_plan(model, plan, *options)
+    assert again.returncode == 0
+    assert "fits: nothing to build" in again.stderr
+    assert plan.stat().st_mtime_ns == written
+    other = to_plan(model, plan, "--precision", "fp32", *options)
+    assert "precision: the plan has 'fp16', found 'fp32'" in other.stderr
+    assert plan.stat().st_mtime_ns > written
+
+
+def foreign(tmp_path, *, op="DeformConv", kernel=(3, 3)):
+    """A model of somebody else: opset 21, no mask, no bias, an open batch."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 1, (8, 8, *kernel)).astype(np.float32)
+    offsets = rng.normal(0, 0.1, (2 * kernel[0] * kernel[1], 8, 3, 3)).astype(np.float32)
+    pads = [1, 1, 1, 1]
+    nodes = [
+        helper.make_node("Conv", ["x", "offsets"], ["offset"], pads=pads),
+        helper.make_node(op, ["x", "weight", "offset"], ["y"], name="theirs", pads=pads, kernel_shape=kernel),
+    ]
+    shape = ["n", 8, 16, 16]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(offsets, "offsets")],
+    )
+    path = tmp_path / "foreign.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_foreign_model(precision, tmp_path):
+    path = foreign(tmp_path)
+    done = to_plan(path, tmp_path / "out.plan", "--target", "SM89", "--precision", precision)
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads((tmp_path / "out.json").read_text())) == ["plan"]
+
+
+def test_what_tensorrt_refuses_is_one_line_and_no_file(tmp_path):
+    path = foreign(tmp_path, kernel=(3, 2))  # the offsets are 18 channels for 9 taps
+    model = onnx.load(path)
+    model.graph.initializer[1].CopyFrom(
+        numpy_helper.from_array(np.zeros((18, 8, 3, 3), np.float32), "offsets")
+    )
+    onnx.save(model, path)
+    done = to_plan(path, tmp_path / "out.plan", "--target", "SM86")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "theirs" in done.stderr
+    assert "18" in done.stderr
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_target_that_rtx_does_not_know(model, tmp_path):
+    done = to_plan(model, tmp_path / "out.plan", "--target", "SM61")
+    assert done.returncode == 1
+    assert "found target SM61, expected one that TensorRT-RTX builds for: SM120" in done.stderr
+
+
+def test_plugin_for_another_tensorrt(model, tmp_path):
+    other = RTX_PLUGIN.parents[1] / "trt10" / "libdcnv2.so"
+    done = to_plan(model, tmp_path / "out.plan", "--target", "SM86", "--plugin", other)
+    assert done.returncode == 1
+    assert "registered no DCNv2 version 1" in done.stderr
+    missing = to_plan(model, tmp_path / "out.plan", "--target", "SM86", "--plugin", tmp_path / "no.so")
+    assert missing.returncode == 1
+    assert "cannot load the plugin" in missing.stderr
