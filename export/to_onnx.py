@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,9 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """The command line."""
-    options = _parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; `arguments` in place of the process's own."""
+    options = _parser().parse_args(arguments)
     if options.output.suffix != ".onnx":
         raise UsageError(f"{options.output}: expected a name that ends with .onnx")
     if not options.output.parent.is_dir():
