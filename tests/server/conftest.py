@@ -6,14 +6,15 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import exported
 import pytest
+import reference
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
@@ -127,3 +128,30 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
             return server
 
         yield factory
+
+
+@pytest.fixture(scope="session")
+def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small detector; see `exported.small`."""
+    return exported.small(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def server(
+    serve: Callable[..., Server], small_onnx: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Server:
+    """A server of the small detector, for whatever does not change it."""
+    return serve(make_repository(tmp_path_factory.mktemp("repository"), small_onnx))
+
+
+@pytest.fixture(scope="session", params=["resdcn_18", "dla_34"])
+def reference_server(
+    request: pytest.FixtureRequest,
+    shared: Path,
+    serve: Callable[..., Server],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, Server]:
+    """An architecture and a server of its reference checkpoint."""
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = reference.write_checkpoint(shared, request.param, folder / "checkpoint.pth")
+    return request.param, serve(make_repository(folder, exported.export(checkpoint)))

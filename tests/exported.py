@@ -1,0 +1,55 @@
+"""ONNX files for tests, made by our own command; kept while exporter and checkpoint are the same."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from export.networks import create
+
+ROOT = Path(__file__).parents[1]
+SMALL_SIZE = (256, 384)
+SMALL_CLASSES = ("ant", "bee", "cicada")
+
+
+def export(checkpoint: Path, *options: str) -> Path:
+    """Returns `model.onnx`, with `model.json` beside it, in a folder of the cache."""
+    state = hashlib.sha256(checkpoint.read_bytes() + "\0".join(options).encode())
+    for source in sorted((ROOT / "export").rglob("*.py")):
+        state.update(source.read_bytes())
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "centernet-triton"
+    cache = Path(os.environ.get("CENTERNET_CACHE", default)) / "tests"
+    folder = cache / state.hexdigest()[:20]
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            new = Path(scratch) / "new"
+            new.mkdir()
+            command = [sys.executable, "-m", "export.to_onnx", checkpoint, new / "model.onnx", *options]
+            subprocess.run(command, cwd=ROOT, check=True)
+            # Another test run may have been quicker.
+            if not folder.is_dir():
+                new.rename(folder)
+    return folder / "model.onnx"
+
+
+def small(folder: Path) -> Path:
+    """A narrow resdcn_18 with random weights, three classes and a frame that is not square.
+
+    Its answers depend strongly on the picture, and most of its scores are above the default threshold.
+    """
+    torch.manual_seed(0)
+    network = create("resdcn_18", {"hm": 3, "reg": 2, "wh": 2}, width=1 / 8)
+    for name, std in {"hm.0": 0.5, "hm.2": 15.0, "wh.0": 0.5, "wh.2": 100.0}.items():
+        torch.nn.init.normal_(network.get_parameter(f"{name}.weight"), std=std)
+    state = network.state_dict()
+    state["hm.2.bias"] = torch.zeros(3)
+    state["wh.2.bias"] = torch.full((2,), 12.0)
+    checkpoint, labels = folder / "small.pth", folder / "labels.txt"
+    torch.save({"state_dict": state}, checkpoint)
+    labels.write_text("\n".join(SMALL_CLASSES) + "\n")
+    return export(checkpoint, "--input-size", "{}x{}".format(*SMALL_SIZE), "--labels", str(labels))
