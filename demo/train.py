@@ -21,6 +21,7 @@ WARMUP = 0.05
 """Share of the iterations in which the learning rate rises."""
 
 EMA_DECAY = 0.998
+"""Of the average of the weights, per iteration: it looks back about 500."""
 
 
 def main() -> int:
@@ -37,6 +38,12 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--ema-decay",
+        type=float,
+        default=EMA_DECAY,
+        help="of the average of the weights; less for short runs",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -55,6 +62,7 @@ def main() -> int:
             iterations=args.iterations,
             batch_size=args.batch_size,
             learning_rate=args.learning_rate,
+            ema_decay=args.ema_decay,
             seed=args.seed,
             device=args.device,
             workers=args.workers,
@@ -77,6 +85,7 @@ def train(
     iterations: int,
     batch_size: int,
     learning_rate: float,
+    ema_decay: float = EMA_DECAY,
     seed: int,
     device: str,
     workers: int,
@@ -93,7 +102,7 @@ def train(
     torch.manual_seed(seed)
     heads = {"hm": len(source.classes), "wh": 2, "reg": 2}
     network = create(arch, heads, width=width).to(device, memory_format=torch.channels_last)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=iterations, pct_start=WARMUP, cycle_momentum=False
