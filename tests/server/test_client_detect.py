@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,8 +57,8 @@ def assert_same(found: Detections, expected: Detections) -> None:
 
 
 def odd_pictures(folder: Path) -> dict[str, Path]:
-    """One picture, 120x90 as people see it, in every form that decoders get wrong."""
-    upright = picture(120, 90, seed=3)
+    """One picture, 240x180 as people see it, in every form that decoders get wrong."""
+    upright = picture(240, 180, seed=3)
     rgb = Image.fromarray(upright[..., ::-1])
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -74,26 +75,32 @@ def odd_pictures(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir())}
 
 
+def few(client: CenterNetClient, pictures: list[np.ndarray]) -> float:
+    """A threshold that leaves a box in every picture, and room between the boxes."""
+    return min(float(client.detect(pixels, threshold=0.0).scores[0]) for pixels in pictures) - 1e-3
+
+
 def test_odd_pictures_are_drawn_as_people_see_them(run, server, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     paths = odd_pictures(tmp_path / "in")
+    pictures = {name: decode(path.read_bytes()) for name, path in paths.items()}
     out, results = tmp_path / "out", tmp_path / "out.json"
-    assert run(tmp_path / "in", "--output-dir", out, "--json", results) == 0
-    entries = {Path(entry["image"]).name: entry for entry in json.loads(results.read_text())}
-    assert list(entries) == list(paths)
     with CenterNetClient(server.grpc_url) as client:
-        for name, path in paths.items():
-            pixels = decode(path.read_bytes())
-            assert pixels.shape == (120, 90, 3)
+        threshold = few(client, list(pictures.values()))
+        assert run(tmp_path / "in", "--output-dir", out, "--json", results, "--threshold", threshold) == 0
+        entries = {Path(entry["image"]).name: entry for entry in json.loads(results.read_text())}
+        assert list(entries) == list(paths)
+        for name, pixels in pictures.items():
+            assert pixels.shape == (240, 180, 3)
             # Decoded and warped here, by the other ensemble: the same detections.
-            expected = client.detect(pixels)
-            assert len(expected) > 5, name
+            expected = client.detect(pixels, threshold=threshold)
+            assert len(expected) >= 1, name
             boxes = [found["xyxy"] for found in entries[name]["detections"]]
             np.testing.assert_allclose(boxes, expected.xyxy, atol=0.06)
-            drawing = cv2.imread(str(next(out.glob(f"{path.stem}.*"))))
+            drawing = cv2.imread(str(next(out.glob(f"{Path(name).stem}.*"))))
             assert drawing.shape == pixels.shape
-            untouched = (np.abs(drawing.astype(int) - pixels).max(axis=-1) < 40).mean()
-            assert 0.02 < untouched < 0.999, name
+            untouched = (np.abs(drawing.astype(int) - pixels).max(axis=-1) < 20).mean()
+            assert 0.5 < untouched < 0.999, name
 
 
 def test_both_ways_in_agree_and_labels_come_from_the_server(client: CenterNetClient) -> None:
@@ -226,10 +233,14 @@ def test_coco_results(run, tmp_path: Path) -> None:
 def test_video_round_trip(run, server, tmp_path: Path, memory: str) -> None:
     clip, out, results = tmp_path / "clip.avi", tmp_path / "out", tmp_path / "clip.jsonl"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 12.5, (192, 128))
-    for seed in range(30):
-        writer.write(picture(128, 192, seed=seed))
+    frames = [picture(128, 192, seed=seed) for seed in range(30)]
+    for frame in frames:
+        writer.write(frame)
     writer.release()
-    assert run(clip, "--output-dir", out, "--json", results, "--shared-memory", memory) == 0
+    with CenterNetClient(server.grpc_url) as client:
+        threshold = few(client, frames)
+    options = ("--output-dir", out, "--json", results, "--shared-memory", memory, "--threshold", threshold)
+    assert run(clip, *options) == 0
 
     original, annotated = cv2.VideoCapture(str(clip)), cv2.VideoCapture(str(out / "clip.mp4"))
     for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS):
@@ -240,35 +251,20 @@ def test_video_round_trip(run, server, tmp_path: Path, memory: str) -> None:
         for entry in entries:
             (_, pixels), (read, drawing) = original.read(), annotated.read()
             assert read
-            expected = client.detect(pixels)
+            expected = client.detect(pixels, threshold=threshold)
             np.testing.assert_allclose(
                 [found["xyxy"] for found in entry["detections"]], expected.xyxy, atol=0.06
             )
             # The frame itself, with boxes on it.
             assert not np.array_equal(drawing, pixels)
-            assert np.median(np.abs(drawing.astype(int) - pixels)) < 40
+            assert np.median(np.abs(drawing.astype(int) - pixels)) < 20
     assert not annotated.read()[0]
 
 
 def test_runs_as_a_script(server, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encode(picture(60, 80)))
-    script = Path(detect.__file__)
-
-    async def main() -> tuple[int | None, bytes]:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            script,
-            path,
-            "--url",
-            server.grpc_url,
-            cwd=tmp_path,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        stdout, _ = await process.communicate()
-        return process.returncode, stdout
-
-    code, stdout = asyncio.run(main())
-    assert code == 0
-    assert b"a.png" in stdout
-    assert b"score" in stdout
+    command = [sys.executable, detect.__file__, path, "--url", server.grpc_url]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "a.png" in done.stdout
+    assert "score" in done.stdout
