@@ -126,11 +126,13 @@ def _name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
         scopes = [entry.value for entry in node.metadata_props if entry.key == SCOPES]
         owners = [name.rpartition(".")[0] for name in node.input if name in weights and "." in name]
         # Fused nodes have no scope of their own; they are named by their weight, or by what feeds them.
-        scope = (
-            owners[0] if owners else ast.literal_eval(scopes[0])[-2] if scopes else scope_of[node.input[0]]
-        )
+        scope = scope_of.get(node.input[0], "")
+        if owners:
+            scope = owners[0]
+        elif scopes:
+            scope = ast.literal_eval(scopes[0])[-2]
         scope_of.update(dict.fromkeys(node.output, scope))
-        name = f"{scope}/{node.op_type}"
+        name = f"{scope}/{node.op_type}".removeprefix("/")
         used[name] += 1
         node.name = name if used[name] == 1 else f"{name}_{used[name]}"
     return model
