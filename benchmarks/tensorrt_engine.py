@@ -122,12 +122,12 @@ class Engine:
                 stream.synchronize()
         sums = {"dcn": 0.0, "other": 0.0}
         for layer, times in profiler.times.items():
-            is_dcn = any(_mentions(layer, node) for node in self.dcn_nodes)
+            is_dcn = any(mentions(layer, node) for node in self.dcn_nodes)
             sums["dcn" if is_dcn else "other"] += median(times)
         return sums
 
 
-def _mentions(layer: str, node: str) -> bool:
+def mentions(layer: str, node: str) -> bool:
     """Whether a layer's name, which may join several nodes' and say what it does to them, has this node's.
 
     A name may go on where the node's ends (`/DeformConv` and `/DeformConv_2` are different nodes).

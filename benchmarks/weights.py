@@ -47,13 +47,15 @@ def pictures(count: int, input_size: tuple[int, int], *, seed: int = 0) -> np.nd
     return np.clip(frames + 128, 0, 255).astype(np.uint8)
 
 
-def make_checkpoint(arch: str, path: Path, *, input_size: tuple[int, int] = contract.INPUT_SIZE) -> None:
+def make_checkpoint(
+    arch: str, path: Path, *, input_size: tuple[int, int] = contract.INPUT_SIZE, seed: int = 0
+) -> None:
     """Write a checkpoint of random weights with activations, offsets and outputs as large as a trained one's.
 
     One pass over made-up pictures sets BatchNorm's statistics, and the scale of the last layers by what
     reaches them.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = create(arch, HEADS)
     _scale_by_input(network)
     for module in network.modules():

@@ -1,0 +1,110 @@
+"""`benchmarks.server` in its short form: real server, real perf_analyzer, a complete report."""
+
+import json
+import shutil
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from centernet_image import NetworkDescription
+from conftest import make_repository
+from protocols import images, infer
+
+from benchmarks import inprocess
+from benchmarks import server as benchmark
+from benchmarks.triton_server import STEPS
+from export.contract import MODELS
+
+pytestmark = pytest.mark.server
+SHORT = ["--concurrency", "1,4", "--seconds", "0.3", "--repeats", "1"]
+
+
+@pytest.fixture(scope="module")
+def report_dir(small_onnx, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    repository = make_repository(folder, small_onnx)
+    options = ["--model-repository", str(repository), "--output-dir", str(folder / "report"), *SHORT]
+    assert benchmark.main(options) == 0
+    return folder / "report"
+
+
+def test_every_load_is_reported(report_dir):
+    results = json.loads((report_dir / "server.json").read_text())
+    assert results["network"]["arch"] == "resdcn_18"
+    assert results["network"]["input_size"] == [256, 384]
+    served = [row for row in results["rows"] if "concurrency" in row]
+    assert {(row["model"], row["shared_memory"], row["concurrency"]) for row in served} == {
+        (model, memory, concurrency)
+        for model in ("centernet", "centernet_frames")
+        for memory in ("none", "system")
+        for concurrency in (1, 4)
+    }
+    for row in served:
+        assert row["throughput"] > 0
+        assert row["p50_ms"] > 0
+        assert 1 <= row["batch"] <= row["concurrency"]
+        parts = row["breakdown_ms"]
+        assert sum(parts.values()) == pytest.approx(row["mean_ms"])
+        steps = [step for step in STEPS if step != "preprocess" or row["model"] == "centernet"]
+        assert set(parts) == {"transport", "scheduling", *steps, *(f"{step}_queue" for step in steps)}
+        assert all(parts[step] > 0 for step in steps)
+
+
+def test_one_process_is_measured_beside(report_dir):
+    results = json.loads((report_dir / "server.json").read_text())
+    assert results["network"]["variant"] == "ONNX Runtime, CPU"
+    process = [row for row in results["rows"] if "concurrency" not in row]
+    assert {row["model"] for row in process} == {"centernet", "centernet_frames"}
+    assert len(results["comparison"]) == 4
+    assert all(row["latency_ratio"] > 0 and row["throughput_ratio"] > 0 for row in results["comparison"])
+
+
+def test_tables_and_plots(report_dir):
+    text = (report_dir / "server.md").read_text()
+    assert "perf_analyzer" in text
+    assert "numpy" in text
+    for model in ("centernet", "centernet_frames"):
+        plot = report_dir / f"server_{model}.svg"
+        assert f"({plot.name})" in text
+        assert "one process" in "".join(ElementTree.parse(plot).getroot().itertext())
+
+
+def test_one_process_detects_what_the_server_does(server):
+    picture = benchmark.example_picture()
+    network_dir = server.repository / "centernet_network" / "1"
+    network = inprocess.onnxruntime_network(network_dir / "model.onnx", threads=0)
+    pipeline = inprocess.Pipeline(network, NetworkDescription.read(network_dir / "model.json"))
+    found = pipeline.detect([picture])
+    expected = infer(server, "grpc", "centernet", images([picture]), {})
+    assert found.num[0, 0] > 0
+    for tensor, array in zip(MODELS["centernet"][1], found, strict=True):
+        if array.dtype == object:
+            np.testing.assert_array_equal(array, expected[tensor.name])
+        else:
+            np.testing.assert_allclose(array, expected[tensor.name], rtol=1e-4, atol=1e-3)
+
+
+def test_running_server(server, tmp_path):
+    options = ["--url", server.grpc_url, "--model-repository", str(server.repository), *SHORT]
+    options += ["--models", "centernet_frames", "--shared-memory", "none", "--output-dir", str(tmp_path)]
+    assert benchmark.main(options) == 0
+    assert server.alive
+    assert (tmp_path / "server.md").exists()
+
+
+def test_no_network_in_the_repository(small_onnx, tmp_path, capsys):
+    repository = make_repository(tmp_path, small_onnx)
+    (repository / "centernet_network" / "1" / "model.json").unlink()
+    assert benchmark.main(["--model-repository", str(repository)]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "make the network first" in message
+
+
+def test_server_that_does_not_start(small_onnx, tmp_path, capsys):
+    repository = make_repository(tmp_path, small_onnx)
+    shutil.rmtree(repository / "centernet_postprocess")
+    assert benchmark.main(["--model-repository", str(repository)]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "the server ended" in message
