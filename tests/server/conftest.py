@@ -1,120 +1,13 @@
-"""A real Triton server for the tests: its own repository, free ports, and it ends only its own process."""
+"""Real Triton servers as fixtures; each starts once, when a test first wants it."""
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import exported
 import pytest
 import reference
-
-ROOT = Path(__file__).parents[2]
-REPOSITORY = ROOT / "model_repository"
-COMMAND = Path(sys.prefix) / "bin" / "tritonserver"
-START_TIMEOUT_S = 90
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running server.
-
-    Attributes:
-        grpc_url: host:port.
-        http_url: host:port.
-        metrics_url: host:port.
-        repository: Its model repository.
-        log: What it prints.
-        process: The server itself.
-        start_s: From its start to its readiness.
-    """
-
-    grpc_url: str
-    http_url: str
-    metrics_url: str
-    repository: Path
-    log: Path
-    process: subprocess.Popen
-    start_s: float
-
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-
-def make_repository(folder: Path, onnx: Path) -> Path:
-    """Copies the model repository with `onnx` and the description beside it as its network."""
-    ignore = shutil.ignore_patterns("model.onnx*", "model.plan", "model.json", "__pycache__")
-    repository = shutil.copytree(REPOSITORY, folder / "model_repository", symlinks=True, ignore=ignore)
-    version = repository / "centernet_network" / "1"
-    for suffix in (".onnx", ".json"):
-        (version / f"model{suffix}").symlink_to(onnx.with_suffix(suffix).resolve())
-    return repository
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def launch(repository: Path, log: Path, *arguments: str) -> tuple[subprocess.Popen, list[str]]:
-    """Starts a server without waiting for it; returns it and its HTTP, gRPC and metrics addresses."""
-    ports = free_ports(3)
-    names = ("http", "grpc", "metrics")
-    options = [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
-    addresses = [f"--{name}-address=127.0.0.1" for name in names]
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [COMMAND, f"--model-repository={repository}", *options, *addresses, *arguments],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            cwd=log.parent,
-            # Other tests run beside this one: threads that wait by spinning would slow them down.
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-        )
-    return process, [f"127.0.0.1:{port}" for port in ports]
-
-
-def start(repository: Path, folder: Path, *arguments: str) -> Server:
-    """Starts a server and waits until it is ready."""
-    log = folder / "server.log"
-    for _ in range(3):
-        begin = time.monotonic()
-        process, (http_url, grpc_url, metrics_url) = launch(repository, log, *arguments)
-        while process.poll() is None:
-            elapsed = time.monotonic() - begin
-            if elapsed > START_TIMEOUT_S:
-                stop(process)
-                pytest.fail(f"server not ready after {START_TIMEOUT_S} s:\n{log.read_text()[-4000:]}")
-            try:
-                with urllib.request.urlopen(f"http://{http_url}/v2/health/ready", timeout=1):
-                    return Server(grpc_url, http_url, metrics_url, repository, log, process, elapsed)
-            except OSError:
-                time.sleep(0.05)
-        text = log.read_text()
-        # Another process took a port between its choice and its use.
-        if "Unavailable - Socket" not in text and "failed to start" not in text:
-            break
-    pytest.fail(f"server ended with {process.returncode}:\n{text[-4000:]}")
-
-
-def stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=40)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+from servers import Server, make_repository, start, stop
 
 
 @pytest.fixture(scope="session")
@@ -155,3 +48,22 @@ def reference_server(
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = reference.write_checkpoint(shared, request.param, folder / "checkpoint.pth")
     return request.param, serve(make_repository(folder, exported.export(checkpoint)))
+
+
+@pytest.fixture(scope="session")
+def serve_edited(
+    serve: Callable[..., Server], small_onnx: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Server]:
+    """`serve_edited({old: new})`: the small detector with a changed text of the preprocess configuration."""
+
+    def factory(edits: dict[str, str]) -> Server:
+        repository = make_repository(tmp_path_factory.mktemp("repository"), small_onnx)
+        config = repository / "centernet_preprocess/config.pbtxt"
+        text = config.read_text()
+        for old, new in edits.items():
+            assert old in text
+            text = text.replace(old, new)
+        config.write_text(text)
+        return serve(repository)
+
+    return factory

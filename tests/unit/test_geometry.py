@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 from centernet_image import boxes_to_frame, boxes_to_image, frame_transform, warp
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sizes = st.tuples(st.integers(8, 6000), st.integers(8, 6000))
@@ -17,6 +17,7 @@ def original_transform(image_size, side):
     return cv2.getAffineTransform(source.astype(np.float32), (side / 2 + side * corner).astype(np.float32))
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(1, 40))
 def test_square_frame_is_the_originals(image_size, cells):
     side = 32 * cells
@@ -24,6 +25,7 @@ def test_square_frame_is_the_originals(image_size, cells):
     np.testing.assert_allclose(frame_transform(image_size, (side, side)), expected, rtol=1e-5, atol=1e-3)
 
 
+@settings(deadline=None)
 @given(sizes, frames)
 def test_picture_fits_and_is_centred(image_size, frame_size):
     (height, width), (frame_height, frame_width) = image_size, frame_size
@@ -34,6 +36,7 @@ def test_picture_fits_and_is_centred(image_size, frame_size):
     assert min(left, top) == pytest.approx(0, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(sizes, min_size=1, max_size=4), frames, st.integers(0, 2**32 - 1))
 def test_round_trip_of_a_batch(image_sizes, frame_size, seed):
     batch = np.array(image_sizes, np.int32)
@@ -65,6 +68,7 @@ def test_warp_is_bilinear_and_black_outside(image_size, frame_size):
     outside = (x < -1) | (y < -1) | (x > image_size[1]) | (y > image_size[0])
     assert outside.any()
     assert not out[outside].any()
-    # OpenCV rounds positions to 1/32 pixel.
     expected = np.stack([x * 2, y * 2, (x + y)], axis=-1)
-    np.testing.assert_allclose(out[inside], expected[inside], atol=0.6)
+    np.testing.assert_allclose(out[inside], expected[inside], atol=0.51)
+    border = ~inside & ~outside
+    assert (out[border] <= expected[border].clip(0, 255) + 1).all()
