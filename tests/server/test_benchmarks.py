@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from centernet_image import NetworkDescription
-from conftest import make_repository
 from protocols import images, infer
+from servers import make_repository
 
 from benchmarks import inprocess
 from benchmarks import server as benchmark
