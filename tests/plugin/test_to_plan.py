@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import exported
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.plan_description import sha256
-from tests import exported
 
 ROOT = Path(__file__).parents[2]
 RTX_PLUGIN = ROOT / "build" / "dcnv2" / "rtx" / "libdcnv2.so"

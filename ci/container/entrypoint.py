@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""What the container runs: builds the plan if none fits this machine, serves, and drains before it stops.
+
+Options that are not listed here go to tritonserver.
+"""
+
+import argparse
+import os
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parents[2]
+
+# NVIDIA's "Secure Deployment Considerations". Configurations stay auto-completed: the plan knows the frame.
+SECURE = (
+    "--model-control-mode=none",
+    "--exit-on-error=true",
+    "--strict-readiness=true",
+    "--allow-sagemaker=false",
+    "--allow-vertex-ai=false",
+)
+RESTRICTED = "model-repository,shared-memory,trace,logging"
+
+
+def main() -> int:
+    """Returns the exit code of what ended the container."""
+    options, further = _parse()
+    options.draining.unlink(missing_ok=True)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stopping.set())
+    if options.model.is_file():
+        code = _run_until(stopping, _plan_command(options))
+        if stopping.is_set():
+            return 128 + signal.SIGTERM
+        if code:
+            return code
+    elif not options.plan.is_file():
+        _say(f"found neither {options.model} nor {options.plan}: mount an ONNX file (export.to_onnx) there")
+        return 1
+    server = subprocess.Popen(_server_command(options, further))
+    while server.poll() is None and not stopping.wait(0.2):
+        pass
+    if server.poll() is None:
+        _drain(options, server)
+        server.terminate()
+    code = server.wait()
+    return code if code >= 0 else 128 - code  # as a shell reports a process that died of a signal
+
+
+def _parse() -> tuple[argparse.Namespace, list[str]]:
+    def setting(name: str, default: str) -> str:
+        return os.environ.get(name, default)
+
+    repository = HOME / "model_repository"
+    parser = argparse.ArgumentParser(prog="entrypoint", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--model", type=Path, default=setting("MODEL", "/model/model.onnx"), help="ONNX file [MODEL]"
+    )
+    parser.add_argument("--model-repository", type=Path, default=repository)
+    parser.add_argument("--plan", type=Path, default=repository / "centernet_network" / "1" / "model.plan")
+    parser.add_argument(
+        "--precision", default=setting("PRECISION", "fp16"), help="fp32, fp16 or int8 [PRECISION]"
+    )
+    parser.add_argument("--batch", default=setting("BATCH", "1,8,32"), help="min,opt,max [BATCH]")
+    parser.add_argument(
+        "--calibration", default=setting("CALIBRATION", ""), help="pictures for int8 [CALIBRATION]"
+    )
+    parser.add_argument("--plan-builder", default=f"{sys.executable} -m export.to_plan", help="a command")
+    parser.add_argument("--draining", type=Path, default=setting("DRAINING", "/tmp/draining"))  # noqa: S108
+    parser.add_argument("--metrics-port", type=int, default=8002)
+    parser.add_argument(
+        "--drain-delay-s", type=float, default=setting("DRAIN_DELAY_S", "10"), help="for balancers to notice"
+    )
+    parser.add_argument(
+        "--drain-quiet-s",
+        type=float,
+        default=setting("DRAIN_QUIET_S", "2"),
+        help="longer than one batch takes",
+    )
+    parser.add_argument(
+        "--drain-timeout-s", type=float, default=setting("DRAIN_TIMEOUT_S", "40"), help="then it stops anyhow"
+    )
+    return parser.parse_known_args()
+
+
+def _plan_command(options: argparse.Namespace) -> list[str]:
+    command = [
+        *shlex.split(options.plan_builder),
+        str(options.model),
+        str(options.plan),
+        "--if-needed",
+        "--verify",
+    ]
+    command += ["--precision", options.precision, "--batch", options.batch]
+    command += ["--timing-cache", str(options.plan.with_name("timing.cache"))]
+    if options.calibration:
+        command += ["--calibration", options.calibration]
+    # Preloading it into every process is what LD_PRELOAD in the image is for.
+    plugin = os.environ.get("LD_PRELOAD")
+    return [*command, "--plugin", plugin] if plugin else command
+
+
+def _server_command(options: argparse.Namespace, further: list[str]) -> list[str]:
+    # Nobody is told the key: these interfaces are closed, unless the operator brings one.
+    key = os.environ.get("ADMIN_KEY") or secrets.token_urlsafe(32)
+    return [
+        "tritonserver",
+        f"--model-repository={options.model_repository}",
+        f"--metrics-port={options.metrics_port}",
+        *SECURE,
+        f"--http-restricted-api={RESTRICTED}:admin-key={key}",
+        f"--grpc-restricted-protocol={RESTRICTED}:admin-key={key}",
+        *further,
+    ]
+
+
+def _run_until(stopping: threading.Event, command: list[str]) -> int:
+    process = subprocess.Popen(command, cwd=HOME)
+    while process.poll() is None:
+        if stopping.wait(0.2):
+            process.terminate()
+    return process.returncode
+
+
+def _drain(options: argparse.Namespace, server: subprocess.Popen) -> None:
+    """Waits until no request is left, since a server that is told to stop fails the ensembles in flight."""
+    options.draining.touch()
+    begin = time.monotonic()
+    _say(
+        f"draining: not ready from now on, stopping when idle, at the latest in {options.drain_timeout_s:g} s"
+    )
+    quiet_since, before = begin, ""
+    while server.poll() is None:
+        now = time.monotonic()
+        counts, pending = _requests(options.metrics_port)
+        if pending or counts != before:
+            quiet_since, before = now, counts
+        if now - begin >= options.drain_delay_s and now - quiet_since >= options.drain_quiet_s:
+            _say("drained: no request is left")
+            return
+        if now - begin >= options.drain_timeout_s:
+            _say(f"still busy after {options.drain_timeout_s:g} s: stopping")
+            return
+        time.sleep(0.1)
+
+
+def _requests(port: int) -> tuple[str, bool]:
+    """All counters of finished requests as one text, and whether any request waits."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return "", True
+    counts = [line for line in lines if line.startswith(("nv_inference_request_", "nv_inference_exec_count"))]
+    waiting = [line for line in lines if line.startswith("nv_inference_pending_request_count{")]
+    return "\n".join(counts), any(float(line.rsplit(" ", 1)[1]) for line in waiting)
+
+
+def _say(text: str) -> None:
+    print(f"entrypoint: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

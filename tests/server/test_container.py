@@ -1,0 +1,240 @@
+"""The container's entry point and health check, around the real server; a stand-in builds the plan."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from pictures import encode, picture
+from servers import free_ports, make_repository
+from tritonclient.utils import InferenceServerException
+
+ROOT = Path(__file__).parents[2]
+ENTRYPOINT = ROOT / "ci" / "container" / "entrypoint.py"
+HEALTH = ROOT / "ci" / "container" / "health.py"
+# Writes what it was asked for where the plan would be; the CPU server serves the ONNX file beside it.
+BUILDER = "import pathlib, sys; pathlib.Path(sys.argv[2]).write_text(' '.join(sys.argv[1:]))"
+
+pytestmark = pytest.mark.server
+
+
+class Container:
+    """The entry point as a process, with a repository and ports of its own."""
+
+    def __init__(self, folder, onnx, *options, builder=BUILDER, **environment):
+        self.repository = make_repository(folder, onnx)
+        self.plan = self.repository / "centernet_network" / "1" / "model.plan"
+        self.onnx = onnx
+        self.http, self.grpc, self.metrics = free_ports(3)
+        self.draining = folder / "draining"
+        script = folder / "builder.py"
+        script.write_text(builder)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "DRAINING": str(self.draining),
+            "HEALTH_URL": f"http://127.0.0.1:{self.http}/v2/models/centernet/infer",
+            **environment,
+        }
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, ENTRYPOINT, "--model", onnx, "--plan", self.plan),
+                    *("--model-repository", self.repository, "--plan-builder", f"{sys.executable} {script}"),
+                    *("--metrics-port", str(self.metrics), f"--http-port={self.http}"),
+                    f"--grpc-port={self.grpc}",
+                    *options,
+                ],
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def health(self):
+        return subprocess.run([sys.executable, HEALTH], env=self.environment, capture_output=True, text=True)
+
+    def wait_until_healthy(self):
+        for _ in range(300):
+            if self.health().returncode == 0:
+                return
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.2)
+        pytest.fail(self.log.read_text()[-3000:])
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(timeout=90)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+@pytest.fixture
+def container(tmp_path, small_onnx):
+    started = []
+
+    def start(*options, **settings):
+        started.append(Container(tmp_path, small_onnx, *options, **settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+def test_drain_answers_every_ensemble_in_flight(container):
+    one = container("--drain-delay-s=2", "--drain-quiet-s=1")
+    one.wait_until_healthy()
+    tensor = grpc.InferInput("image", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[encode(picture(400, 500))]], object))
+    answered, failed, in_flight_at_stop, in_flight = [], [], [], set()
+
+    def client(number):
+        with grpc.InferenceServerClient(f"127.0.0.1:{one.grpc}") as connection:
+            while not one.draining.exists():  # as a balancer would see by the health check
+                in_flight.add(number)
+                try:
+                    answered.append(connection.infer("centernet", [tensor]).as_numpy("num_detections"))
+                except InferenceServerException as error:
+                    failed.append(error)
+                in_flight.discard(number)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    in_flight_at_stop = len(in_flight)
+    one.process.terminate()
+    for thread in threads:
+        thread.join()
+    said = one.health()
+    assert (said.returncode, said.stderr) == (1, "health: draining\n")
+    assert one.stop() == 0, one.log.read_text()[-3000:]
+    assert in_flight_at_stop > 4
+    assert not failed
+    assert len(answered) > 8
+    log = one.log.read_text()
+    assert log.index("draining: not ready") < log.index("drained: no request is left")
+
+
+def test_drain_ends_where_clients_do_not(container):
+    one = container("--drain-delay-s=0", "--drain-quiet-s=1", "--drain-timeout-s=3")
+    one.wait_until_healthy()
+    stop = threading.Event()
+
+    def client():
+        while not stop.is_set() and one.health():
+            time.sleep(0.1)
+            urllib_infer(one)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    begin = time.monotonic()
+    code = one.stop()
+    stop.set()
+    thread.join()
+    assert code == 0
+    assert time.monotonic() - begin > 3
+    assert "still busy after 3 s: stopping" in one.log.read_text()
+
+
+def urllib_infer(one):
+    """Keeps the counters moving; refused connections at the end are no matter."""
+    header = json.dumps(
+        {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": ["no picture"]}]}
+    ).encode()
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{one.http}/v2/models/centernet/infer", header, timeout=5)
+
+
+def test_plan_is_asked_for_as_configured(container):
+    one = container(PRECISION="int8", BATCH="1,2,4", CALIBRATION="/pictures", LD_PRELOAD="")
+    one.wait_until_healthy()
+    assert one.plan.read_text().split() == [
+        *(str(one.onnx), str(one.plan), "--if-needed", "--verify", "--precision", "int8", "--batch", "1,2,4"),
+        *("--timing-cache", str(one.plan.with_name("timing.cache")), "--calibration", "/pictures"),
+    ]
+
+
+def test_control_interfaces_are_closed(container):
+    one = container(ADMIN_KEY="sesame")
+    one.wait_until_healthy()
+
+    def ask(path, body=None, **headers):
+        request = urllib.request.Request(f"http://127.0.0.1:{one.http}/v2/{path}", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert ask("health/ready") == 200
+    for path, body in (
+        ("repository/index", b"{}"),
+        ("repository/models/centernet_network/unload", b"{}"),
+        ("systemsharedmemory/status", None),
+        ("trace/setting", None),
+        ("logging", None),
+    ):
+        assert ask(path, body) == 403, path
+    assert ask("repository/index", b"{}", **{"admin-key": "sesame"}) == 200
+    # open to the operator, but models stay as they are
+    assert ask("repository/models/centernet_network/unload", b"{}", **{"admin-key": "sesame"}) >= 400
+    with grpc.InferenceServerClient(f"127.0.0.1:{one.grpc}") as client:
+        assert client.is_server_ready()
+        with pytest.raises(InferenceServerException, match="This protocol is restricted"):
+            client.get_model_repository_index()
+
+
+def test_failed_build_ends_the_container(container):
+    one = container(builder="import sys; sys.exit('no plan')")
+    assert one.process.wait(timeout=30) == 1
+    assert one.log.read_text() == "no plan\n"
+
+
+def test_stop_while_the_plan_is_built(container):
+    one = container(builder="import time; print('building', flush=True); time.sleep(600)")
+    while "building" not in one.log.read_text():
+        time.sleep(0.05)
+    one.process.send_signal(signal.SIGTERM)
+    assert one.process.wait(timeout=10) == 128 + signal.SIGTERM
+
+
+def test_without_model(tmp_path, small_onnx):
+    one = Container(tmp_path, small_onnx, "--model", str(tmp_path / "no.onnx"))
+    assert one.process.wait(timeout=30) == 1
+    assert "mount an ONNX file (export.to_onnx) there" in one.log.read_text()
+
+
+def test_server_that_dies_ends_the_container(container):
+    one = container()
+    one.wait_until_healthy()
+    children = Path(f"/proc/{one.process.pid}/task/{one.process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    assert one.process.wait(timeout=30) == 128 + signal.SIGKILL
+
+
+def test_health_without_server(tmp_path):
+    (port,) = free_ports(1)
+    environment = {
+        **os.environ,
+        "HEALTH_URL": f"http://127.0.0.1:{port}/v2/models/centernet/infer",
+        "DRAINING": str(tmp_path / "draining"),
+    }
+    done = subprocess.run([sys.executable, HEALTH], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("health: ")
+    assert done.stderr.count("\n") == 1
