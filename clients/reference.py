@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,51 @@ from export import checkpoint
 from export.contract import COCO_CLASSES, TOP_K
 from export.detector import Detector
 
+Network = Callable[[np.ndarray], Sequence[np.ndarray]]
+"""Frames uint8 [N, H, W, 3] to boxes [N, K, 4], scores [N, K] and classes [N, K]."""
 
-class Reference:
-    """A checkpoint, run on one picture at a time, on the GPU if PyTorch has one.
+
+class LocalDetector:
+    """The server's models without a server.
+
+    Args:
+        network: In place of `centernet_network`.
+        classes: Names, in the order of the network's class indices.
+        frame_size: Height and width of the network's input.
+    """
+
+    def __init__(self, network: Network, *, classes: Sequence[str], frame_size: tuple[int, int]) -> None:
+        self._network = network
+        self._labels = np.array([*(name.encode() for name in classes), b""], dtype=object)
+        self._frame_size = frame_size
+
+    def detect(self, content: bytes, *, threshold: float) -> Detections:
+        """Finds the objects in an encoded picture.
+
+        Raises:
+            SourceError: It cannot be decoded.
+        """
+        try:
+            image = decode(content)
+        except ImageError as error:
+            raise SourceError(str(error)) from error
+        boxes, scores, classes = self._network(warp(image, self._frame_size)[np.newaxis])
+        found = select(
+            boxes,
+            scores,
+            classes,
+            image_sizes=np.array([image.shape[:2]], np.int32),
+            frame_size=self._frame_size,
+            thresholds=threshold,
+            labels=self._labels,
+        )
+        count = int(found.num[0, 0])
+        labels = tuple(label.decode() for label in found.labels[0, :count])
+        return Detections(found.boxes[0, :count], found.scores[0, :count], found.classes[0, :count], labels)
+
+
+class Reference(LocalDetector):
+    """A checkpoint in PyTorch, in FP32, on the GPU if PyTorch has one.
 
     Args:
         path: The checkpoint.
@@ -43,35 +86,12 @@ class Reference:
             raise CenterNetError(
                 f"{path} has {classes} classes without names, {annotations.path} names {len(names)}"
             )
-        self._labels = np.array([*(name.encode() for name in names), b""], dtype=object)
-        self._frame_size = frame_size
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._detector = Detector(loaded.network, top_k=TOP_K).eval().to(self._device)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.backends.cudnn.allow_tf32 = False  # PyTorch's default, which no FP32 engine is held to
+        detector = Detector(loaded.network, top_k=TOP_K).eval().to(device)
 
-    def detect(self, content: bytes, *, threshold: float) -> Detections:
-        """Finds the objects in an encoded picture as the server's models do, without a server.
+        def network(frames: np.ndarray) -> list[np.ndarray]:
+            with torch.inference_mode():
+                return [output.cpu().numpy() for output in detector(torch.from_numpy(frames).to(device))[:3]]
 
-        Raises:
-            SourceError: It cannot be decoded.
-        """
-        try:
-            image = decode(content)
-        except ImageError as error:
-            raise SourceError(str(error)) from error
-        frame = torch.from_numpy(warp(image, self._frame_size)[np.newaxis])
-        with torch.inference_mode():
-            boxes, scores, classes = (
-                output.cpu().numpy() for output in self._detector(frame.to(self._device))[:3]
-            )
-        found = select(
-            boxes,
-            scores,
-            classes,
-            image_sizes=np.array([image.shape[:2]], np.int32),
-            frame_size=self._frame_size,
-            thresholds=threshold,
-            labels=self._labels,
-        )
-        count = int(found.num[0, 0])
-        labels = tuple(label.decode() for label in found.labels[0, :count])
-        return Detections(found.boxes[0, :count], found.scores[0, :count], found.classes[0, :count], labels)
+        super().__init__(network, classes=names, frame_size=frame_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def _answered(error: Any, *, unavailable: tuple[str, ...]) -> CenterNetError:
     """The error of an answer whose status may be one of `unavailable`."""
     message = error.message()
     away = error.status() in unavailable or STOPPING in message
-    message = message.rpartition("last error: ")[2].replace("[request id: <id_unknown>] ", "")
+    message = re.sub(r"^in ensemble '[^']*', |\[request id: <id_unknown>\] |^.*last error: ", "", message)
     return (UnavailableError if away else RejectedError)(message)
 
 
