@@ -108,15 +108,15 @@ def to_onnx(
     onnx.helper.set_model_props(model, description.to_metadata())
 
     progress("checking")
-    differences = verify.compare(model, module, inputs, heads)
-    if form == "detector":
-        model = graph.without_outputs(model, heads)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             f"the ONNX checker refuses the exported graph: {str(error).splitlines()[0]}"
         ) from error
+    differences = verify.compare(model, module, inputs, heads)
+    if form == "detector":
+        model = graph.without_outputs(model, heads)
     return Export(model, description, differences)
 
 
@@ -200,7 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UsageError(f"{options.output.parent}: no such folder")
     labels = _labels(options.labels) if options.labels else None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=4)
 
         def progress(step: str) -> None:

@@ -25,7 +25,7 @@ def network(arch: str, heads: dict[str, int] = HEADS, *, seed: int = 0) -> Cente
                 nn.init.normal_(module.bias, 0, 1)
                 nn.init.normal_(module.weight, 0, 0.02)
             elif name.split(".")[0] in heads and isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0, 0.1)
+                nn.init.normal_(module.weight, 0, 0.4)
     return made.eval()
 
 
