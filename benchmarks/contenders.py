@@ -89,6 +89,8 @@ class PyTorch(Contender):
 
     def __init__(self, spec: Spec, *, compiled: bool) -> None:
         super().__init__(spec)
+        if spec.device == "cuda" and not torch.cuda.is_available():
+            raise SkippedError("found no NVIDIA GPU")
         from export.checkpoint import load
         from export.detector import Detector
 

@@ -13,6 +13,7 @@ have them measured.
 
 import argparse
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from benchmarks.report import BenchmarkError, choices, numbers
 from benchmarks.weights import make_checkpoint, pictures
 from export import contract
 from export.networks import ARCHITECTURES
+from export.plan_engine import loaded_library
 from export.plan_verify import Tolerance, compare_detections
 
 MODELS = ("dla_34", "dlav0_34", "resdcn_18", "resdcn_101")
@@ -137,7 +139,8 @@ def _run(
         )
         np.save(spec.frames, frames)
         (folder / "spec.json").write_text(json.dumps(asdict(spec)))
-        for event in _worker(folder / "spec.json", folder / "log", options.timeout_s, row):
+        environment = _with_cublas_12(folder) if contender == "nvidia" else None
+        for event in _worker(folder, options.timeout_s, row, environment):
             if event == "outputs":
                 with np.load(spec.outputs) as found:
                     check = compare_detections(expected, [found[name] for name in OUTPUTS], TOLERANCE)
@@ -148,14 +151,28 @@ def _run(
     return row
 
 
-def _worker(spec: Path, log: Path, timeout_s: float, row: dict[str, Any]) -> Iterator[str]:
+def _with_cublas_12(folder: Path) -> dict[str, str]:
+    """An environment where NVIDIA's plugin finds the cuBLAS that PyTorch has loaded, under CUDA 12's name."""
+    environment = dict(os.environ)
+    library = loaded_library("libcublas.so")
+    if library:
+        (folder / "libcublas.so.12").symlink_to(library)
+        paths = [str(folder), *filter(None, [environment.get("LD_LIBRARY_PATH")])]
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
+    return environment
+
+
+def _worker(
+    folder: Path, timeout_s: float, row: dict[str, Any], environment: dict[str, str] | None
+) -> Iterator[str]:
     """Run the contender's process and put what it says into the row; yields when there are outputs to check.
 
     A process that hangs is ended after `timeout_s`; what it said until then stays.
     """
-    with log.open("w+") as errors:
+    with (folder / "log").open("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.contenders", str(spec)],
+            [sys.executable, "-m", "benchmarks.contenders", str(folder / "spec.json")],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

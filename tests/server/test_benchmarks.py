@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -10,13 +11,21 @@ from centernet_image import NetworkDescription
 from protocols import images, infer
 from servers import make_repository
 
-from benchmarks import inprocess
+from benchmarks import inprocess, perf_analyzer
 from benchmarks import server as benchmark
 from benchmarks.triton_server import STEPS
 from export.contract import MODELS
 
 pytestmark = pytest.mark.server
 SHORT = ["--concurrency", "1,4", "--seconds", "0.3", "--repeats", "1"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _perf_analyzer():
+    done = subprocess.run([perf_analyzer.EXECUTABLE, "--version"], capture_output=True, text=True)
+    if "whose libraries cannot run" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
