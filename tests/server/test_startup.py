@@ -34,7 +34,7 @@ def test_configuration_is_completed_from_the_file(server):
             assert types == {t.name: t.dtype.replace("STRING", "BYTES") for t in expected}
 
 
-def test_ready_in_seconds_and_ends_when_told(serve, small_onnx, tmp_path):
+def test_ends_when_told(serve, small_onnx, tmp_path):
     server = serve(make_repository(tmp_path, small_onnx))
     infer(server, "grpc", "centernet", images([encode(picture(60, 90))]))
     server.process.send_signal(signal.SIGTERM)
