@@ -93,13 +93,20 @@ def load_plugin(trt: ModuleType, path: Path | None, *, rtx: bool = False) -> Pat
         ctypes.CDLL(str(found.resolve()), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise PlanError(f"cannot load the plugin: {error}") from None
-    creators = {(creator.name, creator.plugin_version) for creator in trt.get_plugin_registry().all_creators}
-    if (PLUGIN, "1") not in creators:
+    if not _is_registered(trt):
+        # Preloaded, it was there before TensorRT and registers when TensorRT is first used.
+        trt.Builder(trt.Logger(trt.Logger.ERROR))
+    if not _is_registered(trt):
         raise PlanError(
             f"{found} registered no {PLUGIN} version 1 with TensorRT {trt.__version__}: "
             "it was built for another one"
         )
     return found.resolve()
+
+
+def _is_registered(trt: ModuleType) -> bool:
+    creators = trt.get_plugin_registry().all_creators
+    return any((creator.name, creator.plugin_version) == (PLUGIN, "1") for creator in creators)
 
 
 def loaded_library(name: str) -> Path | None:

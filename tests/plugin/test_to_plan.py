@@ -1,6 +1,7 @@
 """The whole command line, with TensorRT-RTX in place of a GPU."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,13 +25,10 @@ def model(tmp_path_factory):
     return exported.small(tmp_path_factory.mktemp("small"))
 
 
-def to_plan(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "export.to_plan", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+def to_plan(*arguments, **environment):
+    command = [sys.executable, "-m", "export.to_plan", *map(str, arguments)]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.parametrize("target", ["SM86", "SM120"])
@@ -136,3 +134,9 @@ def test_plugin_for_another_tensorrt(model, tmp_path):
     missing = to_plan(model, tmp_path / "out.plan", "--target", "SM86", "--plugin", tmp_path / "no.so")
     assert missing.returncode == 1
     assert "cannot load the plugin" in missing.stderr
+
+
+def test_preloaded_plugin(tmp_path):
+    done = to_plan(foreign(tmp_path), tmp_path / "out.plan", "--target", "SM86", LD_PRELOAD=str(RTX_PLUGIN))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["plan"]["plugin_sha256"] == sha256(RTX_PLUGIN)
