@@ -37,8 +37,8 @@ class Layer:
 
     Args:
         input: [N, C, H, W].
-        offset: [N, 2 * offset_groups * taps, H', W'] of (y, x) pairs; with `packed` [N, 3 * offset_groups * taps,
-            H', W'], the last third of it the mask before its sigmoid.
+        offset: [N, 2 * offset_groups * taps, H', W'] of (y, x) pairs; with `packed`
+            [N, 3 * offset_groups * taps, H', W'], the last third of it the mask before its sigmoid.
         mask: [N, offset_groups * taps, H', W'] or None.
         weight: [O, C / groups, kh, kw].
         bias: [O] or None.
@@ -48,7 +48,8 @@ class Layer:
         groups: Of the weights.
         offset_groups: Sets of offsets.
         channels_last: Memory layout of input and output; also of offset and mask.
-        pad_channels: With `channels_last`, round offset and mask up to multiples of 8 channels, as TensorRT does.
+        pad_channels: With `channels_last`, round offset and mask up to multiples of 8 channels as
+            TensorRT does.
         packed: See `offset`.
         weight_ohwi: Repack the weights beforehand.
         relu: Clamp the output at zero.

@@ -1,8 +1,7 @@
 // Chooses and launches the kernels.
-#include "dcnv2.h"
-
 #include <algorithm>
 
+#include "dcnv2.h"
 #include "generic.h"
 #include "repack.h"
 #include "tactic.h"
@@ -31,7 +30,8 @@ __global__ void __launch_bounds__(Transpose<Storage>::kThreads)
 }
 
 template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps, int32_t kResident>
-__global__ void __launch_bounds__(kWarps * 32, kResident) tileKernel(const __grid_constant__ TileArguments arguments) {
+__global__ void __launch_bounds__(kWarps * 32, kResident)
+    tileKernel(const __grid_constant__ TileArguments arguments) {
   Tile<T, kOut, kPixels, kWarps, DCNV2_WARPGROUPS>::run(arguments);
 }
 
@@ -46,7 +46,8 @@ struct Device {
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
+        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
+            cudaSuccess) {
       cudaGetLastError();
     }
   }
@@ -68,11 +69,12 @@ Plan planTile(const Problem& problem, const Device& device, int32_t shape, int32
   if (shared > device.shared_bytes || (split > 1 && (device.major < 9 || steps < 2 * split))) return {};
   const int64_t blocks = Shape::blocks(problem, split);
   const int64_t resident = std::clamp<int64_t>((228 << 10) / (shared + 1024), 1, kResident);
-  const int64_t waves = (blocks + device.multiprocessors * resident - 1) / (device.multiprocessors * resident);
+  const int64_t waves =
+      (blocks + device.multiprocessors * resident - 1) / (device.multiprocessors * resident);
   // Cycles of shared memory and cache: gathers and products of a step; filling the pipeline and writing out.
   const double step = 5.0 * kPixels + 1.5 * kOut;
-  const double cost =
-      static_cast<double>(waves * resident) * (steps * step / split + 8.0 * kPixels + 400.0 * (log_split > 0));
+  const double cost = static_cast<double>(waves * resident) *
+                      (steps * step / split + 8.0 * kPixels + 400.0 * (log_split > 0));
   return {tacticNumber(shape, log_split), blocks, cost + 2000.0 * static_cast<double>(waves)};
 }
 
@@ -80,10 +82,10 @@ template <class T>
 int32_t rankTiles(const Problem& problem, const Device& device, Plan* plans) {
   int32_t count = 0;
   for (int32_t log_split = 0; log_split <= kMaxLogSplit; ++log_split) {
-#define DCNV2_PLAN(number, out, ...)                                                          \
-  if (out == 64 || out - 64 < problem.out_channels) {                                         \
-    plans[count] = planTile<T, out, __VA_ARGS__>(problem, device, number, log_split);         \
-    if (plans[count].blocks > 0) ++count;                                                     \
+#define DCNV2_PLAN(number, out, ...)                                                  \
+  if (out == 64 || out - 64 < problem.out_channels) {                                 \
+    plans[count] = planTile<T, out, __VA_ARGS__>(problem, device, number, log_split); \
+    if (plans[count].blocks > 0) ++count;                                             \
   }
     DCNV2_TILES(DCNV2_PLAN)
 #undef DCNV2_PLAN
@@ -98,7 +100,8 @@ size_t weightBytes(const Problem& p) {
 }
 
 template <class Storage>
-cudaError_t transpose(const void* from, void* to, int32_t batch, int32_t rows, int32_t columns, cudaStream_t stream) {
+cudaError_t transpose(const void* from, void* to, int32_t batch, int32_t rows, int32_t columns,
+                      cudaStream_t stream) {
   const int64_t blocks = Transpose<Storage>::blocks(batch, rows, columns);
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   transposeKernel<Storage><<<static_cast<unsigned>(blocks), Transpose<Storage>::kThreads,
@@ -110,25 +113,25 @@ template <class T>
 cudaError_t launchGeneric(const Problem& problem, const Tensors& tensors, cudaStream_t stream) {
   const int64_t blocks = Generic<T>::blocks(problem);
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  genericKernel<T>
-      <<<static_cast<unsigned>(blocks), Generic<T>::kThreads, Generic<T>::kSharedBytes, stream>>>(problem, tensors);
+  genericKernel<T><<<static_cast<unsigned>(blocks), Generic<T>::kThreads, Generic<T>::kSharedBytes, stream>>>(
+      problem, tensors);
   return cudaGetLastError();
 }
 
 template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps, int32_t kResident>
-cudaError_t launchTile(const TileArguments& arguments, cudaStream_t stream) {
+cudaError_t launchTile(const Problem& problem, const Tensors& tensors, int32_t tactic, cudaStream_t stream) {
   using Shape = TileShape<T, kOut, kPixels, kWarps>;
   auto* kernel = tileKernel<T, kOut, kPixels, kWarps, kResident>;
-  const auto split = static_cast<unsigned>(arguments.split);
-  const int64_t blocks = Shape::blocks(arguments.problem, arguments.split);
-  const int64_t shared = Shape::sharedBytes(arguments.problem, arguments.split);
+  const int32_t split = splitOf(tactic);
+  const int64_t blocks = Shape::blocks(problem, split);
+  const int64_t shared = Shape::sharedBytes(problem, split);
   if (blocks > INT32_MAX || shared > INT32_MAX) return cudaErrorInvalidConfiguration;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {split, 1, 1};
+  cluster.val.clusterDim = {static_cast<unsigned>(split), 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = {static_cast<unsigned>(blocks), 1, 1};
   config.blockDim = {Shape::kThreads, 1, 1};
@@ -136,7 +139,7 @@ cudaError_t launchTile(const TileArguments& arguments, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = split > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, arguments);
+  return cudaLaunchKernelEx(&config, kernel, Shape::arguments(problem, tensors, tactic % 16));
 }
 
 template <class T>
@@ -146,25 +149,26 @@ cudaError_t launch(const Problem& problem, const Tensors& tensors, int32_t tacti
   if (!tileRuns(problem)) return cudaErrorNotSupported;
 
   using Storage = typename T::Storage;
-  TileArguments arguments{packedProblem(problem), tensors, splitOf(tactic)};
+  Tensors packed = tensors;
   auto* workspace = static_cast<char*>(tensors.workspace);
   if (!problem.weight_ohwi) {
-    const cudaError_t error = transpose<Storage>(tensors.weight, workspace, problem.out_channels, problem.channels,
-                                                 problem.kernel_h * problem.kernel_w, stream);
+    const cudaError_t error =
+        transpose<Storage>(tensors.weight, workspace, problem.out_channels, problem.channels,
+                           problem.kernel_h * problem.kernel_w, stream);
     if (error != cudaSuccess) return error;
-    arguments.tensors.weight = workspace;
+    packed.weight = workspace;
     workspace += weightBytes(problem);
   }
   if (problem.layout == Layout::kNCHW) {
     const cudaError_t error = transpose<Storage>(tensors.input, workspace, problem.batch, problem.channels,
                                                  problem.height * problem.width, stream);
     if (error != cudaSuccess) return error;
-    arguments.tensors.input = workspace;
+    packed.input = workspace;
   }
   switch (shapeOf(tactic)) {
 #define DCNV2_LAUNCH(number, ...) \
   case number:                    \
-    return launchTile<T, __VA_ARGS__>(arguments, stream);
+    return launchTile<T, __VA_ARGS__>(packedProblem(problem), packed, tactic, stream);
     DCNV2_TILES(DCNV2_LAUNCH)
 #undef DCNV2_LAUNCH
     default:
@@ -198,7 +202,8 @@ size_t workspaceSize(const Problem& problem, int32_t tactic) noexcept {
   return bytes;
 }
 
-cudaError_t forward(const Problem& problem, const Tensors& tensors, int32_t tactic, cudaStream_t stream) noexcept {
+cudaError_t forward(const Problem& problem, const Tensors& tensors, int32_t tactic,
+                    cudaStream_t stream) noexcept {
   switch (problem.type) {
     case DataType::kFloat:
       return launch<Float>(problem, tensors, tactic, stream);

@@ -16,9 +16,21 @@ struct alignas(16) Vec16 {
   uint32_t words[4];
 };
 
+struct alignas(8) Vec8 {
+  uint32_t words[2];
+};
+
 DCNV2_DEVICE int32_t thread() { return static_cast<int32_t>(threadIdx.x); }
 DCNV2_DEVICE int32_t block() { return static_cast<int32_t>(blockIdx.x); }
 DCNV2_DEVICE void barrier() { __syncthreads(); }
+
+// A value that all threads of the warp have, for the compiler to know so.
+DCNV2_DEVICE int32_t uniform(int32_t value) { return __shfl_sync(0xffffffffu, value, 0); }
+// Keeps the compiler from taking the sum apart again.
+DCNV2_DEVICE const char* whole(const char* sum) {
+  asm volatile("" : "+l"(sum));
+  return sum;
+}
 
 DCNV2_DEVICE char* sharedMemory() {
   extern __shared__ __align__(1024) char memory[];
@@ -34,14 +46,14 @@ DCNV2_DEVICE Vec16 loadGlobal(const char* address) {
   return {{value.x, value.y, value.z, value.w}};
 }
 
-DCNV2_DEVICE Vec16 loadShared(const char* address) {
-  const uint4 value = *reinterpret_cast<const uint4*>(address);
-  return {{value.x, value.y, value.z, value.w}};
+template <class Vector>
+DCNV2_DEVICE void loadShared(Vector& value, const char* address) {
+  value = *reinterpret_cast<const Vector*>(address);
 }
 
-DCNV2_DEVICE void store(char* address, const Vec16& value) {
-  *reinterpret_cast<uint4*>(address) =
-      make_uint4(value.words[0], value.words[1], value.words[2], value.words[3]);
+template <class Vector>
+DCNV2_DEVICE void store(char* address, const Vector& value) {
+  *reinterpret_cast<Vector*>(address) = value;
 }
 
 // Sixteen zero bytes instead where `valid` is false; nothing is read then.
@@ -65,6 +77,18 @@ DCNV2_DEVICE uint32_t pack<Bfloat16>(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+// Of two halves each.
+DCNV2_DEVICE uint32_t halfMultiplyAdd(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t sum;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+
+// The lower or the upper half of a word, twice.
+DCNV2_DEVICE uint32_t repeatHalf(uint32_t word, int32_t upper) {
+  return __byte_perm(word, 0, upper ? 0x3232 : 0x1010);
 }
 
 DCNV2_DEVICE uint32_t roundToTf32(float value) {

@@ -49,6 +49,7 @@ struct Generic {
     const int32_t out_y = static_cast<int32_t>(pixel % plane) / p.out_width;
     const int32_t out_x = static_cast<int32_t>(pixel % plane) % p.out_width;
 
+    const Offsets<T> offsets(p, tensors, inside ? n : 0);
     constexpr int32_t kParts = kThreads / kPixels;
     constexpr int32_t kOwn = kOut / kParts;
     float sums[kOwn] = {};
@@ -62,8 +63,9 @@ struct Generic {
           float value = 0.0f;
           if (inside && depth + i < group_channels) {
             const int32_t offset_group = c / (p.channels / p.offset_groups);
-            if (offset_group != sampled_group)
-              at = tapSample<T>(p, tensors, n, offset_group, tap, out_y, out_x);
+            if (offset_group != sampled_group) {
+              at = offsets.sampleAt(offset_group, tap, tap / p.kernel_w, tap % p.kernel_w, out_y, out_x);
+            }
             sampled_group = offset_group;
             for (int32_t corner = 0; corner < 4; ++corner) {
               if (at.weights[corner] == 0.0f) continue;

@@ -36,6 +36,31 @@ DCNV2_FN float floatOf(uint32_t bits) {
 #endif
 }
 
+// Reads global memory that nothing writes while the kernel runs.
+template <class Value>
+DCNV2_FN Value loadReadOnly(const Value* address) {
+#ifdef __CUDA_ARCH__
+  return __ldg(address);
+#else
+  return *address;
+#endif
+}
+
+// Division of numbers below 2^26 by one that the host knows: a multiplication.
+struct Divisor {
+  int32_t value;
+  uint32_t reciprocal;
+
+  static Divisor of(int32_t value) {
+    return {value, static_cast<uint32_t>(((1ull << 32) + static_cast<uint32_t>(value) - 1) /
+                                         static_cast<uint32_t>(value))};
+  }
+  DCNV2_FN int32_t divide(int32_t number) const {
+    if (value == 1) return number;
+    return static_cast<int32_t>(static_cast<uint64_t>(static_cast<uint32_t>(number)) * reciprocal >> 32);
+  }
+};
+
 struct Float {
   using Storage = float;
   static constexpr DataType kType = DataType::kFloat;

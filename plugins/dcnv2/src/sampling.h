@@ -63,40 +63,68 @@ DCNV2_FN int64_t elementIndex(Layout layout, int32_t stride, int32_t count, int3
                                  : ((static_cast<int64_t>(n) * count + c) * height + y) * width + x;
 }
 
+// Offsets and mask of one image.
 template <class T>
-DCNV2_FN float loadOffset(const Problem& problem, const void* values, int64_t index) {
-  return problem.offset_type == DataType::kFloat
-             ? static_cast<const float*>(values)[index]
-             : T::load(static_cast<const typename T::Storage*>(values)[index]);
-}
+class Offsets {
+  const Problem& problem_;
+  const char* offset_;
+  const char* mask_;
+  int32_t total_;  // samples of a pixel
+  bool single_, nhwc_, pairs_;
 
-// The sample of one output pixel and tap. Coordinates and weights are FP32 whatever the tensors are.
-template <class T>
-DCNV2_FN Sample tapSample(const Problem& p, const Tensors& tensors, int32_t n, int32_t offset_group,
-                          int32_t tap, int32_t out_y, int32_t out_x) {
-  const int32_t taps = p.kernel_h * p.kernel_w;
-  const int32_t first = offset_group * taps + tap;
-  const int32_t total = p.offset_groups * taps;
-  const int32_t count = (p.packed_offset_mask ? 3 : 2) * total;
-  const int64_t step =
-      p.offset_layout == Layout::kNHWC ? 1 : static_cast<int64_t>(p.out_height) * p.out_width;
-  const int64_t at = elementIndex(p.offset_layout, p.offset_stride, count, p.out_height, p.out_width, n,
-                                  2 * first, out_y, out_x);
-  const float y = loadOffset<T>(p, tensors.offset, at);
-  const float x = loadOffset<T>(p, tensors.offset, at + step);
-  float mask = 1.0f;
-  if (p.packed_offset_mask) {
-    mask = sigmoid(loadOffset<T>(p, tensors.offset, at + step * (2 * total - first)));
-  } else if (tensors.mask != nullptr) {
-    mask = loadOffset<T>(p, tensors.mask,
-                         elementIndex(p.offset_layout, p.mask_stride, total, p.out_height, p.out_width, n,
-                                      first, out_y, out_x));
+  DCNV2_FN float load(const char* values, int32_t index) const {
+    if (single_) return loadReadOnly(reinterpret_cast<const float*>(values) + index);
+    return T::load(loadReadOnly(reinterpret_cast<const typename T::Storage*>(values) + index));
   }
-  const int32_t kernel_y = tap / p.kernel_w;
-  const int32_t kernel_x = tap - kernel_y * p.kernel_w;
-  return sample(static_cast<float>(out_y * p.stride_h - p.padding_h + kernel_y * p.dilation_h) + y,
-                static_cast<float>(out_x * p.stride_w - p.padding_w + kernel_x * p.dilation_w) + x, mask,
-                p.height, p.width);
-}
+
+ public:
+  // Whether element indices within an image fit 32 bits, which is what this class computes with.
+  static DCNV2_FN bool fits(const Problem& p) {
+    const int64_t channels = 3 * static_cast<int64_t>(p.offset_groups) * p.kernel_h * p.kernel_w;
+    const int64_t stride = p.offset_stride > p.mask_stride ? p.offset_stride : p.mask_stride;
+    return (stride > channels ? stride : channels) * p.out_height * p.out_width <= INT32_MAX;
+  }
+
+  DCNV2_FN Offsets(const Problem& p, const Tensors& tensors, int32_t n)
+      : problem_(p),
+        total_(p.offset_groups * p.kernel_h * p.kernel_w),
+        single_(p.offset_type == DataType::kFloat),
+        nhwc_(p.offset_layout == Layout::kNHWC) {
+    const int64_t pixels = static_cast<int64_t>(n) * p.out_height * p.out_width * (single_ ? 4 : 2);
+    const int32_t channels = (p.packed_offset_mask ? 3 : 2) * total_;
+    offset_ = static_cast<const char*>(tensors.offset) + pixels * (nhwc_ ? p.offset_stride : channels);
+    mask_ = p.packed_offset_mask ? offset_ : static_cast<const char*>(tensors.mask);
+    if (!p.packed_offset_mask && mask_ != nullptr) mask_ += pixels * (nhwc_ ? p.mask_stride : total_);
+    pairs_ = nhwc_ && p.offset_stride % 2 == 0;
+  }
+
+  // The sample of one output pixel and tap. Coordinates and weights are FP32 whatever the tensors are.
+  DCNV2_FN Sample sampleAt(int32_t offset_group, int32_t tap, int32_t kernel_y, int32_t kernel_x,
+                           int32_t out_y, int32_t out_x) const {
+    const Problem& p = problem_;
+    const int32_t first = offset_group * p.kernel_h * p.kernel_w + tap;
+    const int32_t pixel = out_y * p.out_width + out_x;
+    const int32_t step = nhwc_ ? 1 : p.out_height * p.out_width;
+    const int32_t at = nhwc_ ? pixel * p.offset_stride : pixel;
+    const int32_t mask_at = nhwc_ && !p.packed_offset_mask ? pixel * p.mask_stride : at;
+    float y;
+    float x;
+    if (pairs_ && !single_) {
+      const uint32_t both = loadReadOnly(reinterpret_cast<const uint32_t*>(offset_) + at / 2 + first);
+      y = T::load(static_cast<typename T::Storage>(both & 0xffffu));
+      x = T::load(static_cast<typename T::Storage>(both >> 16));
+    } else {
+      y = load(offset_, at + 2 * first * step);
+      x = load(offset_, at + (2 * first + 1) * step);
+    }
+    float mask = 1.0f;
+    if (mask_ != nullptr)
+      mask = load(mask_, mask_at + (p.packed_offset_mask ? 2 * total_ + first : first) * step);
+    if (p.packed_offset_mask) mask = sigmoid(mask);
+    return sample(static_cast<float>(out_y * p.stride_h - p.padding_h + kernel_y * p.dilation_h) + y,
+                  static_cast<float>(out_x * p.stride_w - p.padding_w + kernel_x * p.dilation_w) + x, mask,
+                  p.height, p.width);
+  }
+};
 
 }  // namespace dcnv2

@@ -7,17 +7,17 @@ namespace dcnv2 {
 
 constexpr int32_t kGeneric = 1;
 
-// X(number, output channels, pixels, warps, blocks per multiprocessor the registers must leave room for). Numbers are
-// never used again for another shape: plans and timing caches hold them.
-#define DCNV2_TILES(X) \
-  X(1, 64, 128, 8, 2)  \
-  X(2, 64, 256, 8, 1)  \
-  X(3, 64, 64, 4, 3)   \
-  X(4, 128, 128, 8, 2) \
-  X(5, 128, 64, 8, 2)  \
-  X(6, 256, 64, 8, 1)  \
-  X(7, 256, 32, 8, 2)  \
-  X(8, 64, 32, 4, 4)
+// X(number, output channels, pixels, warps, blocks per multiprocessor the registers must leave room for).
+// Numbers are never used again for another shape: plans and timing caches hold them.
+#define DCNV2_TILES(X)  \
+  X(1, 64, 128, 8, 2)   \
+  X(2, 64, 64, 4, 3)    \
+  X(3, 128, 128, 8, 2)  \
+  X(4, 128, 64, 8, 2)   \
+  X(5, 256, 32, 8, 2)   \
+  X(6, 64, 32, 4, 4)    \
+  X(7, 128, 256, 16, 1) \
+  X(8, 256, 128, 16, 1)
 
 // A tactic is a tile shape and the number of blocks that split its depth: 16 * shape + log2(split).
 constexpr int32_t tacticNumber(int32_t shape, int32_t log_split) { return 16 * shape + log_split; }
@@ -40,7 +40,8 @@ inline bool tileRuns(const Problem& p) {
   const int32_t stride = packedProblem(p).input_stride;
   const int64_t image_bytes = static_cast<int64_t>(p.height) * p.width * stride * (single ? 4 : 2);
   return (!single || p.allow_tf32) && p.groups == 1 && p.channels % vector == 0 && stride % vector == 0 &&
-         image_bytes <= INT32_MAX && (p.offset_groups == 1 || p.channels / p.offset_groups % (8 * vector) == 0);
+         image_bytes <= INT32_MAX &&
+         (p.offset_groups == 1 || p.channels / p.offset_groups % (8 * vector) == 0);
 }
 
 }  // namespace dcnv2

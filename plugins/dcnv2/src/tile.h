@@ -1,13 +1,9 @@
-// DCNv2 on tensor cores, as one implicit GEMM: out[channel, pixel] = weight[channel, k] * sample[k, pixel], where k
-// runs over (channel, tap). A block gathers the samples of its pixels straight into the shared-memory tile that the
-// tensor cores read; nothing of the sampled image ever goes to global memory.
-//
-// For 16-bit types the interpolation is a product on the tensor cores too. A warp multiplies what its lanes have
-// loaded (rows: pairs of channels; depth: the corners of two pixels, times two for the pair) by a matrix of corner
-// weights that is the identity in the pair. The loaded registers are that operand as they stand, so that a sample
-// costs neither conversions nor FP32 multiplications. Corner weights are computed in FP32 and rounded once.
+// DCNv2 on tensor cores, as one implicit GEMM: out[channel, pixel] = weight[channel, k] * sample[k, pixel],
+// where k runs over (channel, tap). A block gathers the samples of its pixels straight into the shared-memory
+// tile that the tensor cores read; nothing of the sampled image ever goes to global memory.
 #pragma once
 
+#include "blend.h"
 #include "device.h"
 #include "sampling.h"
 
@@ -17,7 +13,10 @@ namespace dcnv2 {
 struct TileArguments {
   Problem problem;
   Tensors tensors;
-  int32_t split;  // blocks that share a tile, each a part of the depth; they form a cluster
+  int32_t
+      log_split;  // of the number of blocks that share a tile, each a part of the depth; they form a cluster
+  int32_t steps;
+  Divisor taps, kernel_w, slots, out_tiles, column_tiles, row_tiles;
 };
 
 template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps>
@@ -31,8 +30,23 @@ struct TileShape {
   static constexpr int32_t kRows = kPixels / kColumns;
   static constexpr int32_t kStageBytes = (kPixels + kOut) * kRowBytes;
   static constexpr int32_t kPitch = kOut + 4;  // of the FP32 sums: pixels two apart fall into different banks
-  static constexpr int32_t kSampleBytes = sizeof(int32_t) + 4 * kBytes;
+  // The samples of a tap: for each pixel the offset in bytes from the image to the first corner, then four
+  // weights. One vector more than that, so that taps fall into different banks.
+  static constexpr int32_t kWeightBytes = 4 * kBytes;
+  static constexpr int32_t kSlotBytes = kPixels * (4 + kWeightBytes) + 16;
 
+  static TileArguments arguments(const Problem& p, const Tensors& tensors, int32_t log_split) {
+    return {p,
+            tensors,
+            log_split,
+            steps(p),
+            Divisor::of(taps(p)),
+            Divisor::of(p.kernel_w),
+            Divisor::of(slots(p, 1 << log_split)),
+            Divisor::of(outTiles(p)),
+            Divisor::of(columnTiles(p)),
+            Divisor::of(rowTiles(p))};
+  }
   static DCNV2_FN int32_t taps(const Problem& p) { return p.kernel_h * p.kernel_w; }
   static DCNV2_FN int32_t steps(const Problem& p) { return (p.channels + kDepth - 1) / kDepth * taps(p); }
   static DCNV2_FN int32_t outTiles(const Problem& p) { return (p.out_channels + kOut - 1) / kOut; }
@@ -48,7 +62,7 @@ struct TileShape {
     return own < all ? own : all;
   }
   static DCNV2_FN int64_t sharedBytes(const Problem& p, int32_t split) {
-    const int64_t loop = 2 * kStageBytes + static_cast<int64_t>(slots(p, split)) * kPixels * kSampleBytes;
+    const int64_t loop = 2 * kStageBytes + static_cast<int64_t>(slots(p, split)) * kSlotBytes;
     const int64_t sums = static_cast<int64_t>(kPixels) * kPitch * sizeof(float);
     return loop > sums ? loop : sums;
   }
@@ -77,194 +91,216 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
   int32_t rank_, out_first_, tile_x_, tile_y_, image_;
   int32_t begin_, end_;  // steps
   bool slot_per_step_;
-  int32_t* offsets_;  // bytes from the image to a sample's first corner
-  Storage* corner_weights_;
 
-  DCNV2_DEVICE explicit Tile(const TileArguments& arguments) : arguments_(arguments), problem_(arguments.problem) {
+  // This thread's part in a gather: one vector of channels of every fourth pixel of the warp, so that eight
+  // threads read and write 128 bytes together.
+  static constexpr int32_t kGathers = kPixels / 4 / kWarps;
+  static constexpr int32_t kAtOnce = kGathers < 2 ? 1 : 2;
+  static constexpr int32_t kBatches = kGathers / kAtOnce;
+  int32_t vector_channel_;
+  uint32_t right_, down_;  // bytes to the neighbouring pixels
+  const char* source_;
+  int32_t first_;              // pixel
+  int32_t sample_targets_[2];  // of even and of odd gathers
+  // This thread's part of the weights: one vector of every kWeightRows-th row.
+  static constexpr int32_t kWeightRows = kThreads / 8;
+  const char* weight_source_;
+  int64_t weight_row_bytes_;
+  int32_t weight_target_;
+
+  DCNV2_DEVICE explicit Tile(const TileArguments& arguments)
+      : arguments_(arguments), problem_(arguments.problem) {
     const Problem& p = problem_;
-    rank_ = block() % arguments.split;
-    int32_t index = block() / arguments.split;
-    out_first_ = index % Shape::outTiles(p) * kOut;
-    index /= Shape::outTiles(p);
-    tile_x_ = index % Shape::columnTiles(p) * Shape::kColumns;
-    index /= Shape::columnTiles(p);
-    tile_y_ = index % Shape::rowTiles(p) * Shape::kRows;
-    image_ = index / Shape::rowTiles(p);
-    begin_ = Shape::steps(p) * rank_ / arguments.split;
-    end_ = Shape::steps(p) * (rank_ + 1) / arguments.split;
-    slot_per_step_ = end_ - begin_ <= Shape::taps(p) * p.offset_groups;
-    offsets_ = reinterpret_cast<int32_t*>(sharedMemory() + 2 * Shape::kStageBytes);
-    corner_weights_ = reinterpret_cast<Storage*>(offsets_ + Shape::slots(p, arguments.split) * kPixels);
+    const int32_t split = 1 << arguments.log_split;
+    rank_ = block() & (split - 1);
+    int32_t index = block() >> arguments.log_split;
+    out_first_ = splitOff(index, arguments.out_tiles) * kOut;
+    tile_x_ = splitOff(index, arguments.column_tiles) * Shape::kColumns;
+    tile_y_ = splitOff(index, arguments.row_tiles) * Shape::kRows;
+    image_ = index;
+    begin_ = (arguments.steps * rank_) >> arguments.log_split;
+    end_ = (arguments.steps * (rank_ + 1)) >> arguments.log_split;
+    slot_per_step_ = end_ - begin_ <= arguments.taps.value * p.offset_groups;
+
+    const int32_t vector = thread() % 8;
+    vector_channel_ = vector * kVector;
+    const int32_t first = thread() / 32 * kGathers * 4 + thread() % 32 / 8;
+    const int32_t pixel_bytes = p.input_stride * Shape::kBytes;
+    right_ = static_cast<uint32_t>(p.width > 1 ? pixel_bytes : 0);
+    down_ = static_cast<uint32_t>(p.height > 1 ? p.width * pixel_bytes : 0);
+    source_ = whole(static_cast<const char*>(arguments.tensors.input) +
+                    static_cast<int64_t>(image_) * p.height * p.width * pixel_bytes);
+    first_ = first;
+    sample_targets_[0] = swizzle(first, vector);
+    sample_targets_[1] = swizzle(first + 4, vector);
+
+    const int32_t row = thread() / 8;
+    weight_row_bytes_ = static_cast<int64_t>(arguments.taps.value) * p.channels * Shape::kBytes;
+    weight_source_ = whole(static_cast<const char*>(arguments.tensors.weight) +
+                           (out_first_ + row) * weight_row_bytes_ + vector * 16);
+    weight_target_ = swizzle(row, vector);
   }
 
-  // 128-byte rows, their eight vectors permuted by the row: what ldmatrix reads without bank conflicts and wgmma
-  // calls its 128-byte swizzle.
+  // The remainder; `index` becomes the quotient.
+  static DCNV2_DEVICE int32_t splitOff(int32_t& index, const Divisor& divisor) {
+    const int32_t quotient = divisor.divide(index);
+    const int32_t remainder = index - quotient * divisor.value;
+    index = quotient;
+    return remainder;
+  }
+
+  // 128-byte rows, their eight vectors permuted by the row: what ldmatrix reads without bank conflicts and
+  // wgmma calls its 128-byte swizzle.
   static DCNV2_DEVICE int32_t swizzle(int32_t row, int32_t vector) {
     return row * kRowBytes + ((vector ^ (row & 7)) << 4);
   }
 
-  // Positions are kept so that the four of a gather are neighbours, although their pixels are every other one of
-  // eight: rows 0, 2, 4, 6 swizzle into different banks.
-  static DCNV2_DEVICE int32_t pixelAt(int32_t position) {
-    return (position & ~7) | ((position & 3) << 1) | ((position >> 2) & 1);
-  }
+  static DCNV2_DEVICE char* samples(int32_t stage) { return sharedMemory() + stage * Shape::kStageBytes; }
+  static DCNV2_DEVICE char* weights(int32_t stage) { return samples(stage) + kPixels * kRowBytes; }
+  static DCNV2_DEVICE char* kept() { return sharedMemory() + 2 * Shape::kStageBytes; }
 
-  DCNV2_DEVICE char* samples(int32_t stage) const { return sharedMemory() + stage * Shape::kStageBytes; }
-  DCNV2_DEVICE char* weights(int32_t stage) const { return samples(stage) + kPixels * kRowBytes; }
-  // One step of the depth: taps are innermost, so that a block reads the same pixels again while they are cached.
+  // One step of the depth: taps are innermost, so that a block reads the same pixels again while they are
+  // cached.
   struct Step {
     int32_t tap, channel;
-
-    DCNV2_DEVICE void advance(int32_t taps) {
-      if (++tap < taps) return;
-      tap = 0;
-      channel += kDepth;
-    }
+    int32_t slot;  // of its samples
   };
   DCNV2_DEVICE Step stepAt(int32_t index) const {
-    return {index % Shape::taps(problem_), index / Shape::taps(problem_) * kDepth};
+    const int32_t chunk = arguments_.taps.divide(index);
+    const int32_t tap = index - chunk * arguments_.taps.value;
+    const int32_t channel = chunk * kDepth;
+    return {tap, channel,
+            slot_per_step_ ? index - begin_ : offsetGroup(channel) * arguments_.taps.value + tap};
+  }
+  DCNV2_DEVICE void advance(Step& step) const {
+    ++step.slot;
+    if (++step.tap < arguments_.taps.value) return;
+    step.tap = 0;
+    step.channel += kDepth;
+    if (!slot_per_step_) step.slot = offsetGroup(step.channel) * arguments_.taps.value;
   }
   DCNV2_DEVICE int32_t offsetGroup(int32_t channel) const {
     return problem_.offset_groups == 1 ? 0 : channel / (problem_.channels / problem_.offset_groups);
   }
 
+  // Threads take neighbours in the order in which the offsets lie in memory: of a pixel, or of a row.
   DCNV2_DEVICE void prepareSamples() const {
+    const Offsets<T> offsets(problem_, arguments_.tensors, image_);
+    const int32_t slots = slot_per_step_ ? end_ - begin_ : arguments_.slots.value;
+    const bool nhwc = problem_.offset_layout == Layout::kNHWC;
+#pragma unroll 2
+    for (int32_t i = thread(); i < arguments_.slots.value * kPixels; i += kThreads) {
+      int32_t pixel = i;
+      const int32_t in_pixel = splitOff(pixel, arguments_.slots);
+      const int32_t slot = nhwc ? in_pixel : i / kPixels;
+      if (!nhwc) pixel = i % kPixels;
+      if (slot < slots) prepareSample(offsets, pixel, slot);
+    }
+  }
+
+  DCNV2_DEVICE void prepareSample(const Offsets<T>& offsets, int32_t pixel, int32_t slot) const {
     const Problem& p = problem_;
-    const int32_t taps = Shape::taps(p);
-    const int32_t slots = slot_per_step_ ? end_ - begin_ : taps * p.offset_groups;
-    for (int32_t i = thread(); i < slots * kPixels; i += kThreads) {
-      const int32_t slot = i / kPixels;
-      const int32_t pixel = pixelAt(i % kPixels);
-      const int32_t y = tile_y_ + pixel / Shape::kColumns;
-      const int32_t x = tile_x_ + pixel % Shape::kColumns;
-      const Step step = stepAt(slot_per_step_ ? begin_ + slot : slot);
-      const int32_t group = slot_per_step_ ? offsetGroup(step.channel) : slot / taps;
-      Sample at = {};
-      if (y < p.out_height && x < p.out_width) at = tapSample<T>(p, arguments_.tensors, image_, group, step.tap, y, x);
-      offsets_[i] = (at.top * p.width + at.left) * p.input_stride * Shape::kBytes;
-      for (int32_t corner = 0; corner < 4; ++corner) corner_weights_[4 * i + corner] = T::store(at.weights[corner]);
+    const int32_t y = tile_y_ + pixel / Shape::kColumns;
+    const int32_t x = tile_x_ + pixel % Shape::kColumns;
+    int32_t group = slot_per_step_ ? begin_ + slot : slot;
+    const int32_t tap = splitOff(group, arguments_.taps);
+    if (slot_per_step_) group = offsetGroup(group * kDepth);
+    const int32_t kernel_y = arguments_.kernel_w.divide(tap);
+    const int32_t kernel_x = tap - kernel_y * p.kernel_w;
+    Sample at = {};
+    if (y < p.out_height && x < p.out_width) at = offsets.sampleAt(group, tap, kernel_y, kernel_x, y, x);
+    const auto offset = static_cast<uint32_t>((at.top * p.width + at.left) * p.input_stride * Shape::kBytes);
+    char* slot_offsets = kept() + slot * Shape::kSlotBytes;
+    char* target = slot_offsets + kPixels * 4 + pixel * Shape::kWeightBytes;
+    reinterpret_cast<uint32_t*>(slot_offsets)[pixel] = offset;
+    if constexpr (Shape::kBytes == 2) {
+      store(target, Vec8{{pack<T>(at.weights[0], at.weights[1]), pack<T>(at.weights[2], at.weights[3])}});
+    } else {
+      store(target, Vec16{{bitsOf(at.weights[0]), bitsOf(at.weights[1]), bitsOf(at.weights[2]),
+                           bitsOf(at.weights[3])}});
     }
   }
 
   DCNV2_DEVICE void loadWeights(const Step& step, int32_t stage) const {
     const Problem& p = problem_;
-    const int32_t channel = step.channel;
-    const int64_t row_elements = static_cast<int64_t>(Shape::taps(p)) * p.channels;
-    const auto* from = static_cast<const Storage*>(arguments_.tensors.weight) + step.tap * p.channels + channel;
-#pragma unroll 2
-    for (int32_t i = thread(); i < kOut * 8; i += kThreads) {
-      const int32_t row = i / 8;
-      const int32_t vector = i % 8;
-      const bool valid = out_first_ + row < p.out_channels && channel + vector * kVector < p.channels;
-      const auto* source = reinterpret_cast<const char*>(
-          valid ? from + (out_first_ + row) * row_elements + vector * kVector : from);
-      char* target = weights(stage) + swizzle(row, vector);
+    const char* from = weight_source_ + (step.tap * p.channels + step.channel) * Shape::kBytes;
+    char* to = weights(stage) + weight_target_;
+    const int32_t rows = step.channel + vector_channel_ < p.channels ? p.out_channels - out_first_ : 0;
+#pragma unroll
+    for (int32_t i = 0; i < kOut / kWeightRows; ++i) {
+      const bool valid = thread() / 8 + i * kWeightRows < rows;
       if constexpr (Shape::kBytes == 2) {
-        copyAsync(target, source, valid);
+        copyAsync(to, from, valid);
       } else {
         Vec16 loaded = {};
-        if (valid) loaded = loadGlobal(source);
+        if (valid) loaded = loadGlobal(from);
         for (uint32_t& word : loaded.words) word = roundToTf32(floatOf(word));
-        store(target, loaded);
+        store(to, loaded);
       }
+      from += kWeightRows * weight_row_bytes_;
+      to += kWeightRows * kRowBytes;
     }
   }
 
-  DCNV2_DEVICE void gather(const Step& step, int32_t slot, char* tile) const {
-    const Problem& p = problem_;
-    const int32_t lane = thread() % 32;
-    const int32_t vector = lane / 4;
-    const int32_t quad = lane % 4;
-    const int32_t channel = step.channel;
-    const int32_t* offsets = offsets_ + slot * kPixels;
-    const Storage* corner_weights = corner_weights_ + slot * kPixels * 4;
-    const int32_t pixel_bytes = p.input_stride * Shape::kBytes;
-    const int32_t right = p.width > 1 ? pixel_bytes : 0;
-    const int32_t down = p.height > 1 ? p.width * pixel_bytes : 0;
-    const bool valid = channel + vector * kVector < p.channels;
-    const char* source = static_cast<const char*>(arguments_.tensors.input) +
-                         static_cast<int64_t>(image_) * p.height * p.width * pixel_bytes + channel * Shape::kBytes +
-                         vector * 16;
-    if constexpr (Shape::kBytes == 2) source += (quad & 1 ? right : 0) + (quad & 2 ? down : 0);
+  // What one thread has in flight: the corners of a vector of each of kAtOnce pixels, and their weights.
+  struct Batch {
+    Vec16 corners[kAtOnce][4];
+    CornerWeights<T> weights[kAtOnce];
+  };
 
-    constexpr int32_t kGathers = kPixels / 4 / kWarps;
-    constexpr int32_t kAtOnce = kGathers < 2 ? 1 : 2;
+  DCNV2_DEVICE void load(Batch& batch, const Step& step, int32_t index) const {
+    // Beyond the last channel the weights are zero, and any finite sample does.
+    const int32_t channel =
+        step.channel + (step.channel + vector_channel_ < problem_.channels ? vector_channel_ : 0);
+    const char* source = source_ + channel * Shape::kBytes;
+    const char* offsets = kept() + step.slot * Shape::kSlotBytes;
+    const char* weights = offsets + kPixels * 4;
 #pragma unroll
-    for (int32_t i = 0; i < kGathers; i += kAtOnce) {
-      Vec16 loaded[kAtOnce][4];
-#pragma unroll
-      for (int32_t j = 0; j < kAtOnce; ++j) {
-        const int32_t first = 4 * (thread() / 32 * kGathers + i + j);
-        const Vec16 bases = loadShared(reinterpret_cast<const char*>(offsets + first));
-        const int32_t own = Shape::kBytes == 2 ? 0 : offsets[first + quad];
-#pragma unroll
-        for (int32_t k = 0; k < 4; ++k) {
-          const char* address = source + (Shape::kBytes == 2 ? static_cast<int32_t>(bases.words[k])
-                                                             : own + (k & 1 ? right : 0) + (k & 2 ? down : 0));
-          loaded[j][k] = valid ? loadGlobal(address) : Vec16{};
-        }
-      }
-#pragma unroll
-      for (int32_t j = 0; j < kAtOnce; ++j) {
-        const int32_t first = 4 * (thread() / 32 * kGathers + i + j);
-        store(tile + swizzle(pixelAt(first + quad), vector), blend(loaded[j], corner_weights + 4 * first));
-      }
+    for (int32_t i = 0; i < kAtOnce; ++i) {
+      const int32_t pixel = first_ + 4 * (index * kAtOnce + i);
+      const uint32_t offset = reinterpret_cast<const uint32_t*>(offsets)[pixel];
+      loadShared(batch.weights[i], weights + pixel * Shape::kWeightBytes);
+      const char* top = whole(source + offset);
+      const char* bottom = whole(top + down_);
+      batch.corners[i][0] = loadGlobal(top);
+      batch.corners[i][1] = loadGlobal(top + right_);
+      batch.corners[i][2] = loadGlobal(bottom);
+      batch.corners[i][3] = loadGlobal(bottom + right_);
     }
   }
 
-  static DCNV2_DEVICE Vec16 blend(const Vec16 (&loaded)[4], const Storage* corner_weights) {
-    const int32_t lane = thread() % 32;
-    const int32_t vector = lane / 4;
-    const int32_t quad = lane % 4;
-    Vec16 blended;
-    if constexpr (Shape::kBytes == 2) {
-      // Of the four fragment registers (pixels 0 to 3), a lane's column belongs to one pixel and one half.
-      const uint32_t weight = corner_weights[4 * (vector / 2) + quad];
-      const uint32_t placed = vector & 1 ? weight << 16 : weight;
-      uint32_t fragment[4];
+  DCNV2_DEVICE void blendInto(char* tile, const Batch& batch, int32_t index) const {
 #pragma unroll
-      for (int32_t i = 0; i < 4; ++i) fragment[i] = vector / 2 == i ? placed : 0;
-#pragma unroll
-      for (int32_t i = 0; i < 4; i += 2) {
-        float sums[4] = {};
-        multiply<T>(sums, {loaded[0].words[i], loaded[0].words[i + 1], loaded[1].words[i], loaded[1].words[i + 1]},
-                    fragment[0], fragment[1]);
-        multiply<T>(sums, {loaded[2].words[i], loaded[2].words[i + 1], loaded[3].words[i], loaded[3].words[i + 1]},
-                    fragment[2], fragment[3]);
-        blended.words[i] = pack<T>(sums[0], sums[1]);
-        blended.words[i + 1] = pack<T>(sums[2], sums[3]);
-      }
-    } else {
-      const Vec16 own = loadShared(reinterpret_cast<const char*>(corner_weights + 4 * quad));
-#pragma unroll
-      for (int32_t i = 0; i < 4; ++i) {
-        float sum = 0.0f;
-#pragma unroll
-        for (int32_t k = 0; k < 4; ++k) sum += floatOf(own.words[k]) * floatOf(loaded[k].words[i]);
-        blended.words[i] = roundToTf32(sum);
-      }
+    for (int32_t i = 0; i < kAtOnce; ++i) {
+      const int32_t gather = index * kAtOnce + i;
+      store(tile + sample_targets_[gather % 2] + gather / 2 * 8 * kRowBytes,
+            blend<T>(batch.corners[i], batch.weights[i]));
     }
-    return blended;
   }
 
-  static DCNV2_DEVICE int32_t part() { return thread() / (kWarpgroups ? 128 : 32); }
+  static DCNV2_DEVICE int32_t part() { return uniform(thread() / (kWarpgroups ? 128 : 32)); }
   static DCNV2_DEVICE int32_t ownOut() { return part() % kOutParts * (kOut / kOutParts); }
   static DCNV2_DEVICE int32_t ownPixels() { return part() / kOutParts * kShare; }
 
-  static DCNV2_DEVICE void multiplyStep(Sums& sums, const char* sample_tile, const char* weight_tile) {
+  static DCNV2_DEVICE void multiplyStep(Sums& sums, const char* sample_tile, const char* weight_tile,
+                                        bool first) {
     sample_tile += ownPixels() * kRowBytes;
     weight_tile += ownOut() * kRowBytes;
     if constexpr (kWarpgroups) {
+      const uint64_t a = matrixDescriptor(weight_tile);
+      const uint64_t b = matrixDescriptor(sample_tile);
       warpgroupBegin();
 #pragma unroll
       for (int32_t k = 0; k < 4; ++k) {
 #pragma unroll
         for (int32_t i = 0; i < kBlocks; ++i) {
-          warpgroupMultiply<T>(sums[i], weight_tile + i * kBlockRows * kRowBytes + k * 32, sample_tile + k * 32);
+          warpgroupMultiply<T>(sums[i], a + (i * kBlockRows * kRowBytes + k * 32) / 16, b + k * 32 / 16,
+                               k > 0 || !first);
         }
       }
       warpgroupCommit();
     } else {
+      (void)first;
       const int32_t lane = thread() % 32;
 #pragma unroll
       for (int32_t k = 0; k < 4; ++k) {
@@ -304,59 +340,71 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
     }
   }
 
-  // Sums of four channels of a pixel over the cluster, always in the same order.
-  DCNV2_DEVICE void total(int32_t pixel, int32_t out, float (&values)[4]) const {
+  // Sums of `kVector` channels of a pixel over the cluster, always in the same order.
+  DCNV2_DEVICE void total(int32_t pixel, int32_t out, float (&sums)[kVector]) const {
     const char* own = sharedMemory() + (pixel * Shape::kPitch + out) * static_cast<int32_t>(sizeof(float));
-    const auto* bias = static_cast<const Storage*>(arguments_.tensors.bias);
-    const int32_t channel = out_first_ + out;
-    float sums[4] = {};
-    for (int32_t rank = 0; rank < arguments_.split; ++rank) {
-      const Vec16 part = arguments_.split == 1 ? loadShared(own) : loadCluster(own, rank);
 #pragma unroll
-      for (int32_t i = 0; i < 4; ++i) sums[i] += floatOf(part.words[i]);
+    for (int32_t i = 0; i < kVector; i += 4) {
+      Vec16 part;
+      if (arguments_.log_split == 0) {
+        loadShared(part, own + 4 * i);
+      } else {
+        part = loadCluster(own + 4 * i, 0);
+      }
+#pragma unroll
+      for (int32_t j = 0; j < 4; ++j) sums[i + j] = floatOf(part.words[j]);
     }
+    for (int32_t rank = 1; rank < 1 << arguments_.log_split; ++rank) {
 #pragma unroll
-    for (int32_t i = 0; i < 4; ++i) {
-      if (bias != nullptr && channel + i < problem_.out_channels) sums[i] += T::load(bias[channel + i]);
-      values[i] = problem_.relu && sums[i] < 0.0f ? 0.0f : sums[i];
+      for (int32_t i = 0; i < kVector; i += 4) {
+        const Vec16 part = loadCluster(own + 4 * i, rank);
+#pragma unroll
+        for (int32_t j = 0; j < 4; ++j) sums[i + j] += floatOf(part.words[j]);
+      }
     }
   }
 
+  // Each block of the cluster writes a part of the pixels.
   DCNV2_DEVICE void write() const {
     const Problem& p = problem_;
-    auto* output = static_cast<Storage*>(arguments_.tensors.output);
-    const bool pixels_first = p.layout == Layout::kNCHW;
-    const bool vectors = !pixels_first && p.output_stride % kVector == 0;
     constexpr int32_t kGroups = kOut / kVector;
-    for (int32_t i = rank_ * kThreads + thread(); i < kPixels * kGroups; i += arguments_.split * kThreads) {
-      const int32_t pixel = pixels_first ? i % kPixels : i / kGroups;
-      const int32_t out = (pixels_first ? i / kPixels : i % kGroups) * kVector;
-      const int32_t channel = out_first_ + out;
+    const auto* bias_values = static_cast<const Storage*>(arguments_.tensors.bias);
+    auto* output = static_cast<Storage*>(arguments_.tensors.output);
+    const bool nhwc = p.layout == Layout::kNHWC;
+    const bool vectors = nhwc && p.output_stride % kVector == 0 && p.out_channels % kVector == 0;
+    const int32_t first = rank_ * kThreads + thread();
+    const int32_t out = first % kGroups * kVector;
+    const int32_t channel = out_first_ + out;
+    const int32_t count = p.out_channels - channel;
+    if (count <= 0) return;
+    float bias[kVector];
+#pragma unroll
+    for (int32_t i = 0; i < kVector; ++i) {
+      bias[i] = bias_values != nullptr && i < count ? T::load(bias_values[channel + i]) : 0.0f;
+    }
+    for (int32_t pixel = first / kGroups; pixel < kPixels;
+         pixel += (kThreads / kGroups) << arguments_.log_split) {
       const int32_t y = tile_y_ + pixel / Shape::kColumns;
       const int32_t x = tile_x_ + pixel % Shape::kColumns;
-      if (y >= p.out_height || x >= p.out_width || channel >= p.out_channels) continue;
-      float values[kVector / 4][4];
+      if (y >= p.out_height || x >= p.out_width) continue;
+      float values[kVector];
+      total(pixel, out, values);
 #pragma unroll
-      for (int32_t j = 0; j < kVector / 4; ++j) total(pixel, out + 4 * j, values[j]);
-      if (vectors && channel + kVector <= p.out_channels) {
-        Vec16 packed;
-#pragma unroll
-        for (int32_t j = 0; j < 4; ++j) {
-          if constexpr (Shape::kBytes == 2) {
-            packed.words[j] = pack<T>(values[j / 2][j % 2 * 2], values[j / 2][j % 2 * 2 + 1]);
-          } else {
-            packed.words[j] = bitsOf(values[0][j]);
-          }
-        }
-        const int64_t index = ((static_cast<int64_t>(image_) * p.out_height + y) * p.out_width + x) * p.output_stride;
-        store(reinterpret_cast<char*>(output + index + channel), packed);
+      for (int32_t i = 0; i < kVector; ++i) {
+        values[i] += bias[i];
+        if (p.relu && values[i] < 0.0f) values[i] = 0.0f;
+      }
+      if (vectors) {
+        const int64_t index =
+            ((static_cast<int64_t>(image_) * p.out_height + y) * p.out_width + x) * p.output_stride;
+        store(reinterpret_cast<char*>(output + index + channel), packVector<T>(values));
         continue;
       }
 #pragma unroll
-      for (int32_t j = 0; j < kVector; ++j) {
-        if (channel + j >= p.out_channels) break;
-        output[elementIndex(p.layout, p.output_stride, p.out_channels, p.out_height, p.out_width, image_, channel + j,
-                            y, x)] = T::store(values[j / 4][j % 4]);
+      for (int32_t i = 0; i < kVector; ++i) {
+        if (i >= count) break;
+        output[elementIndex(p.layout, p.output_stride, p.out_channels, p.out_height, p.out_width, image_,
+                            channel + i, y, x)] = T::store(values[i]);
       }
     }
   }
@@ -364,36 +412,48 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
  public:
   static DCNV2_DEVICE void run(const TileArguments& arguments) {
     const Tile tile(arguments);
-    const int32_t taps = Shape::taps(arguments.problem);
-    Sums sums = {};
+    Sums sums;
+    if constexpr (!kWarpgroups) {
+      for (auto& block_sums : sums) {
+        for (auto& tile_sums : block_sums) {
+          for (float& sum : tile_sums) sum = 0.0f;
+        }
+      }
+    }
     Step step = tile.stepAt(tile.begin_);
-    if (tile.begin_ < tile.end_) tile.loadWeights(step, 0);
+    tile.loadWeights(step, 0);
     tile.prepareSamples();
     barrier();
+    Batch batch;
+    tile.load(batch, step, 0);
     for (int32_t i = tile.begin_; i < tile.end_; ++i) {
       const int32_t stage = (i - tile.begin_) & 1;
-      const int32_t slot =
-          tile.slot_per_step_ ? i - tile.begin_ : tile.offsetGroup(step.channel) * taps + step.tap;
-      tile.gather(step, slot, tile.samples(stage));
+#pragma unroll
+      for (int32_t j = 0; j < kBatches; ++j) {
+        if (j > 0) tile.load(batch, step, j);
+        tile.blendInto(samples(stage), batch, j);
+      }
+      tile.advance(step);
       if constexpr (kWarpgroups) warpgroupWait();
       copyAsyncWait();
       if constexpr (kWarpgroups) warpgroupFence();
+      // In flight while the block meets.
+      if (i + 1 < tile.end_) tile.load(batch, step, 0);
       barrier();
-      multiplyStep(sums, tile.samples(stage), tile.weights(stage));
-      step.advance(taps);
+      multiplyStep(sums, samples(stage), weights(stage), i == tile.begin_);
       if (i + 1 < tile.end_) tile.loadWeights(step, stage ^ 1);
     }
     if constexpr (kWarpgroups) warpgroupWait();
     barrier();
     tile.shareSums(sums);
-    if (arguments.split == 1) {
+    if (arguments.log_split == 0) {
       barrier();
     } else {
       clusterBarrier();
     }
     tile.write();
     // Nobody may leave while another block of the cluster still reads its sums.
-    if (arguments.split > 1) clusterBarrier();
+    if (arguments.log_split > 0) clusterBarrier();
   }
 };
 

@@ -1,6 +1,7 @@
-// Runs the kernels on the host: one fiber per thread, a cluster of blocks at a time. Warp and warpgroup instructions
-// meet, exchange operands and compute what the PTX ISA says of their fragments; shared memory starts as NaN, has its
-// exact size, and is an allocation of its own, so that the address sanitizer sees a step outside.
+// Runs the kernels on the host: one fiber per thread, a cluster of blocks at a time. Warp and warpgroup
+// instructions meet, exchange operands and compute what the PTX ISA says of their fragments; shared memory
+// starts as NaN, has its exact size, and is an allocation of its own, so that the address sanitizer sees a
+// step outside.
 #pragma once
 
 #include <ucontext.h>
@@ -23,6 +24,10 @@ namespace dcnv2 {
 
 struct alignas(16) Vec16 {
   uint32_t words[4];
+};
+
+struct alignas(8) Vec8 {
+  uint32_t words[2];
 };
 
 namespace emulation {
@@ -134,7 +139,8 @@ inline void fiberMain() {
 }
 
 // Runs `blocks` blocks of `threads` threads, `cluster` blocks at a time.
-inline void launch(int64_t blocks, int32_t cluster, int32_t threads, size_t shared_bytes, std::function<void()> kernel) {
+inline void launch(int64_t blocks, int32_t cluster, int32_t threads, size_t shared_bytes,
+                   std::function<void()> kernel) {
   machine.kernel = std::move(kernel);
   machine.threads = threads;
   machine.running = static_cast<size_t>(cluster) * static_cast<size_t>(threads);
@@ -162,7 +168,8 @@ inline void launch(int64_t blocks, int32_t cluster, int32_t threads, size_t shar
       makecontext(&fiber.context, fiberMain, 0);
     }
     machine.current = 0;
-    switchTo(&machine.scheduler, &machine.fibers[0]->context, machine.fibers[0]->stack.get(), kStackBytes, false);
+    switchTo(&machine.scheduler, &machine.fibers[0]->context, machine.fibers[0]->stack.get(), kStackBytes,
+             false);
     for (Block& block : machine.blocks) std::free(block.shared);
   }
 }
@@ -191,25 +198,31 @@ inline float element<Float>(uint32_t word, int32_t) {
 
 inline int32_t thread() { return emulation::self().thread; }
 inline int32_t block() { return emulation::self().block->index; }
+inline int32_t uniform(int32_t value) { return value; }
+inline const char* whole(const char* sum) { return sum; }
 inline char* sharedMemory() { return emulation::self().block->shared; }
 inline void barrier() { emulation::meet(emulation::self().block->meeting, emulation::machine.threads); }
 inline void clusterBarrier() {
   emulation::meet(emulation::machine.cluster, static_cast<int32_t>(emulation::machine.running));
 }
 
-inline Vec16 loadShared(const char* address) {
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) std::abort();
-  Vec16 value;
+template <class Vector>
+void loadShared(Vector& value, const char* address) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(value) != 0) std::abort();
   std::memcpy(&value, address, sizeof(value));
+}
+template <class Vector>
+void store(char* address, const Vector& value) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(value) != 0) std::abort();
+  std::memcpy(address, &value, sizeof(value));
+}
+inline Vec16 loadGlobal(const char* address) {
+  Vec16 value;
+  loadShared(value, address);
   return value;
 }
-inline Vec16 loadGlobal(const char* address) { return loadShared(address); }
 inline Vec16 loadCluster(const char* shared, int32_t rank) {
-  return loadShared(emulation::machine.blocks[static_cast<size_t>(rank)].shared + (shared - sharedMemory()));
-}
-inline void store(char* address, const Vec16& value) {
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) std::abort();
-  std::memcpy(address, &value, sizeof(value));
+  return loadGlobal(emulation::machine.blocks[static_cast<size_t>(rank)].shared + (shared - sharedMemory()));
 }
 inline void copyAsync(char* shared, const char* global, bool valid) {
   store(shared, valid ? loadGlobal(global) : Vec16{});
@@ -220,11 +233,20 @@ template <class T>
 uint32_t pack(float low, float high) {
   return static_cast<uint32_t>(T::store(low)) | static_cast<uint32_t>(T::store(high)) << 16;
 }
+inline uint32_t halfMultiplyAdd(uint32_t a, uint32_t b, uint32_t c) {
+  using emulation::element;
+  return pack<Half>(element<Half>(a, 0) * element<Half>(b, 0) + element<Half>(c, 0),
+                    element<Half>(a, 1) * element<Half>(b, 1) + element<Half>(c, 1));
+}
+inline uint32_t repeatHalf(uint32_t word, int32_t upper) {
+  return (upper ? word >> 16 : word & 0xffffu) * 0x10001u;
+}
 inline uint32_t roundToTf32(float value) { return (bitsOf(value) + 0x1000u) & ~0x1fffu; }
 
 inline void loadMatrices(uint32_t (&matrices)[4], const char* row) {
   const auto address = reinterpret_cast<uintptr_t>(row);
-  const auto& rows = emulation::exchange({static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32)});
+  const auto& rows =
+      emulation::exchange({static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32)});
   const auto lane = static_cast<size_t>(thread() % 32);
   for (size_t i = 0; i < 4; ++i) {
     const auto& source = rows[8 * i + lane / 4];
@@ -256,11 +278,13 @@ inline void warpgroupCommit() {}
 inline void warpgroupWait() {}
 inline void warpgroupFence() {}
 
+inline uint64_t matrixDescriptor(const char* tile) { return reinterpret_cast<uint64_t>(tile) >> 4; }
+
 // The 128-byte swizzle permutes address bits 4 to 6 by bits 7 to 9.
 template <class T, size_t kTiles>
-void warpgroupMultiply(float (&d)[kTiles][4], const char* a, const char* b) {
-  const auto at = [](const char* tile, int32_t row, int32_t word) {
-    uintptr_t address = reinterpret_cast<uintptr_t>(tile) + static_cast<uintptr_t>(row * 128 + word * 4);
+void warpgroupMultiply(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulate) {
+  const auto at = [](uint64_t tile, int32_t row, int32_t word) {
+    uint64_t address = (tile << 4) + static_cast<uint64_t>(row * 128 + word * 4);
     address ^= (address >> 7 & 7) << 4;
     uint32_t value;
     std::memcpy(&value, reinterpret_cast<const char*>(address), 4);
@@ -272,9 +296,11 @@ void warpgroupMultiply(float (&d)[kTiles][4], const char* a, const char* b) {
     for (int32_t i = 0; i < 4; ++i) {
       const int32_t row = thread() % 128 / 32 * 16 + lane / 4 + i / 2 * 8;
       const int32_t column = static_cast<int32_t>(tile) * 8 + lane % 4 * 2 + i % 2;
+      if (!accumulate) d[tile][i] = 0.0f;
       for (int32_t word = 0; word < 8; ++word) {
         for (int32_t half = 0; half < kElements; ++half) {
-          d[tile][i] += emulation::element<T>(at(a, row, word), half) * emulation::element<T>(at(b, column, word), half);
+          d[tile][i] += emulation::element<T>(at(a, row, word), half) *
+                        emulation::element<T>(at(b, column, word), half);
         }
       }
     }

@@ -7,9 +7,10 @@ using namespace dcnv2;
 namespace {
 
 template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps>
-void runTile(const Problem& problem, const Tensors& tensors, int32_t split, bool warpgroups) {
+void runTile(const Problem& problem, const Tensors& tensors, int32_t tactic, bool warpgroups) {
   using Shape = TileShape<T, kOut, kPixels, kWarps>;
-  const TileArguments arguments{problem, tensors, split};
+  const int32_t split = splitOf(tactic);
+  const TileArguments arguments = Shape::arguments(problem, tensors, tactic % 16);
   emulation::launch(Shape::blocks(problem, split), split, Shape::kThreads,
                     static_cast<size_t>(Shape::sharedBytes(problem, split)), [&] {
                       if (warpgroups) {
@@ -29,9 +30,9 @@ int32_t run(const Problem& problem, const Tensors& tensors, int32_t tactic, bool
   }
   if (!tileRuns(problem) || !problem.weight_ohwi) return 1;
   switch (shapeOf(tactic)) {
-#define DCNV2_RUN(number, out, pixels, warps, ...)                                     \
-  case number:                                                                         \
-    runTile<T, out, pixels, warps>(problem, tensors, splitOf(tactic), warpgroups);     \
+#define DCNV2_RUN(number, out, pixels, warps, ...)                        \
+  case number:                                                            \
+    runTile<T, out, pixels, warps>(problem, tensors, tactic, warpgroups); \
     return 0;
     DCNV2_TILES(DCNV2_RUN)
 #undef DCNV2_RUN

@@ -11,9 +11,11 @@ DCNV2_EXPORT size_t dcnv2_workspace_size(const dcnv2::Problem* problem, int32_t 
   return dcnv2::workspaceSize(*problem, tactic);
 }
 
-DCNV2_EXPORT int32_t dcnv2_forward(const dcnv2::Problem* problem, const dcnv2::Tensors* tensors, int32_t tactic,
-                                   void* stream) {
+DCNV2_EXPORT int32_t dcnv2_forward(const dcnv2::Problem* problem, const dcnv2::Tensors* tensors,
+                                   int32_t tactic, void* stream) {
   return dcnv2::forward(*problem, *tensors, tactic, static_cast<cudaStream_t>(stream));
 }
 
-DCNV2_EXPORT const char* dcnv2_error_name(int32_t error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); }
+DCNV2_EXPORT const char* dcnv2_error_name(int32_t error) {
+  return cudaGetErrorName(static_cast<cudaError_t>(error));
+}
