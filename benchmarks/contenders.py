@@ -238,6 +238,7 @@ def _cuda_times_ms(run: Callable[[], None], *, seconds: float) -> list[float]:
 def _host_times_ms(run: Callable[[], None], *, seconds: float) -> list[float]:
     from benchmarks.inprocess import times_ms
 
+    run()
     return times_ms(run, seconds=seconds)
 
 

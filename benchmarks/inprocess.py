@@ -82,8 +82,7 @@ def tensorrt_network(path: Path) -> Network:
 
 
 def times_ms(work: Callable[[], object], *, seconds: float) -> list[float]:
-    """Duration of each call during so many seconds, in milliseconds: at least three, after one to warm up."""
-    work()
+    """Duration of each call during so many seconds, in milliseconds: at least three."""
     durations: list[float] = []
     end = time.perf_counter() + seconds
     while len(durations) < 3 or time.perf_counter() < end:

@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks import inprocess, perf_analyzer, report, serving_report
 from benchmarks.report import BenchmarkError, choices, numbers
-from benchmarks.triton_server import Statistics, breakdown, running
+from benchmarks.triton_server import Server, Statistics, breakdown, running
 from export import contract
 
 NETWORK = "centernet_network"
@@ -67,9 +68,11 @@ def measure(options: argparse.Namespace) -> None:
     }
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        url = options.url or stack.enter_context(running(options.model_repository))
+        server = (
+            Server(options.url) if options.url else stack.enter_context(running(options.model_repository))
+        )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        client = InferenceServerClient(url)
+        client = InferenceServerClient(server.url)
         network, variant = _network(client, network_dir)
         pipeline = inprocess.Pipeline(network, description) if network else None
         for model in options.models:
@@ -77,7 +80,7 @@ def measure(options: argparse.Namespace) -> None:
         for repeat in range(options.repeats):
             for model in options.models:
                 work = _work(pipeline, model, picture, frame, size) if pipeline else None
-                for row in _alternate(client, url, model, folder / model, work, options):
+                for row in _alternate(client, server, model, folder / model, work, options):
                     rows.append({"repeat": repeat, "model": model} | row)
                     _show(rows[-1], options.repeats)
     facts = json.loads((network_dir / "model.json").read_text())
@@ -131,7 +134,7 @@ def _work(
 
 def _alternate(
     client: InferenceServerClient,
-    url: str,
+    server: Server,
     model: str,
     input_data: Path,
     work: Work | None,
@@ -143,21 +146,22 @@ def _alternate(
     row: dict[str, Any] = {"batch": 1}
     for concurrency in options.concurrency:
         for shared_memory in options.shared_memory:
-            before = Statistics.read(client)
+            before, cpu_s = Statistics.read(client), server.cpu_s()
             load = perf_analyzer.run(
                 model,
-                url=url,
+                url=server.url,
                 input_data=input_data,
                 concurrency=concurrency,
                 shared_memory=shared_memory,
                 seconds=options.seconds,
             )
-            usage = Statistics.read(client).since(before)
+            usage, used_s = Statistics.read(client).since(before), server.cpu_s()
             row = {
                 "concurrency": concurrency,
                 "shared_memory": shared_memory,
                 **asdict(load),
                 "batch": usage[NETWORK].batch,
+                "cpu_ms": 1000 * (used_s - cpu_s) / usage[model].requests if cpu_s and used_s else None,
                 "breakdown_ms": breakdown(model, usage, client_ms=load.mean_ms),
             }
             yield row
@@ -166,7 +170,10 @@ def _alternate(
 
 
 def _in_process(work: Work, *, batch: int, seconds: float) -> dict[str, Any]:
+    work(batch)
+    cpu_s = time.process_time()
     durations = inprocess.times_ms(lambda: work(batch), seconds=seconds)
+    cpu_s = time.process_time() - cpu_s
     p50, p95, p99 = np.percentile(durations, [50, 95, 99]).tolist()
     return {
         "batch": batch,
@@ -175,6 +182,7 @@ def _in_process(work: Work, *, batch: int, seconds: float) -> dict[str, Any]:
         "p50_ms": p50,
         "p95_ms": p95,
         "p99_ms": p99,
+        "cpu_ms": 1000 * cpu_s / batch / len(durations),
     }
 
 

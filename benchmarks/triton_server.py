@@ -26,12 +26,38 @@ STEPS = {
 PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
+@dataclass(frozen=True)
+class Server:
+    """Where a server answers gRPC (host:port), and its process if that is on this machine."""
+
+    url: str
+    pid: int | None = None
+
+    def cpu_s(self) -> float | None:
+        """Seconds of processor time that it and its Python models have taken so far."""
+        if self.pid is None:
+            return None
+        parents: dict[int, int] = {}
+        ticks: dict[int, int] = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rpartition(")")[2].split()
+            except OSError:  # It has ended.
+                continue
+            pid = int(path.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+        family = {self.pid}
+        while children := {pid for pid, parent in parents.items() if parent in family} - family:
+            family |= children
+        return sum(ticks[pid] for pid in family) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def running(repository: Path, *, timeout_s: float = 120) -> Iterator[str]:
+def running(repository: Path, *, timeout_s: float = 120) -> Iterator["Server"]:
     """Start `tritonserver` on a model repository, at a free port of this machine alone.
 
     Yields:
-        Host and port of its gRPC service, once every model is ready.
+        It, once every model is ready.
 
     Raises:
         BenchmarkError: There is no `tritonserver`, or it did not get ready.
@@ -50,7 +76,7 @@ def running(repository: Path, *, timeout_s: float = 120) -> Iterator[str]:
         )
         try:
             _wait_until_ready(url, process, log, timeout_s)
-            yield url
+            yield Server(url, process.pid)
         finally:
             process.terminate()
             try:

@@ -51,6 +51,7 @@ def test_every_load_is_reported(report_dir):
     for row in served:
         assert row["throughput"] > 0
         assert row["p50_ms"] > 0
+        assert row["cpu_ms"] > 0
         assert 1 <= row["batch"] <= row["concurrency"]
         parts = row["breakdown_ms"]
         assert sum(parts.values()) == pytest.approx(row["mean_ms"])
