@@ -1,6 +1,8 @@
 """The exporter's check of its own output: ONNX Runtime against PyTorch on pictures."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -31,11 +33,12 @@ def pictures(height: int, width: int) -> np.ndarray:
 
     The photograph is scikit-image's `coins`; a painted scene where scikit-image is not installed.
     """
-    try:
-        from skimage.data import coins
-
-        picture = cv2.cvtColor(coins(), cv2.COLOR_GRAY2BGR)
-    except ImportError:
+    package = find_spec("skimage")
+    picture = None
+    if package is not None and package.origin is not None:
+        # Read as a file: skimage.data would download what its installation lacks.
+        picture = cv2.imread(str(Path(package.origin).with_name("data") / "coins.png"))
+    if picture is None:
         picture = _scene()
     picture = cv2.resize(picture, (width, height))
     return np.stack([picture, picture[:, ::-1], 255 - picture[::-1]])
