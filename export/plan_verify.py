@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from polygraphy.comparator import Comparator
+from polygraphy.logger import G_LOGGER
 
 from export import contract
 
@@ -73,19 +75,23 @@ def verify(
         tolerance: one of `TOLERANCES`.
     """
     session = SessionFromOnnx(reference.SerializeToString(), providers=["cpu"])
-    runners = [
-        OnnxrtRunner(session, name="onnxruntime"),
-        TrtRunner(EngineFromBytes(engine), name="tensorrt"),
-    ]
-    results = Comparator.run(runners, data_loader=list(feeds))
+    return compare_runners(OnnxrtRunner(session), TrtRunner(EngineFromBytes(engine)), feeds, tolerance)
+
+
+def compare_runners(
+    expected: BaseRunner, actual: BaseRunner, feeds: Iterable[dict[str, np.ndarray]], tolerance: Tolerance
+) -> list[Difference]:
+    """Runs two of Polygraphy's runners on the same inputs and compares their outputs."""
     found: list[Difference] = []
 
-    def compare(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> OrderedDict[str, bool]:
-        differences = compare_outputs(expected, actual, tolerance)
+    def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> OrderedDict[str, bool]:
+        differences = compare_outputs(one, other, tolerance)
         found.extend(differences)
         return OrderedDict((difference.output, difference.passed) for difference in differences)
 
-    Comparator.compare_accuracy(results, compare_func=compare)
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        results = Comparator.run([expected, actual], data_loader=list(feeds))
+        Comparator.compare_accuracy(results, compare_func=compare)
     return found
 
 

@@ -3,11 +3,13 @@
 from collections import Counter
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 
 from export import graph, networks, plan_feeds, plan_verify, precision, rewrite
 from export.detector import Detector
@@ -80,6 +82,30 @@ def test_fp16_computes_the_same(detector):
     differences = plan_verify.compare_outputs(expected, actual, plan_verify.TOLERANCES["fp16"])
     assert all(difference.passed for difference in differences), list(map(str, differences))
     assert not np.array_equal(expected["hm"], actual["hm"])
+
+
+def test_polygraphy_compares_batch_by_batch(detector):
+    half, broken = precision.to_fp16(detector), onnx.ModelProto()
+    broken.CopyFrom(half)
+    weight = next(
+        tensor for tensor in broken.graph.initializer if tensor.name.startswith("network.hm.2.weight")
+    )
+    weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
+    feeds = [plan_feeds.noise({"frame": [size, *SIZE, 3]}, {"frame": np.uint8}, seed=size) for size in (1, 3)]
+
+    def compare(model):
+        runners = [
+            OnnxrtRunner(SessionFromOnnx(one.SerializeToString(), providers=["cpu"]), name=name)
+            for name, one in (("expected", detector), ("actual", model))
+        ]
+        return plan_verify.compare_runners(*runners, feeds, plan_verify.TOLERANCES["fp16"])
+
+    good = compare(half)
+    assert [(each.output, each.batch) for each in good] == [
+        (output, size) for size in (1, 3) for output in ("detections", "hm", "wh", "reg")
+    ]
+    assert all(difference.passed for difference in good), list(map(str, good))
+    assert {each.output for each in compare(broken) if not each.passed} == {"detections", "hm"}
 
 
 def test_fp16_keeps_what_must_be_fp32():
