@@ -15,8 +15,11 @@ from export.contract import BOXES, CLASSES, SCORES, STRIDE
 from export.errors import ExportError
 from export.rewrite import to_deform_conv
 
-TOLERANCE = 1e-3
-"""Largest difference of a head, in standard deviations of its values."""
+TOLERANCE = 5e-3
+"""Largest difference of a head, in standard deviations of its values.
+
+Deep deformable networks multiply rounding: dla_34 reaches 1e-3. A wrong graph is off by whole deviations.
+"""
 
 LEAST_DEVIATION = 1e-2
 """Stands in for the standard deviation of a head that says the same everywhere."""
