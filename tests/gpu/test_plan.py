@@ -1,0 +1,76 @@
+"""Plans of a small detector on a real GPU, compared with ONNX Runtime."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import exported
+import pytest
+
+from export.errors import ExportError
+from export.plan_description import find_gpu, sha256
+from export.plan_engine import load_tensorrt
+
+pytestmark = pytest.mark.gpu
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def plugin():
+    gpu = find_gpu()
+    if gpu is None:
+        pytest.skip("needs an NVIDIA GPU")
+    try:
+        major = load_tensorrt().__version__.split(".")[0]
+    except ExportError as error:
+        pytest.skip(str(error))
+    library = ROOT / "build" / "dcnv2" / f"trt{major}" / "libdcnv2.so"
+    if not library.is_file():
+        pytest.skip(f"no {library}: ci/plugin builds it")
+    return library
+
+
+@pytest.fixture(scope="module")
+def model(plugin, tmp_path_factory):
+    return exported.small(tmp_path_factory.mktemp("small"))
+
+
+def to_plan(*arguments, **environment):
+    command = [sys.executable, "-m", "export.to_plan", *map(str, arguments)]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_plan_agrees_with_onnx_runtime(model, plugin, precision, tmp_path):
+    plan = tmp_path / "model.plan"
+    options = ("--precision", precision, "--batch", "1,2,5", "--plugin", plugin)
+    done = to_plan(model, plan, *options, "--verify", "--timing-cache", tmp_path / "timing.cache")
+    assert done.returncode == 0, done.stderr
+    for batch in (1, 2, 5):
+        assert f"detections, batch {batch}: " in done.stderr
+    facts = json.loads(plan.with_suffix(".json").read_text())["plan"]
+    gpu = find_gpu()
+    assert (facts["gpu"], facts["compute_capability"]) == (gpu.name, gpu.compute_capability)
+    assert facts["plugin_sha256"] == sha256(plugin)
+    assert (tmp_path / "timing.cache").stat().st_size > 0
+    again = to_plan(model, plan, *options, "--if-needed")
+    assert "fits: nothing to build" in again.stderr
+
+
+def test_preloaded_plugin_is_enough(model, plugin, tmp_path):
+    plan = tmp_path / "model.plan"
+    done = to_plan(model, plan, "--batch", "1,2,4", "--optimization-level", "1", LD_PRELOAD=str(plugin))
+    assert done.returncode == 0, done.stderr
+    read = (
+        "import sys; from export.plan_engine import load_tensorrt; trt = load_tensorrt(); "
+        "runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR)); "
+        "sys.exit(runtime.deserialize_cuda_engine(open(sys.argv[1], 'rb').read()) is None)"
+    )
+    for preload, code in ((str(plugin), 0), ("", 1)):
+        environment = {**os.environ, "LD_PRELOAD": preload}
+        done = subprocess.run([sys.executable, "-c", read, plan], cwd=ROOT, env=environment)
+        assert done.returncode == code, preload
