@@ -1,4 +1,6 @@
-// The operator on the host, by the kernels' own source: libdcnv2_host.so answers like libdcnv2_kernel.so.
+// libdcnv2_host.so, or a part of the host test.
+#include "host.h"
+
 #include "generic.h"
 #include "tactic.h"
 
