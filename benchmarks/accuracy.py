@@ -1,0 +1,288 @@
+"""Measure what serving costs in accuracy: COCO's average precision, from PyTorch to INT8.
+
+    python -m benchmarks.accuracy CHECKPOINT... --images DIR --annotations VAL --calibration-annotations TRAIN
+
+Everything is measured on the same warp, with the 100 best detections from a score of 0.01 on. What is under
+the output folder is not computed again: networks as ONNX files, and detections as COCO results.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks import accuracy_report, inprocess, report
+from benchmarks.report import BenchmarkError
+from benchmarks.triton_server import running
+from clients import coco
+from clients.errors import CenterNetError
+from clients.reference import LocalDetector, Network, Reference
+from export import contract, description, plan_feeds, precision, to_onnx
+from export.errors import ExportError
+from export.files import write_beside
+from export.plan_description import sha256
+
+THRESHOLD = 0.01
+ROOT = Path(__file__).parents[1]
+ROWS = ("onnxruntime", "server", "fp16", "int8", "sensitivity")
+ALL_GROUPS = "all"
+STDERR = Console(stderr=True)
+
+Detect = Callable[[], list[dict[str, Any]]]
+"""Runs something on all pictures and returns COCO results."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        measure(options)
+    except (BenchmarkError, CenterNetError, ExportError, OSError, ValueError) as error:
+        print(f"benchmarks.accuracy: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure what the options ask for and write the report.
+
+    Raises:
+        BenchmarkError: A picture would calibrate and evaluate, or a plan is of none of the checkpoints.
+    """
+    environment = report.environment()
+    studies = [Study(checkpoint, options) for checkpoint in options.checkpoints]
+    plans = {plan: json.loads(plan.with_suffix(".json").read_text()) for plan in options.plan}
+    for plan, facts in plans.items():
+        if facts["checkpoint_sha256"] not in (study.sha256 for study in studies):
+            raise BenchmarkError(f"{plan} was built from none of the checkpoints given")
+    results = {
+        "environment": environment,
+        "annotations": options.annotations.name,
+        "pictures": len(studies[0].pictures),
+        "calibration_pictures": len(studies[0].calibration),
+        "checkpoints": [
+            study.run({p: facts for p, facts in plans.items() if facts["checkpoint_sha256"] == study.sha256})
+            for study in studies
+        ],
+    }
+    text = accuracy_report.markdown(results)
+    report.write(options.output_dir, "accuracy", results=results, markdown=text)
+    if options.document:
+        accuracy_report.update(options.document, text)
+    print(text)
+
+
+class Study:
+    """One checkpoint on one set of pictures.
+
+    Attributes:
+        sha256: Of the checkpoint.
+        pictures: Paths of the pictures that evaluate, by their ids.
+        calibration: Paths of those that calibrate.
+    """
+
+    def __init__(self, checkpoint: Path, options: argparse.Namespace) -> None:
+        self._checkpoint, self._options = checkpoint, options
+        self._annotations = coco.Annotations.read(options.annotations)
+        self.sha256 = sha256(checkpoint)
+        self.pictures = {
+            image_id: options.images / name for name, image_id in self._annotations.image_ids.items()
+        }
+        names = list(coco.Annotations.read(options.calibration_annotations).image_ids)
+        if both := self._annotations.image_ids.keys() & names:
+            raise BenchmarkError(
+                f"{len(both)} pictures, such as {min(both)}, are in {options.calibration_annotations} and in "
+                f"{options.annotations}: calibrate on training pictures alone"
+            )
+        # Evenly spread: neighbours in a set are often alike.
+        step = max(1, len(names) // options.calibration_pictures)
+        self.calibration = [options.images / name for name in names[::step][: options.calibration_pictures]]
+        self._folder = options.output_dir / f"{checkpoint.stem}-{self._digest()[:12]}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, plans: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+        """The average precision of everything that was asked for."""
+        measured: dict[str, tuple[str, Detect]] = {
+            "onnxruntime": ("ONNX Runtime, FP32", partial(self._onnxruntime, "fp32")),
+            "server": ("Triton server, FP32", self._server),
+            "fp16": ("ONNX Runtime, FP16", partial(self._onnxruntime, "fp16")),
+            "int8": ("ONNX Runtime, INT8 and FP16", partial(self._onnxruntime, "int8")),
+        }
+        rows = [{"row": "PyTorch, FP32"} | self._precision("pytorch", self._pytorch)]
+        for name, (title, detect) in measured.items():
+            if name in self._options.rows:
+                rows.append({"row": title} | self._precision(name, detect))
+        for plan, facts in plans.items():
+            title = f"TensorRT {facts['plan']['tensorrt']}, {facts['plan']['precision'].upper()}"
+            rows.append({"row": title} | self._precision(sha256(plan), partial(self._tensorrt, plan)))
+        network = self._description()
+        return {
+            "checkpoint": self._checkpoint.name,
+            "arch": network.arch,
+            "input_size": network.input_size,
+            "sha256": self.sha256,
+            "rows": rows,
+            "sensitivity": list(self._sensitivity()) if "sensitivity" in self._options.rows else [],
+        }
+
+    def _sensitivity(self) -> Iterator[dict[str, Any]]:
+        """INT8 of one group of layers at a time, the rest in FP32."""
+        layers = precision.layer_groups(onnx.load(self._model("fp32")))
+        base = self._precision("onnxruntime", partial(self._onnxruntime, "fp32"))
+        yield {"group": "none", "layers": 0} | base
+        for group in (*precision.GROUPS, ALL_GROUPS):
+            count = sum(map(len, layers.values())) if group == ALL_GROUPS else len(layers[group])
+            if count:
+                name = f"int8-{group}"
+                values = self._precision(name, partial(self._onnxruntime, name))
+                yield {"group": group, "layers": count} | values
+
+    def _precision(self, name: str, detect: Detect) -> dict[str, float]:
+        path = self._folder / f"{name}.results.json"
+        if not path.exists():
+            print(f"{self._checkpoint.name}: {name}", file=sys.stderr)
+            write_beside(path, json.dumps(detect()).encode())
+        return coco.average_precision(
+            self._options.annotations, json.loads(path.read_text()), self.pictures.keys()
+        )
+
+    def _pytorch(self) -> list[dict[str, Any]]:
+        size = self._options.input_size
+        return self._detect(
+            Reference(self._checkpoint, arch=None, frame_size=size, annotations=self._annotations)
+        )
+
+    def _onnxruntime(self, name: str) -> list[dict[str, Any]]:
+        options = onnxruntime.SessionOptions()
+        # Q/DQ as written: on some processors ONNX Runtime's integer kernels saturate; TensorRT's do not.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        session = onnxruntime.InferenceSession(self._model(name), options, providers=["CPUExecutionProvider"])
+        return self._detect(self._local(lambda frames: session.run(inprocess.OUTPUTS, {"frame": frames})))
+
+    def _tensorrt(self, plan: Path) -> list[dict[str, Any]]:
+        return self._detect(self._local(inprocess.tensorrt_network(plan)))
+
+    def _server(self) -> list[dict[str, Any]]:
+        """What `clients/evaluate.py` gets from a server of this network."""
+        with tempfile.TemporaryDirectory() as folder:
+            ignore = shutil.ignore_patterns("model.onnx", "model.plan", "model.json", "__pycache__")
+            repository = shutil.copytree(
+                ROOT / "model_repository", Path(folder, "repository"), symlinks=True, ignore=ignore
+            )
+            for suffix in (".onnx", ".json"):
+                target = repository / f"centernet_network/1/model{suffix}"
+                target.symlink_to(self._model("fp32").with_suffix(suffix).resolve())
+            output = Path(folder, "results.json")
+            with running(repository) as server:
+                options = [f"--annotations={self._options.annotations}", f"--images={self._options.images}"]
+                options += [
+                    f"--threshold={THRESHOLD}",
+                    "--unrounded",
+                    f"--output={output}",
+                    f"--url={server.url}",
+                ]
+                command = [sys.executable, "-m", "clients.evaluate", "--unrounded", *options]
+                if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+                    raise BenchmarkError("the server's answers could not be evaluated (above)")
+            return json.loads(output.read_text())
+
+    def _local(self, network: Network) -> LocalDetector:
+        classes = self._description().classes
+        return LocalDetector(network, classes=classes, frame_size=self._options.input_size)
+
+    def _description(self) -> description.Description:
+        return description.read(onnx.load(self._model("fp32")))
+
+    def _detect(self, detector: LocalDetector) -> list[dict[str, Any]]:
+        category_id = coco.by_name(self._annotations)
+        rows = []
+        for image_id, path in track(self.pictures.items(), "", console=STDERR, transient=True):
+            found = detector.detect(path.read_bytes(), threshold=THRESHOLD)
+            rows += coco.results(image_id, found, category_id=category_id)
+        return rows
+
+    def _model(self, name: str) -> Path:
+        """The network as ONNX file: fp32, fp16, int8 as `export.to_plan` builds it, or int8-GROUP."""
+        path = self._folder / f"{name}.onnx"
+        if path.exists():
+            return path
+        if name == "fp32":
+            size = "{}x{}".format(*self._options.input_size)
+            to_onnx.main([str(self._checkpoint), str(path), "--input-size", size])
+            return path
+        model = onnx.load(self._model("fp32"))
+        if name == "fp16":
+            made = precision.to_fp16(model)
+        elif name == "int8":
+            made = precision.to_fp16(precision.to_int8(model, self._feeds(model)))
+        else:
+            group = name.removeprefix("int8-")
+            groups = precision.GROUPS if group == ALL_GROUPS else [group]
+            made = precision.to_int8(model, self._feeds(model), groups=groups)
+        write_beside(path, made.SerializeToString())
+        return path
+
+    def _feeds(self, model: onnx.ModelProto) -> Iterator[dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as folder:
+            for path in self.calibration:
+                Path(folder, path.name).symlink_to(path.resolve())
+            yield from plan_feeds.from_pictures(model, Path(folder))
+
+    def _digest(self) -> str:
+        """Of all that the results depend on but the versions of the libraries."""
+        names = [path.name for path in self.calibration]
+        digest = hashlib.sha256(repr((names, self._options.input_size)).encode())
+        sources = [ROOT / "export" / name for name in ("detector.py", "graph.py", "precision.py")]
+        sources += sorted((ROOT / "export/networks").glob("*.py"))
+        for path in (self._checkpoint, self._options.annotations, *sources):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="COCO instances file")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of all pictures")
+    parser.add_argument(
+        "--calibration-annotations",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="COCO file that names the training pictures, in the same folder, for INT8's ranges",
+    )
+    parser.add_argument("--calibration-pictures", type=int, default=100, metavar="N")
+    parser.add_argument(
+        "--plan", nargs="*", type=Path, default=[], help="plans of the checkpoints; needs their GPU"
+    )
+    parser.add_argument(
+        "--rows", type=report.choices(ROWS), default=ROWS, help=f"some of {','.join(ROWS)} (default: all)"
+    )
+    parser.add_argument(
+        "--input-size",
+        type=to_onnx._size,
+        default=contract.INPUT_SIZE,
+        metavar="HxW",
+        help="default: 512x512",
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("out/accuracy"))
+    parser.add_argument("--document", type=Path, help="Markdown file whose tables are replaced")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
