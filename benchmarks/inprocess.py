@@ -24,7 +24,7 @@ class Pipeline:
     def __init__(self, network: Network, description: NetworkDescription) -> None:
         self.network = network
         self.frame_size = description.frame_size
-        self.labels = np.array([*(name.encode() for name in description.classes), b""], object)
+        self.labels = np.array([name.encode() for name in description.classes], object)
         # As the preprocess model has it: pictures run in parallel, OpenCV's functions do not.
         cv2.setNumThreads(1)
         self.pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))

@@ -44,19 +44,27 @@ def select(
         image_sizes: [N, 2], height and width of each picture.
         frame_size: Height and width of the frame.
         thresholds: One for all, or [N, 1].
-        labels: object [C + 1]: each class's name as bytes and, last, an empty one.
+        labels: object [C]: each class's name as bytes.
 
     Raises:
         IndexError: A class has no name.
     """
-    keep = scores >= thresholds
-    num = keep.sum(axis=1, dtype=np.int32, keepdims=True)
-    # A prefix even if the network did not sort, so that `num` always says which rows count.
-    keep = np.arange(scores.shape[1]) < num
-    return Detections(
-        num,
-        np.where(keep[..., None], boxes_to_image(boxes, image_sizes, frame_size), np.float32(0)),
-        np.where(keep, scores, np.float32(0)),
-        np.where(keep, classes, np.int32(0)),
-        labels[np.where(keep, classes, -1)],
+    count, top_k = scores.shape
+    found = Detections(
+        np.zeros((count, 1), np.int32),
+        np.zeros((count, top_k, 4), np.float32),
+        np.zeros((count, top_k), np.float32),
+        np.zeros((count, top_k), np.int32),
+        np.empty((count, top_k), object),
     )
+    found.labels.fill(b"")
+    # Picture by picture: mostly there is one, and each call of NumPy costs more than its work.
+    for row, kept in enumerate(scores >= thresholds):
+        # A prefix even if the network did not sort, so that `num` always says which rows count.
+        num = np.count_nonzero(kept)
+        found.num[row] = num
+        found.boxes[row, :num] = boxes_to_image(boxes[row, :num], image_sizes[row], frame_size)
+        found.scores[row, :num] = scores[row, :num]
+        found.classes[row, :num] = classes[row, :num]
+        found.labels[row, :num] = labels[classes[row, :num]]
+    return found
