@@ -10,6 +10,7 @@ other work.
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -140,7 +141,7 @@ def _alternate(
     work: Work | None,
     options: argparse.Namespace,
 ) -> Iterator[dict[str, Any]]:
-    """One repeat: the process, the server at each concurrency, the process at the server's batch size."""
+    """One repeat: the process, the server at each concurrency, the process at its batch size."""
     if work:
         yield _in_process(work, batch=1, seconds=options.seconds)
     row: dict[str, Any] = {"batch": 1}
@@ -165,8 +166,10 @@ def _alternate(
                 "breakdown_ms": breakdown(model, usage, client_ms=load.mean_ms),
             }
             yield row
-    if work and round(row["batch"]) > 1:
-        yield _in_process(work, batch=round(row["batch"]), seconds=options.seconds)
+    # A power of two, so that the repeats agree.
+    batch = 2 ** round(math.log2(row["batch"]))
+    if work and batch > 1:
+        yield _in_process(work, batch=batch, seconds=options.seconds)
 
 
 def _in_process(work: Work, *, batch: int, seconds: float) -> dict[str, Any]:

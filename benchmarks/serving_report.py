@@ -130,7 +130,7 @@ def _load_table(rows: Rows) -> str:
 def _breakdown_table(rows: Rows) -> str:
     served = [row for row in rows if "concurrency" in row]
     parts = [name for step in STEPS for name in (f"{step}_queue", step)]
-    parts = ["transport", "scheduling", *(part for part in parts if part in served[0]["breakdown_ms"])]
+    parts = ["transport", "handover", *(part for part in parts if part in served[0]["breakdown_ms"])]
     table = []
     for key, group in _groups(served, lambda row: (row["concurrency"], row["shared_memory"])):
         figures = [_median(row["breakdown_ms"][part] for row in group) for part in parts]

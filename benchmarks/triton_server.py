@@ -152,14 +152,16 @@ def breakdown(ensemble: str, usage: dict[str, Usage], *, client_ms: float) -> di
 
     Returns:
         `transport` (client to server and back), `STEP_queue` and `STEP` for each step of the ensemble, and
-        `scheduling` (the rest inside the server).
+        `handover` (the rest inside the server: outputs on their way to the next step or to the answer).
     """
+    # Not compute_output: it goes on while the next step, or the client, has the outputs already.
+    own = ("compute_input", "compute_infer")
     parts = {"transport": client_ms - usage[ensemble].total_ms}
     for step, model in STEPS.items():
         if model in usage:
             parts[f"{step}_queue"] = usage[model].parts_ms["queue"]
-            parts[step] = sum(usage[model].parts_ms[part] for part in PARTS[1:])
-    parts["scheduling"] = client_ms - sum(parts.values())
+            parts[step] = sum(usage[model].parts_ms[part] for part in own)
+    parts["handover"] = client_ms - sum(parts.values())
     return parts
 
 

@@ -56,7 +56,7 @@ def test_every_load_is_reported(report_dir):
         parts = row["breakdown_ms"]
         assert sum(parts.values()) == pytest.approx(row["mean_ms"])
         steps = [step for step in STEPS if step != "preprocess" or row["model"] == "centernet"]
-        assert set(parts) == {"transport", "scheduling", *steps, *(f"{step}_queue" for step in steps)}
+        assert set(parts) == {"transport", "handover", *steps, *(f"{step}_queue" for step in steps)}
         assert all(parts[step] > 0 for step in steps)
 
 

@@ -59,7 +59,7 @@ def test_statistics_are_differences_per_request():
     assert usage.parts_ms == {"queue": 1, "compute_input": 0, "compute_infer": 5, "compute_output": 1}
     ensemble = Statistics({"centernet_frames": counters | {"success": 90_000_000}, **before.counters})
     parts = breakdown("centernet_frames", ensemble.since(Statistics()), client_ms=9.5)
-    assert parts == pytest.approx({"transport": 0.5, "network_queue": 1, "network": 6, "scheduling": 2})
+    assert parts == pytest.approx({"transport": 0.5, "network_queue": 1, "network": 5, "handover": 3})
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def serving_rows():
         row(30, 120, 16, batch=4)
         parts = {
             "transport": 1.0,
-            "scheduling": 0.1,
+            "handover": 0.1,
             "network_queue": 2.0,
             "network": 7.7,
             "postprocess": 0.2,
