@@ -1,0 +1,128 @@
+"""The README's commands, as they stand there, in a copy of the project."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from servers import ROOT, free_ports, stop
+
+pytestmark = pytest.mark.server
+
+README = (ROOT / "README.md").read_text()
+LINES = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+# Not run here: this gate itself, and what needs Docker or a GPU.
+ELSEWHERE = ("./ci/test", "docker compose", "ci/plugin", "python -m export.to_plan", "LD_PRELOAD=")
+RUN = [line for line in LINES if not line.startswith(ELSEWHERE)]
+SERVER = "tritonserver --model-repository=model_repository"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The tracked files in a folder of their own, beside what a user would bring."""
+    folder = tmp_path_factory.mktemp("readme") / "project"
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    (folder / ".venv").symlink_to(sys.prefix)
+    shutil.copy2(folder / "demo/coins.pth", folder / "CHECKPOINT")
+
+    skimage = pytest.importorskip("skimage")
+    coins = cv2.imread(str(Path(skimage.__file__).parent / "data/coins.png"))
+    (folder / "pictures").mkdir()
+    for name in ("picture.jpg", "pictures/one.jpg", "pictures/two.jpg"):
+        cv2.imwrite(str(folder / name), coins)
+    marked = json.loads((ROOT / "tests/data/coins.json").read_text())
+    marked["images"][0]["file_name"] = "one.jpg"
+    (folder / "instances.json").write_text(json.dumps(marked))
+    height, width = coins.shape[:2]
+    video = cv2.VideoWriter(str(folder / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (width, height))
+    for shift in range(4):
+        video.write(np.roll(coins, shift, axis=1))
+    video.release()
+    data = (folder / "picture.jpg").read_bytes()
+    encoded = base64.b64encode(len(data).to_bytes(4, "little") + data).decode()
+    (folder / "data.json").write_text(json.dumps({"data": [{"image": {"b64": encoded, "shape": [1]}}]}))
+    return folder
+
+
+def run(project: Path, line: str) -> str:
+    shell = f"source .venv/bin/activate && {line}"
+    environment = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run(
+        ["bash", "-c", shell], cwd=project, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_every_command_is_run_or_known():
+    assert len(RUN) == 9
+    assert SERVER in RUN
+
+
+def test_demo_finds_the_coins(project):
+    printed = run(project, "./ci/demo")
+    assert printed.count(" coin  ") >= 24
+    assert cv2.imread(str(project / "out/detections/coins.png")) is not None
+
+
+def test_commands_of_a_user(project):
+    http, grpc, metrics = free_ports(3)
+    ports = f"--http-port={http} --grpc-port={grpc} --metrics-port={metrics}"
+    process = None
+    printed = {}
+    try:
+        for line in RUN:
+            if line in ("./ci/demo", "source .venv/bin/activate"):
+                continue
+            if line == SERVER:
+                with (project / "server.log").open("wb") as log:
+                    shell = f"source .venv/bin/activate && exec {line} {ports}"
+                    process = subprocess.Popen(["bash", "-c", shell], cwd=project, stdout=log, stderr=log)
+                wait_until_ready(f"http://localhost:{http}/v2/health/ready", process)
+                continue
+            here = line.replace("localhost:8001", f"localhost:{grpc}")
+            if "clients/" in here and "--url" not in here:
+                here += f" --url localhost:{grpc}"
+            if "perf-analyzer" in here:
+                here += " --request-count 10"
+            printed[line] = run(project, here)
+    finally:
+        if process:
+            stop(process)
+    assert len(json.loads((project / "out.json").read_text())) >= 2
+    assert len((project / "clip.jsonl").read_text().splitlines()) == 4
+    assert {path.name for path in (project / "out").iterdir()} >= {
+        "picture.jpg",
+        "one.jpg",
+        "two.jpg",
+        "clip.mp4",
+    }
+    assert any("AP50" in text for text in printed.values())
+    assert any("Throughput" in text for text in printed.values())
+
+
+def wait_until_ready(url: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail("the server of the README's command is not ready")
