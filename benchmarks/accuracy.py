@@ -37,7 +37,6 @@ from export.plan_description import sha256
 THRESHOLD = 0.01
 ROOT = Path(__file__).parents[1]
 ROWS = ("onnxruntime", "server", "fp16", "int8", "sensitivity")
-ALL_GROUPS = "all"
 STDERR = Console(stderr=True)
 
 Detect = Callable[[], list[dict[str, Any]]]
@@ -138,16 +137,13 @@ class Study:
         }
 
     def _sensitivity(self) -> Iterator[dict[str, Any]]:
-        """INT8 of one group of layers at a time, the rest in FP32."""
-        layers = precision.layer_groups(onnx.load(self._model("fp32")))
+        """INT8 of one part of the network at a time, the rest in FP32."""
         base = self._precision("onnxruntime", partial(self._onnxruntime, "fp32"))
         yield {"group": "none", "layers": 0} | base
-        for group in (*precision.GROUPS, ALL_GROUPS):
-            count = sum(map(len, layers.values())) if group == ALL_GROUPS else len(layers[group])
-            if count:
-                name = f"int8-{group}"
-                values = self._precision(name, partial(self._onnxruntime, name))
-                yield {"group": group, "layers": count} | values
+        for part, layers in _parts(onnx.load(self._model("fp32"))).items():
+            if layers:
+                values = self._precision(f"int8-{part}", partial(self._onnxruntime, f"int8-{part}"))
+                yield {"group": part, "layers": len(layers)} | values
 
     def _precision(self, name: str, detect: Detect) -> dict[str, float]:
         path = self._folder / f"{name}.results.json"
@@ -214,7 +210,7 @@ class Study:
         return rows
 
     def _model(self, name: str) -> Path:
-        """The network as ONNX file: fp32, fp16, int8 as `export.to_plan` builds it, or int8-GROUP."""
+        """The network as ONNX file: fp32, fp16, int8 as `export.to_plan` builds it, or int8-PART."""
         path = self._folder / f"{name}.onnx"
         if path.exists():
             return path
@@ -228,9 +224,8 @@ class Study:
         elif name == "int8":
             made = precision.to_fp16(precision.to_int8(model, self._feeds(model)))
         else:
-            group = name.removeprefix("int8-")
-            groups = precision.GROUPS if group == ALL_GROUPS else [group]
-            made = precision.to_int8(model, self._feeds(model), groups=groups)
+            layers = _parts(model)[name.removeprefix("int8-")]
+            made = precision.to_int8(model, self._feeds(model), nodes=layers)
         write_beside(path, made.SerializeToString())
         return path
 
@@ -249,6 +244,13 @@ class Study:
         for path in (self._checkpoint, self._options.annotations, *sources):
             digest.update(path.read_bytes())
         return digest.hexdigest()
+
+
+def _parts(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Names of convolutions: the groups of `export.precision`, each of the outputs, and all together."""
+    groups = precision.layer_groups(model)
+    heads = {f"outputs.{name.split('/')[0].split('.')[1]}": [name] for name in groups["outputs"]}
+    return groups | heads | {"all": [name for names in groups.values() for name in names]}
 
 
 def _parser() -> argparse.ArgumentParser:

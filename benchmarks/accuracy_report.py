@@ -42,16 +42,17 @@ def _checkpoint(results: dict[str, Any]) -> str:
         [[row["row"], *_values(row), _difference(row, rows[0])] for row in rows],
     )
     if results["sensitivity"]:
-        text += "\nINT8 of one group of layers, the rest in FP32:\n\n" + report.markdown_table(
-            ["group", "convolutions", *SHOWN, "AP against FP32", "INT8 in the plan"],
+        text += "\nINT8 of one part of the network, the rest in FP32:\n\n" + report.markdown_table(
+            ["part", "convolutions", *SHOWN, "AP against FP32", "INT8 in the plan"],
             [_sensitivity(row, results["sensitivity"][0]) for row in results["sensitivity"]],
         )
     return text
 
 
 def _sensitivity(row: dict[str, Any], base: dict[str, Any]) -> list[object]:
-    quantized = "yes" if row["group"] in precision.QUANTIZED_GROUPS else "no"
-    return [row["group"], row["layers"], *_values(row), _difference(row, base), quantized]
+    group = row["group"].partition(".")[0]
+    known = "yes" if group in precision.QUANTIZED_GROUPS else "no" if group in precision.GROUPS else ""
+    return [row["group"], row["layers"], *_values(row), _difference(row, base), known]
 
 
 def _values(row: dict[str, Any]) -> list[str]:
