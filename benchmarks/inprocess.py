@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,14 +56,22 @@ class Pipeline:
         warp(image, self.frame_size, out=frame)
 
 
-def onnxruntime_network(path: Path, *, threads: int) -> Network:
-    """The ONNX file on ONNX Runtime's CPU provider, with so many threads per operator (0: one per core)."""
+def onnxruntime_network(path: Path, *, threads: int, session: Mapping[str, str]) -> Network:
+    """The ONNX file on ONNX Runtime's CPU provider, with the server's settings.
+
+    Args:
+        path: The ONNX file.
+        threads: Threads per operator; 0 for one per core.
+        session: ONNX Runtime's `session.*` options.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda frames: session.run(OUTPUTS, {contract.FRAME.name: frames})
+    for key, value in session.items():
+        options.add_session_config_entry(key, value)
+    network = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda frames: network.run(OUTPUTS, {contract.FRAME.name: frames})
 
 
 def tensorrt_network(path: Path) -> Network:

@@ -109,8 +109,13 @@ def _network(client: InferenceServerClient, folder: Path) -> tuple[inprocess.Net
     """The server's network in this process, and what it is, or why it cannot be had."""
     config = client.get_model_config(NETWORK).config
     if config.backend == "onnxruntime":
-        threads = int(config.parameters["intra_op_thread_count"].string_value or 0)
-        return inprocess.onnxruntime_network(folder / "model.onnx", threads=threads), "ONNX Runtime, CPU"
+        settings = {key: value.string_value for key, value in config.parameters.items()}
+        network = inprocess.onnxruntime_network(
+            folder / "model.onnx",
+            threads=int(settings.get("intra_op_thread_count", 0)),
+            session={key: value for key, value in settings.items() if key.startswith("session.")},
+        )
+        return network, "ONNX Runtime, CPU"
     try:
         return inprocess.tensorrt_network(folder / "model.plan"), "TensorRT"
     except Exception as error:

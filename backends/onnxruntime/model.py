@@ -1,7 +1,8 @@
 """A stand-in for Triton's native `onnxruntime` backend, for servers that have none; CPU only.
 
 It reads the same layout (`1/model.onnx`, or the configuration's `default_model_filename`) and the parameters
-`intra_op_thread_count` and `inter_op_thread_count`. Each instance has a session of its own.
+`intra_op_thread_count`, `inter_op_thread_count` and ONNX Runtime's own `session.*`. Each instance has a
+session of its own.
 """
 
 import json
@@ -98,6 +99,9 @@ def _session(config: dict[str, Any], *, optimize: bool = True) -> onnxruntime.In
     parameters = {key: value["string_value"] for key, value in (config.get("parameters") or {}).items()}
     options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0))
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
+    for key, value in parameters.items():
+        if key.startswith("session."):
+            options.add_session_config_entry(key, value)
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

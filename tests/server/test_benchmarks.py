@@ -82,7 +82,7 @@ def test_tables_and_plots(report_dir):
 def test_one_process_detects_what_the_server_does(server):
     picture = benchmark.example_picture()
     network_dir = server.repository / "centernet_network" / "1"
-    network = inprocess.onnxruntime_network(network_dir / "model.onnx", threads=0)
+    network = inprocess.onnxruntime_network(network_dir / "model.onnx", threads=0, session={})
     pipeline = inprocess.Pipeline(network, NetworkDescription.read(network_dir / "model.json"))
     found = pipeline.detect([picture])
     expected = infer(server, "grpc", "centernet", images([picture]), {})
