@@ -6,85 +6,20 @@
 #include "blend.h"
 #include "device.h"
 #include "sampling.h"
+#include "tile_product.h"
+#include "tile_shape.h"
 
 namespace dcnv2 {
-
-// `tensors.weight` is [out_channels, kernel_h, kernel_w, channels].
-struct TileArguments {
-  Problem problem;
-  Tensors tensors;
-  int32_t
-      log_split;  // of the number of blocks that share a tile, each a part of the depth; they form a cluster
-  int32_t steps;
-  Divisor taps, kernel_w, slots, out_tiles, column_tiles, row_tiles;
-};
-
-template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps>
-struct TileShape {
-  static constexpr int32_t kThreads = kWarps * 32;
-  static constexpr int32_t kBytes = sizeof(typename T::Storage);
-  static constexpr int32_t kVector = 16 / kBytes;
-  static constexpr int32_t kRowBytes = 128;
-  static constexpr int32_t kDepth = kRowBytes / kBytes;  // channels of one step, at one tap
-  static constexpr int32_t kColumns = kPixels >= 128 ? 16 : 8;
-  static constexpr int32_t kRows = kPixels / kColumns;
-  static constexpr int32_t kStageBytes = (kPixels + kOut) * kRowBytes;
-  static constexpr int32_t kPitch = kOut + 4;  // of the FP32 sums: pixels two apart fall into different banks
-  // The samples of a tap: for each pixel the offset in bytes from the image to the first corner, then four
-  // weights. One vector more than that, so that taps fall into different banks.
-  static constexpr int32_t kWeightBytes = 4 * kBytes;
-  static constexpr int32_t kSlotBytes = kPixels * (4 + kWeightBytes) + 16;
-
-  static TileArguments arguments(const Problem& p, const Tensors& tensors, int32_t log_split) {
-    return {p,
-            tensors,
-            log_split,
-            steps(p),
-            Divisor::of(taps(p)),
-            Divisor::of(p.kernel_w),
-            Divisor::of(slots(p, 1 << log_split)),
-            Divisor::of(outTiles(p)),
-            Divisor::of(columnTiles(p)),
-            Divisor::of(rowTiles(p))};
-  }
-  static DCNV2_FN int32_t taps(const Problem& p) { return p.kernel_h * p.kernel_w; }
-  static DCNV2_FN int32_t steps(const Problem& p) { return (p.channels + kDepth - 1) / kDepth * taps(p); }
-  static DCNV2_FN int32_t outTiles(const Problem& p) { return (p.out_channels + kOut - 1) / kOut; }
-  static DCNV2_FN int32_t columnTiles(const Problem& p) { return (p.out_width + kColumns - 1) / kColumns; }
-  static DCNV2_FN int32_t rowTiles(const Problem& p) { return (p.out_height + kRows - 1) / kRows; }
-  static DCNV2_FN int64_t blocks(const Problem& p, int32_t split) {
-    return static_cast<int64_t>(p.batch) * rowTiles(p) * columnTiles(p) * outTiles(p) * split;
-  }
-  // Sampling positions that a block keeps: one per step, or one per tap where it meets a tap again.
-  static DCNV2_FN int32_t slots(const Problem& p, int32_t split) {
-    const int32_t own = (steps(p) + split - 1) / split;
-    const int32_t all = taps(p) * p.offset_groups;
-    return own < all ? own : all;
-  }
-  static DCNV2_FN int64_t sharedBytes(const Problem& p, int32_t split) {
-    const int64_t loop = 2 * kStageBytes + static_cast<int64_t>(slots(p, split)) * kSlotBytes;
-    const int64_t sums = static_cast<int64_t>(kPixels) * kPitch * sizeof(float);
-    return loop > sums ? loop : sums;
-  }
-};
 
 template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps, bool kWarpgroups>
 class Tile : TileShape<T, kOut, kPixels, kWarps> {
   using Shape = TileShape<T, kOut, kPixels, kWarps>;
+  using Product = TileProduct<T, kOut, kPixels, kWarps, kWarpgroups>;
   using Storage = typename T::Storage;
   using Shape::kDepth;
   using Shape::kRowBytes;
   using Shape::kThreads;
   using Shape::kVector;
-
-  // A warp's share of the sums: kBlocks blocks of 16 channels, kBlockRows apart, by kShare pixels.
-  static constexpr int32_t kOutParts = kWarpgroups ? (kOut / 64 < kWarps / 4 ? kOut / 64 : kWarps / 4)
-                                                   : (kOut / 32 < kWarps ? kOut / 32 : kWarps);
-  static constexpr int32_t kPixelParts = (kWarpgroups ? kWarps / 4 : kWarps) / kOutParts;
-  static constexpr int32_t kBlockRows = kWarpgroups ? 64 : 16;
-  static constexpr int32_t kBlocks = kOut / kOutParts / kBlockRows;
-  static constexpr int32_t kShare = kPixels / kPixelParts;
-  using Sums = float[kBlocks][kShare / 8][4];
 
   const TileArguments& arguments_;
   const Problem& problem_;
@@ -131,14 +66,14 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
     source_ = whole(static_cast<const char*>(arguments.tensors.input) +
                     static_cast<int64_t>(image_) * p.height * p.width * pixel_bytes);
     first_ = first;
-    sample_targets_[0] = swizzle(first, vector);
-    sample_targets_[1] = swizzle(first + 4, vector);
+    sample_targets_[0] = Product::swizzle(first, vector);
+    sample_targets_[1] = Product::swizzle(first + 4, vector);
 
     const int32_t row = thread() / 8;
     weight_row_bytes_ = static_cast<int64_t>(arguments.taps.value) * p.channels * Shape::kBytes;
     weight_source_ = whole(static_cast<const char*>(arguments.tensors.weight) +
                            (out_first_ + row) * weight_row_bytes_ + vector * 16);
-    weight_target_ = swizzle(row, vector);
+    weight_target_ = Product::swizzle(row, vector);
   }
 
   // The remainder; `index` becomes the quotient.
@@ -147,12 +82,6 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
     const int32_t remainder = index - quotient * divisor.value;
     index = quotient;
     return remainder;
-  }
-
-  // 128-byte rows, their eight vectors permuted by the row: what ldmatrix reads without bank conflicts and
-  // wgmma calls its 128-byte swizzle.
-  static DCNV2_DEVICE int32_t swizzle(int32_t row, int32_t vector) {
-    return row * kRowBytes + ((vector ^ (row & 7)) << 4);
   }
 
   static DCNV2_DEVICE char* samples(int32_t stage) { return sharedMemory() + stage * Shape::kStageBytes; }
@@ -278,68 +207,6 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
     }
   }
 
-  static DCNV2_DEVICE int32_t part() { return uniform(thread() / (kWarpgroups ? 128 : 32)); }
-  static DCNV2_DEVICE int32_t ownOut() { return part() % kOutParts * (kOut / kOutParts); }
-  static DCNV2_DEVICE int32_t ownPixels() { return part() / kOutParts * kShare; }
-
-  static DCNV2_DEVICE void multiplyStep(Sums& sums, const char* sample_tile, const char* weight_tile,
-                                        bool first) {
-    sample_tile += ownPixels() * kRowBytes;
-    weight_tile += ownOut() * kRowBytes;
-    if constexpr (kWarpgroups) {
-      const uint64_t a = matrixDescriptor(weight_tile);
-      const uint64_t b = matrixDescriptor(sample_tile);
-      warpgroupBegin();
-#pragma unroll
-      for (int32_t k = 0; k < 4; ++k) {
-#pragma unroll
-        for (int32_t i = 0; i < kBlocks; ++i) {
-          warpgroupMultiply<T>(sums[i], a + (i * kBlockRows * kRowBytes + k * 32) / 16, b + k * 32 / 16,
-                               k > 0 || !first);
-        }
-      }
-      warpgroupCommit();
-    } else {
-      (void)first;
-      const int32_t lane = thread() % 32;
-#pragma unroll
-      for (int32_t k = 0; k < 4; ++k) {
-        uint32_t a[kBlocks][4];
-#pragma unroll
-        for (int32_t i = 0; i < kBlocks; ++i) {
-          loadMatrices(a[i], weight_tile + swizzle(i * 16 + lane % 16, 2 * k + lane / 16));
-        }
-#pragma unroll
-        for (int32_t j = 0; j < kShare / 8; j += 2) {
-          uint32_t b[4];
-          loadMatrices(b, sample_tile + swizzle(j * 8 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-#pragma unroll
-          for (int32_t i = 0; i < kBlocks; ++i) {
-            multiply<T>(sums[i][j], a[i], b[0], b[1]);
-            multiply<T>(sums[i][j + 1], a[i], b[2], b[3]);
-          }
-        }
-      }
-    }
-  }
-
-  DCNV2_DEVICE void shareSums(const Sums& sums) const {
-    auto* shared = reinterpret_cast<float*>(sharedMemory());
-    const int32_t lane = thread() % 32;
-    const int32_t out = ownOut() + (kWarpgroups ? thread() / 32 % 4 * 16 : 0) + lane / 4;
-    const int32_t pixel = ownPixels() + lane % 4 * 2;
-#pragma unroll
-    for (int32_t i = 0; i < kBlocks; ++i) {
-#pragma unroll
-      for (int32_t j = 0; j < kShare / 8; ++j) {
-#pragma unroll
-        for (int32_t k = 0; k < 4; ++k) {
-          shared[(pixel + j * 8 + k % 2) * Shape::kPitch + out + i * kBlockRows + k / 2 * 8] = sums[i][j][k];
-        }
-      }
-    }
-  }
-
   // Sums of `kVector` channels of a pixel over the cluster, always in the same order.
   DCNV2_DEVICE void total(int32_t pixel, int32_t out, float (&sums)[kVector]) const {
     const char* own = sharedMemory() + (pixel * Shape::kPitch + out) * static_cast<int32_t>(sizeof(float));
@@ -412,7 +279,7 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
  public:
   static DCNV2_DEVICE void run(const TileArguments& arguments) {
     const Tile tile(arguments);
-    Sums sums;
+    typename Product::Sums sums;
     if constexpr (!kWarpgroups) {
       for (auto& block_sums : sums) {
         for (auto& tile_sums : block_sums) {
@@ -440,12 +307,12 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
       // In flight while the block meets.
       if (i + 1 < tile.end_) tile.load(batch, step, 0);
       barrier();
-      multiplyStep(sums, samples(stage), weights(stage), i == tile.begin_);
+      Product::add(sums, samples(stage), weights(stage), i == tile.begin_);
       if (i + 1 < tile.end_) tile.loadWeights(step, stage ^ 1);
     }
     if constexpr (kWarpgroups) warpgroupWait();
     barrier();
-    tile.shareSums(sums);
+    Product::share(sums);
     if (arguments.log_split == 0) {
       barrier();
     } else {
