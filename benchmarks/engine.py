@@ -26,15 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from benchmarks import engine_report, report
-from benchmarks.contenders import CONTENDERS, OUTPUTS, Spec
+from benchmarks.contenders import CONTENDERS, Spec
 from benchmarks.report import BenchmarkError, choices, numbers
 from benchmarks.weights import make_checkpoint, pictures
 from export import contract
 from export.networks import ARCHITECTURES
 from export.plan_engine import loaded_library
-from export.plan_verify import Tolerance, compare_detections
+from export.plan_verify import Tolerance, compare_outputs, with_heads
 
 MODELS = ("dla_34", "dlav0_34", "resdcn_18", "resdcn_101")
 DEVICE_CONTENDERS = {
@@ -104,21 +105,27 @@ def _prepare(arch: str, options: argparse.Namespace) -> None:
         )
 
 
-def _reference(onnx_path: Path, frames: np.ndarray) -> list[np.ndarray]:
+def _reference(onnx_path: Path, frames: np.ndarray) -> dict[str, np.ndarray]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(onnx_path, providers=["CPUExecutionProvider"])
+    model = with_heads(onnx.load(onnx_path)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (frame,) = session.get_inputs()
     if list(frame.shape[1:3]) != list(frames.shape[1:3]):
         raise BenchmarkError(
             f"{onnx_path} takes frames of {frame.shape[1]}x{frame.shape[2]}, found --input-size "
             f"{frames.shape[1]}x{frames.shape[2]}: use another --work-dir"
         )
-    return session.run(list(OUTPUTS), {contract.FRAME.name: frames})
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {contract.FRAME.name: frames}), strict=True))
 
 
 def _run(
-    arch: str, contender: str, frames: np.ndarray, expected: list[np.ndarray], options: argparse.Namespace
+    arch: str,
+    contender: str,
+    frames: np.ndarray,
+    expected: dict[str, np.ndarray],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """One contender: its status, the check, and median times by batch size."""
     row: dict[str, Any] = {"status": "failed", "reason": "", "check": None, "median_ms": {}, "layers_ms": {}}
@@ -143,7 +150,7 @@ def _run(
         for event in _worker(folder, options.timeout_s, row, environment):
             if event == "outputs":
                 with np.load(spec.outputs) as found:
-                    check = compare_detections(expected, [found[name] for name in OUTPUTS], TOLERANCE)
+                    check, *_ = compare_outputs(expected, found, TOLERANCE)
                 row["check"] = check.facts
                 if not check.passed:
                     row |= {"status": "wrong", "reason": f"outputs differ from ONNX Runtime's: {check}"}

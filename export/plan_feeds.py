@@ -56,18 +56,30 @@ def normalise(frame: np.ndarray) -> np.ndarray:
 def noise(
     shapes: dict[str, list[int]], dtypes: dict[str, np.dtype], *, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Random inputs; those of four dimensions are coarse with a little grain, as pictures are."""
+    """Random inputs; those of four dimensions vary from coarse to fine as pictures do, each in its own way.
+
+    Harder edges than a picture's would drive a network to where its sigmoid tells nothing apart.
+    """
     rng = np.random.default_rng(seed)
     feed = {}
     for name, shape in shapes.items():
         values = rng.normal(0, 1, shape)
         if len(shape) == 4:
-            coarse = rng.normal(0, 1, [size if size <= 3 else -(-size // 8) for size in shape])
-            for axis, size in enumerate(shape):
-                if size > 3 and axis:
-                    coarse = coarse.repeat(8, axis).take(range(size), axis)
-            values = coarse[[index % len(coarse) for index in range(shape[0])]] + 0.1 * values
+            values = 0.1 * values
+            for cells in (4, 16, 64):
+                grid = [size if size <= 3 or axis == 0 else cells for axis, size in enumerate(shape)]
+                values += _enlarge(rng.normal(0, 2 / cells**0.5, grid), shape)
         if dtypes[name] == np.uint8:
             values = np.clip(128 + 60 * values, 0, 255)
         feed[name] = values.astype(dtypes[name])
     return feed
+
+
+def _enlarge(grid: np.ndarray, shape: list[int]) -> np.ndarray:
+    """Interpolates linearly along each axis."""
+    for axis, size in enumerate(shape):
+        if grid.shape[axis] != size:
+            at = np.linspace(0, grid.shape[axis] - 1, size)
+            weights = np.array([np.interp(at, np.arange(len(row)), row) for row in np.eye(grid.shape[axis])])
+            grid = np.moveaxis(np.tensordot(grid, weights, (axis, 0)), -1, axis)
+    return grid

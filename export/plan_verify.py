@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,7 @@ from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from polygraphy.comparator import Comparator
 from polygraphy.logger import G_LOGGER
 
-from export import contract
-
-DETECTIONS = (contract.BOXES.name, contract.SCORES.name, contract.CLASSES.name)
+from export import contract, detections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +57,14 @@ class Difference:
     facts: dict[str, float]
 
     def __str__(self) -> str:
-        facts = ", ".join(f"{name} {value:.3g}" for name, value in self.facts.items())
-        return f"{self.output}, batch {self.batch}: {facts}{'' if self.passed else ' - beyond tolerance'}"
+        facts = ", ".join(
+            f"{name} {value if isinstance(value, int) else f'{value:.3g}'}"
+            for name, value in self.facts.items()
+        )
+        reason = (
+            "beyond tolerance" if self.facts.get("compared", 1) else "nothing to tell apart: more pictures"
+        )
+        return f"{self.output}, batch {self.batch}: {facts}{'' if self.passed else f' - {reason}'}"
 
 
 def verify(
@@ -74,8 +78,22 @@ def verify(
         feeds: inputs of both; the batch size may differ from one to the next.
         tolerance: one of `TOLERANCES`.
     """
-    session = SessionFromOnnx(reference.SerializeToString(), providers=["cpu"])
+    session = SessionFromOnnx(with_heads(reference).SerializeToString(), providers=["cpu"])
     return compare_runners(OnnxrtRunner(session), TrtRunner(EngineFromBytes(engine)), feeds, tolerance)
+
+
+def with_heads(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a detector of ours with its raw heads among the outputs; any other model as it is."""
+    produced = {name for node in model.graph.node for name in node.output}
+    outputs = {output.name for output in model.graph.output}
+    if not {*detections.OUTPUTS, detections.HEAT, detections.SIZE} <= produced:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for name in contract.HEADS:
+        if name in produced - outputs:
+            copy.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return copy
 
 
 def compare_runners(
@@ -85,7 +103,10 @@ def compare_runners(
     found: list[Difference] = []
 
     def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> OrderedDict[str, bool]:
-        differences = compare_outputs(one, other, tolerance)
+        expected_arrays, actual_arrays = (
+            {name: np.asarray(values) for name, values in outputs.items()} for outputs in (one, other)
+        )
+        differences = compare_outputs(expected_arrays, actual_arrays, tolerance)
         found.extend(differences)
         return OrderedDict((difference.output, difference.passed) for difference in differences)
 
@@ -98,15 +119,26 @@ def compare_runners(
 def compare_outputs(
     expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], tolerance: Tolerance
 ) -> list[Difference]:
-    """Compares all outputs: detections as sets, everything else value by value."""
+    """Compares all outputs: detections with the heads expected, everything else value by value.
+
+    Without heads detections are compared as sets. Sets without a clear member show nothing, which is enough
+    only if there are other outputs.
+    """
     differences = []
-    names = list(expected)
-    if set(DETECTIONS) <= set(names):
-        one, other = ([np.asarray(outputs[name]) for name in DETECTIONS] for outputs in (expected, actual))
-        differences.append(compare_detections(one, other, tolerance))
-        names = [name for name in names if name not in DETECTIONS]
+    # Heads may be there for the detections' sake alone.
+    names = [name for name in expected if name in actual or name not in contract.HEADS]
+    if set(detections.OUTPUTS) <= set(names):
+        names = [name for name in names if name not in detections.OUTPUTS]
+        if {detections.HEAT, detections.SIZE} <= set(expected):
+            agreement = detections.compare(actual, expected, score=tolerance.score, box_px=tolerance.box_px)
+        else:
+            agreement = compare_sets(expected, actual, tolerance)
+        passed = agreement.unmatched <= tolerance.unmatched and bool(agreement.compared or names)
+        batch = len(expected[contract.SCORES.name])
+        facts = asdict(agreement)
+        differences.append(Difference(output="detections", batch=batch, passed=passed, facts=facts))
     for name in names:
-        wanted, found = (np.asarray(outputs[name], np.float64) for outputs in (expected, actual))
+        wanted, found = (outputs[name].astype(np.float64) for outputs in (expected, actual))
         relative = float(np.abs(wanted - found).max() / max(np.abs(wanted).max(), 1e-6))
         # A NaN compares false, so that it never passes.
         passed = relative <= tolerance.relative
@@ -115,26 +147,23 @@ def compare_outputs(
     return differences
 
 
-def compare_detections(
-    expected: list[np.ndarray], actual: list[np.ndarray], tolerance: Tolerance
-) -> Difference:
+def compare_sets(
+    expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], tolerance: Tolerance
+) -> detections.Agreement:
     """Matches each expected detection with an actual one of its class, whatever their order.
 
     Scores that are nearly equal change places, and the last of the K may be another one: a detection within
     the tolerance of the last score needs no counterpart.
 
     Args:
-        expected: boxes [N, K, 4], scores [N, K], classes [N, K].
+        expected: `boxes` [N, K, 4], `scores` [N, K], `classes` [N, K].
         actual: the same.
-        tolerance: for scores, boxes and the part that is unmatched.
+        tolerance: for scores and boxes.
     """
     wanted = matched = 0
     worst_score = worst_box = 0.0
-    for boxes, scores, classes, other_boxes, other_scores, other_classes in zip(
-        *expected, *actual, strict=True
-    ):
-        last = max(scores[-1], other_scores[-1]) + tolerance.score
-        is_wanted = (scores > last) | (np.arange(len(scores)) == 0)
+    arrays = [outputs[name] for outputs in (expected, actual) for name in detections.OUTPUTS]
+    for boxes, scores, classes, other_boxes, other_scores, other_classes in zip(*arrays, strict=True):
         score_gap = np.abs(scores[:, None] - other_scores[None])
         box_gap = np.abs(boxes[:, None] - other_boxes[None]).max(axis=-1)
         fits = (
@@ -143,7 +172,8 @@ def compare_detections(
             & (box_gap <= tolerance.box_px)
         )
         free = np.ones(len(other_scores), bool)
-        for row in np.flatnonzero(is_wanted):
+        # fmax: else a NaN would leave nothing to compare.
+        for row in np.flatnonzero(scores > np.fmax(scores[-1], other_scores[-1]) + tolerance.score):
             wanted += 1
             candidates = np.flatnonzero(fits[row] & free)
             if not len(candidates):
@@ -154,9 +184,4 @@ def compare_detections(
             worst_score = max(worst_score, float(score_gap[row, best]))
             worst_box = max(worst_box, float(box_gap[row, best]))
     unmatched = 1 - matched / wanted if wanted else 0.0
-    return Difference(
-        output="detections",
-        batch=len(expected[0]),
-        passed=unmatched <= tolerance.unmatched,
-        facts={"score": worst_score, "box_px": worst_box, "unmatched": unmatched, "compared": wanted},
-    )
+    return detections.Agreement(score=worst_score, box_px=worst_box, unmatched=unmatched, compared=wanted)

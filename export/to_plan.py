@@ -171,7 +171,7 @@ def _verify(
     failed = [difference.output for difference in differences if not difference.passed]
     if failed:
         names = ", ".join(dict.fromkeys(failed))
-        raise PlanError(f"the plan differs from ONNX Runtime in {names} (above): not written")
+        raise PlanError(f"found no agreement with ONNX Runtime in {names} (above): the plan is not written")
 
 
 def _feeds(

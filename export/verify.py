@@ -11,7 +11,8 @@ import onnxruntime
 import torch
 from torch import nn
 
-from export.contract import BOXES, CLASSES, SCORES, STRIDE
+from export import detections
+from export.contract import BOXES, SCORES
 from export.errors import ExportError
 from export.rewrite import to_deform_conv
 
@@ -114,41 +115,10 @@ def _compare_heads(found: Outputs, expected: Outputs, heads: Sequence[str]) -> D
 def _compare_detections(found: Outputs) -> Differences:
     if BOXES.name not in found:
         return {}
-    worst = {BOXES.name: 0.0, SCORES.name: 0.0}
-    reg = found.get("reg", np.full((len(found["hm"]), 2, 1, 1), 0.5, np.float32))
-    for hm, wh, offset, boxes, scores, classes in zip(
-        found["hm"], found["wh"], reg, found[BOXES.name], found[SCORES.name], found[CLASSES.name], strict=True
-    ):
-        every = _all_boxes(hm, wh, offset)
-        heat = torch.from_numpy(hm).sigmoid().numpy()
-        ring = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], np.uint8)
-        around = np.stack([cv2.dilate(plane, ring) for plane in heat])
-        peaks = heat >= around - SCORE_TOLERANCE
-        missing = heat > np.maximum(around, scores[-1]) + SCORE_TOLERANCE
-        for box, score, label in zip(boxes, scores, classes, strict=True):
-            if score == 0:
-                break
-            score_error = np.where(peaks[label], np.abs(heat[label] - score), np.inf)
-            box_error = np.abs(every[label % len(every)] - box).max(-1)
-            fits = (score_error <= SCORE_TOLERANCE) & (box_error <= BOX_TOLERANCE_PIXELS)
-            if not fits.any():
-                raise ExportError(
-                    f"check of the decode: found no peak of class {label} for score {score:.6f}, "
-                    f"box {box.tolist()}"
-                )
-            worst[BOXES.name] = max(worst[BOXES.name], float(box_error[fits].min()))
-            worst[SCORES.name] = max(worst[SCORES.name], float(score_error[fits].min()))
-            missing[label][fits] = False
-        if missing.any():
-            raise ExportError(
-                f"check of the decode: {missing.sum()} of the best peaks are not among the detections"
-            )
-    return worst
-
-
-def _all_boxes(hm: np.ndarray, wh: np.ndarray, reg: np.ndarray) -> np.ndarray:
-    """The box of each cell, [C, H, W, 4] if `wh` knows classes, else [1, H, W, 4]."""
-    height, width = hm.shape[1:]
-    centre = np.stack(np.meshgrid(np.arange(width), np.arange(height))) + reg
-    size = wh.reshape(-1, 2, height, width)
-    return STRIDE * np.moveaxis(np.concatenate([centre - size / 2, centre + size / 2], 1), 1, -1)
+    agreement = detections.compare(found, found, score=SCORE_TOLERANCE, box_px=BOX_TOLERANCE_PIXELS)
+    if agreement.unmatched:
+        raise ExportError(
+            f"check of the decode: {agreement.unmatched:.0%} of a picture's detections are missing or are "
+            "not what the heads say, expected none"
+        )
+    return {BOXES.name: agreement.box_px, SCORES.name: agreement.score}

@@ -108,6 +108,21 @@ def test_polygraphy_compares_batch_by_batch(detector):
     assert {each.output for each in compare(broken) if not each.passed} == {"detections", "hm"}
 
 
+def test_detections_are_compared_with_heads_that_only_the_reference_gives(detector):
+    served = graph.without_outputs(detector, ["hm", "wh", "reg"])
+    (feed,) = frames(1)
+    expected = run(plan_verify.with_heads(served), feed)
+    assert set(expected) == {"boxes", "scores", "classes", "hm", "wh", "reg"}
+    actual = run(precision.to_fp16(served), feed)
+    assert set(actual) == {"boxes", "scores", "classes"}
+    (difference,) = plan_verify.compare_outputs(expected, actual, plan_verify.TOLERANCES["fp16"])
+    assert difference.passed, str(difference)
+    assert difference.facts["compared"] >= 20
+    actual["boxes"] += 4
+    (difference,) = plan_verify.compare_outputs(expected, actual, plan_verify.TOLERANCES["fp16"])
+    assert not difference.passed
+
+
 def test_fp16_keeps_what_must_be_fp32():
     """A foreign graph: Resize takes its scales in FP32, a weight beyond FP16's range is clipped."""
     rng = np.random.default_rng(0)

@@ -156,50 +156,71 @@ def test_tensorrt_that_is_not_installed(monkeypatch):
         load_tensorrt()
 
 
-def detections(seed=0, count=50):
+def found(seed=0, count=50):
     rng = np.random.default_rng(seed)
-    boxes = rng.uniform(0, 500, (2, count, 4)).astype(np.float32)
     scores = np.sort(rng.uniform(0.1, 0.9, (2, count)).astype(np.float32))[:, ::-1]
-    return [boxes, scores, rng.integers(0, 5, (2, count)).astype(np.int32)]
+    return {
+        "boxes": rng.uniform(0, 500, (2, count, 4)).astype(np.float32),
+        "scores": scores,
+        "classes": rng.integers(0, 5, (2, count)).astype(np.int32),
+    }
+
+
+def compare(expected, actual):
+    (difference,) = plan_verify.compare_outputs(expected, actual, TOLERANCE)
+    return difference
 
 
 def test_equal_detections_match():
-    difference = plan_verify.compare_detections(detections(), detections(), TOLERANCE)
+    difference = compare(found(), found())
     assert difference.passed
     assert difference.facts["unmatched"] == 0
     assert difference.facts["compared"] > 80
 
 
 def test_order_does_not_matter():
-    order = np.random.default_rng(1).permutation(50)
-    shuffled = [array[:, order] for array in detections()]
-    # the last score is what the cut is read from
-    difference = plan_verify.compare_detections(detections(), shuffled, TOLERANCE)
-    assert difference.facts["unmatched"] == 0
+    order = np.append(np.random.default_rng(1).permutation(49), 49)
+    shuffled = {name: array[:, order] for name, array in found().items()}
+    assert compare(found(), shuffled).facts["unmatched"] == 0
 
 
 def test_the_tail_may_be_another():
-    boxes, scores, classes = detections()
-    boxes[:, -1] += 300
-    assert plan_verify.compare_detections(detections(), [boxes, scores, classes], TOLERANCE).passed
+    other = found()
+    other["boxes"][:, -1] += 300
+    assert compare(found(), other).passed
 
 
 @pytest.mark.parametrize("what", ["boxes", "scores", "classes", "nan", "doubled"])
 def test_other_detections_do_not_match(what):
-    boxes, scores, classes = detections()
+    other = found()
     if what == "boxes":
-        boxes[:, ::3, 0] += 3
+        other["boxes"][:, ::3, 0] += 3
     elif what == "scores":
-        scores = scores - 0.1
+        other["scores"] = other["scores"] - 0.1
     elif what == "classes":
-        classes = classes + 1
+        other["classes"] += 1
     elif what == "nan":
-        scores = np.full_like(scores, np.nan)
+        other["scores"] = np.full_like(other["scores"], np.nan)
     else:  # one box in place of all
-        boxes, classes = np.repeat(boxes[:, :1], 50, 1), np.repeat(classes[:, :1], 50, 1)
-    difference = plan_verify.compare_detections(detections(), [boxes, scores, classes], TOLERANCE)
+        other["boxes"] = np.repeat(other["boxes"][:, :1], 50, 1)
+        other["classes"] = np.repeat(other["classes"][:, :1], 50, 1)
+    difference = compare(found(), other)
     assert not difference.passed
     assert "beyond tolerance" in str(difference)
+
+
+def test_ties_alone_prove_nothing():
+    tied = found() | {"scores": np.full((2, 50), 0.5, np.float32)}
+    difference = compare(tied, tied)
+    assert not difference.passed
+    assert str(difference).endswith("compared 0 - nothing to tell apart: more pictures")
+    raw = {"features": np.ones((2, 3), np.float32)}
+    assert all(each.passed for each in plan_verify.compare_outputs(tied | raw, tied | raw, TOLERANCE))
+
+
+def test_models_without_heads_stay_as_they_are():
+    model = model_of("n", 64, 64, 3)
+    assert plan_verify.with_heads(model) is model
 
 
 def test_raw_outputs_are_compared_by_their_range():
@@ -245,3 +266,4 @@ def test_noise_is_smooth_and_repeatable():
     frame = feed["frame"].astype(float)
     assert np.abs(np.diff(frame, axis=2)).mean() < frame.std() / 2
     np.testing.assert_array_equal(plan_feeds.noise(shapes, dtypes)["frame"], feed["frame"])
+    assert np.abs(frame[0] - frame[1]).mean() > frame.std() / 2, "each picture is another"
