@@ -93,7 +93,7 @@ def _read(path: Path) -> tuple[State, list[str] | None]:
     if (
         not isinstance(state, dict)
         or not state
-        or not all(isinstance(value, Tensor) for value in state.values())
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
     ):
         names = ", ".join(map(str, list(content)[:6]))
         raise ExportError(f"{path}: found a dict of {names}, expected a state_dict of tensors")
@@ -174,6 +174,11 @@ def _build(path: Path, state: State, arch: str, heads: dict[str, int]) -> Center
         raise ExportError(
             f"{path}: {name} has shape {list(state[name].shape)}, expected {list(expected[name].shape)} "
             f"for {arch} of width {width:g}" + (f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else "")
+        )
+    missing = {name for name in expected if name not in state and not name.endswith("num_batches_tracked")}
+    if missing:
+        raise ExportError(
+            f"{path}: lacks {_some(missing)}: expected all heads with one convolution, or all with two"
         )
     weights = {
         name: state[name].to(value.dtype) if name in state else torch.zeros(value.shape, dtype=value.dtype)

@@ -133,6 +133,15 @@ def plus(name, shape=(2,)):
         (plus("conv1.weight", (7, 3, 7, 7)), r"has shape .* \([0-9]+ more differ\)"),
         (plus("conv1.weight", ()), "conv1.weight has shape"),
         (lambda state: {"encoder.weight": torch.zeros(1)}, "found no known architecture"),
+        (
+            lambda state: {
+                **without("wh")(state),
+                "wh.weight": torch.zeros(2, 8, 1, 1),
+                "wh.bias": torch.zeros(2),
+            },
+            "lacks wh.0.bias, wh.0.weight, wh.2.bias and 1 more weights: expected all heads",
+        ),
+        (lambda state: {0: torch.zeros(1)}, "found a dict of 0, expected a state_dict"),
         (lambda state: {"epoch": 3}, "found a dict of epoch, expected a state_dict"),
         (lambda state: {"state_dict": {}}, "expected a state_dict of tensors"),
         (lambda state: [1, 2], "found a list, expected a dict"),
