@@ -166,6 +166,17 @@ CASES = {
         None,
         r"image_size: found \[\[512, 0\]\], expected positive height and width",
     ),
+    "class without a name": (
+        "centernet_postprocess",
+        {
+            "boxes": np.zeros((1, 2, 4), np.float32),
+            "scores": np.ones((1, 2), np.float32),
+            "classes": np.full((1, 2), 999, np.int32),
+            "image_size": np.array([[512, 512]], np.int32),
+        },
+        None,
+        "999 is out of bounds",
+    ),
 }
 
 
@@ -186,6 +197,11 @@ def test_bad_input_is_refused_and_the_server_goes_on(server, expect, protocol, c
 def test_nan_threshold_over_grpc(server):
     with pytest.raises(InferenceServerException, match="found nan, expected a number from 0 to 1"):
         infer(server, "grpc", "centernet", images([JPEG]), {"score_threshold": float("nan")})
+
+
+def test_other_parameters_are_not_ours(server, expect):
+    parameters = {"my_score_threshold": 0.9}
+    assert_equal(infer(server, "grpc", "centernet", images([JPEG]), parameters), expect([JPEG]))
 
 
 @pytest.fixture(scope="module")

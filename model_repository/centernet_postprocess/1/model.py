@@ -36,26 +36,26 @@ class TritonPythonModel:
                 raise ValueError(
                     f"image_size: found {image_sizes.tolist()}, expected positive height and width"
                 )
-        except ValueError as error:
+            detections = select(
+                boxes,
+                scores,
+                classes,
+                image_sizes=image_sizes,
+                frame_size=self.frame_size,
+                thresholds=threshold,
+                labels=self.labels,
+            )
+        # IndexError: a class without a name, which only a client that asks this model itself can send.
+        except (ValueError, IndexError) as error:
             code = pb_utils.TritonError.INVALID_ARG
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
-        detections = select(
-            boxes,
-            scores,
-            classes,
-            image_sizes=image_sizes,
-            frame_size=self.frame_size,
-            thresholds=threshold,
-            labels=self.labels,
-        )
         tensors = zip(OUTPUTS, detections, strict=True)
         return pb_utils.InferenceResponse([pb_utils.Tensor(*tensor) for tensor in tensors])
 
     def _threshold_of(self, request):
         parameters = request.parameters()
-        if "score_threshold" not in parameters:
-            return self.threshold
-        return _threshold(json.loads(parameters)["score_threshold"])
+        given = json.loads(parameters) if "score_threshold" in parameters else {}
+        return _threshold(given.get("score_threshold", self.threshold))
 
 
 def _threshold(value):
