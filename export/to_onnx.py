@@ -162,7 +162,7 @@ def _head_channels(text: str) -> dict[str, int]:
 
 def _labels(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"labels: {path} cannot be read as text: {error}") from error
 
