@@ -167,7 +167,9 @@ class Run:
                         show(frame.pixels if detections is None else draw(frame.pixels, detections))
                     frames += 1
                     advance()
-        except SourceError as error:
+        except UnavailableError:
+            raise
+        except (CenterNetError, OSError) as error:
             self._report(video.name, error)
         else:
             self._tables.add_video(video.name, labels, frames=frames)

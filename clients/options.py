@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -172,7 +173,11 @@ def _address(text: str) -> str:
 
 def _header(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
-    if not separator or not key:
+    key = key.strip().lower()
+    # gRPC knows no other characters, and says so by a traceback.
+    if not separator or not re.fullmatch(r"[a-z0-9_.-]+", key) or not re.fullmatch(r"[ -~]*", value):
         # The text is not repeated: it may be a secret.
-        raise argparse.ArgumentTypeError("expected KEY=VALUE")
-    return key.strip().lower(), value
+        raise argparse.ArgumentTypeError(
+            "expected KEY=VALUE, KEY of letters, digits and _.-, VALUE of printable ASCII"
+        )
+    return key, value

@@ -75,7 +75,8 @@ class ProgressFile:
                         f"{self.path} line {number + 1} is not of an evaluation: delete it to start anew"
                     ) from error
                 if number == 0 and content != settings:
-                    changed = [name for name in settings if content.get(name) != settings[name]]
+                    found = content if isinstance(content, dict) else {}
+                    changed = [name for name in settings if found.get(name) != settings[name]]
                     raise CenterNetError(
                         f"{self.path} is of a run with another {', '.join(changed)}: delete it to start anew"
                     )

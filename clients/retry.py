@@ -34,7 +34,7 @@ class RetryPolicy:
     def pauses_s(self) -> Iterator[float]:
         """The pauses, seconds, each shortened at random by up to half: clients do not return in step."""
         for retry in range(self.retries):
-            longest_s = min(self.first_pause_s * 2**retry, self.longest_pause_s)
+            longest_s = min(self.first_pause_s * 2.0 ** min(retry, 99), self.longest_pause_s)
             yield longest_s * random.uniform(0.5, 1.0)  # noqa: S311
 
 

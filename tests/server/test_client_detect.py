@@ -261,6 +261,19 @@ def test_video_round_trip(run, server, tmp_path: Path, memory: str) -> None:
     assert not annotated.read()[0]
 
 
+def test_a_video_that_fails_is_a_line_and_the_rest_goes_on(run, capsys, tmp_path: Path) -> None:
+    clips = [tmp_path / folder / f"{folder}.mp4" for folder in ("first", "second")]
+    for clip in clips:
+        clip.parent.mkdir()
+        writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 64))
+        writer.write(picture(64, 96))
+        writer.release()
+    assert run(*clips, "--output-dir", clips[0].parent) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "first.mp4: the drawing would replace the picture" in line
+    assert (clips[0].parent / "second.mp4").is_file()
+
+
 def test_runs_as_a_script(server, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encode(picture(60, 80)))

@@ -196,6 +196,9 @@ def test_a_progress_file_of_another_run_is_refused(tmp_path: Path) -> None:
         run.add(5, [])
     with pytest.raises(CenterNetError, match="another threshold: delete"):
         ProgressFile(path, {"model": "a", "threshold": 0.2})
+    path.write_text("[1, 2]\n")
+    with pytest.raises(CenterNetError, match="another model: delete"):
+        ProgressFile(path, {"model": "a"})
     path.write_text("something else\n")
     with pytest.raises(CenterNetError, match="line 1 is not of an evaluation"):
         ProgressFile(path, {"model": "a"})

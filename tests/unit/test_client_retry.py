@@ -74,6 +74,7 @@ def test_pauses_double_up_to_a_limit_and_differ_between_clients() -> None:
         longest = [min(0.1 * 2**n, 5) for n in range(12)]
         assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses_s, longest, strict=True))
     assert len({tuple(pauses_s) for pauses_s in runs}) == 20
+    assert max(RetryPolicy(retries=2000).pauses_s()) <= RetryPolicy().longest_pause_s
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,8 @@ def run_detect(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--ssl", "--ssl-cert", __file__], "belong together"),
         (["--ssl", "--ssl-ca", "nowhere.pem"], "no such file: nowhere.pem"),
         (["--header", "hunter2"], "expected KEY=VALUE"),
+        (["--header", "api key=hunter2"], "KEY of letters"),
+        (["--header", "key=hunter2é"], "VALUE of printable ASCII"),
         (["clip.mp4", "--json", "x", "--json-format", "coco"], "COCO's results have no frames"),
     ],
 )
