@@ -53,6 +53,8 @@ def main() -> int:
     args = parser.parse_args()
     if (args.coco is None) != (args.images is None):
         parser.error("--coco and --images go together")
+    if not args.output.parent.is_dir():
+        parser.error(f"no such folder: {args.output.parent}")
     try:
         source = Coins() if args.coco is None else CocoPictures(args.coco, args.images)
         checkpoint = train(

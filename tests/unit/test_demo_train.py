@@ -162,6 +162,9 @@ def test_command_refusals(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         run(monkeypatch, tmp_path / "x.pth", "--coco", "train.json")
     assert exit_.value.code == 2
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, tmp_path / "nowhere" / "x.pth")
+    assert "no such folder" in capsys.readouterr().err
     assert run(monkeypatch, tmp_path / "x.pth", "--coco", tmp_path / "no.json", "--images", tmp_path) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("demo.train: ")
     assert not list(tmp_path.iterdir())
