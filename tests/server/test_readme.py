@@ -33,6 +33,8 @@ SERVER = "tritonserver --model-repository=model_repository"
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """The tracked files in a folder of their own, beside what a user would bring."""
+    # The copy shares this environment, and must find it up to date: else it would install itself there.
+    subprocess.run([ROOT / "ci/setup"], check=True)
     folder = tmp_path_factory.mktemp("readme") / "project"
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():

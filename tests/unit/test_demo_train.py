@@ -10,9 +10,11 @@ import torch
 from demo import train
 from demo.data import Coins
 from demo.losses import WH_WEIGHT, centernet_loss, focal_loss
+from demo.sampled_dcn import use_grid_sample
 from demo.targets import MAX_OBJECTS, gaussian_radius, make_targets
 from export import checkpoint
 from export.detector import Decode
+from export.networks.dcn import DCN
 
 SIZE = (128, 192)
 BOXES = np.array([[8, 8, 40, 56], [90, 30, 171, 101], [0, 100, 30, 128]], np.float32)
@@ -168,3 +170,20 @@ def test_command_refusals(monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, tmp_path / "x.pth", "--coco", tmp_path / "no.json", "--images", tmp_path) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("demo.train: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_sampled_dcn_is_a_dcn():
+    torch.manual_seed(0)
+    layer = DCN(6, 5)
+    torch.nn.init.normal_(layer.conv_offset_mask.weight, std=0.3)
+    x = torch.randn(2, 6, 9, 7, requires_grad=True)
+    results = []
+    for change in (lambda _: None, use_grid_sample):
+        change(layer)
+        for tensor in (x, *layer.parameters()):
+            tensor.grad = None
+        output = layer(x)
+        output.square().sum().backward()
+        results.append([output.detach(), x.grad, *(p.grad for p in layer.parameters())])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
