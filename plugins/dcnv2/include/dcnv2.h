@@ -11,6 +11,9 @@ namespace dcnv2 {
 // guess first; returns how many there are. There is always at least one.
 int32_t tactics(const Problem& problem, int32_t* numbers, int32_t capacity) noexcept;
 
+// In place of a tactic: whichever needs most, at any shape up to that of the problem.
+constexpr int32_t kAnyTactic = 0;
+
 size_t workspaceSize(const Problem& problem, int32_t tactic) noexcept;
 
 // Enqueues the layer on `stream`. A failed launch is returned, never printed; a tactic that cannot run

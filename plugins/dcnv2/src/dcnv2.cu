@@ -68,6 +68,9 @@ Plan planTile(const Problem& problem, const Device& device, int32_t shape, int32
   const int32_t steps = Shape::steps(problem);
   if (shared > device.shared_bytes || (split > 1 && (device.major < 9 || steps < 2 * split))) return {};
   const int64_t blocks = Shape::blocks(problem, split);
+  const int64_t widest =
+      std::max({Shape::outTiles(problem), Shape::columnTiles(problem), Shape::rowTiles(problem)});
+  if (blocks * widest > int64_t{UINT32_MAX}) return {};  // where Divisor is exact
   const int64_t resident = std::clamp<int64_t>((228 << 10) / (shared + 1024), 1, kResident);
   const int64_t waves =
       (blocks + device.multiprocessors * resident - 1) / (device.multiprocessors * resident);
@@ -145,6 +148,7 @@ cudaError_t launchTile(const Problem& problem, const Tensors& tensors, int32_t t
 template <class T>
 cudaError_t launch(const Problem& problem, const Tensors& tensors, int32_t tactic, cudaStream_t stream) {
   if (problem.batch == 0 || problem.out_height == 0 || problem.out_width == 0) return cudaSuccess;
+  if (!Offsets<T>::fits(problem)) return cudaErrorInvalidConfiguration;
   if (tactic == kGeneric) return launchGeneric<T>(problem, tensors, stream);
   if (!tileRuns(problem)) return cudaErrorNotSupported;
 
@@ -193,11 +197,11 @@ int32_t tactics(const Problem& problem, int32_t* numbers, int32_t capacity) noex
 }
 
 size_t workspaceSize(const Problem& problem, int32_t tactic) noexcept {
-  if (tactic == kGeneric || !tileRuns(problem)) return 0;
+  if (tactic == kGeneric || !tileRunsKind(problem)) return 0;
   size_t bytes = problem.weight_ohwi ? 0 : weightBytes(problem);
   if (problem.layout == Layout::kNCHW) {
-    bytes += static_cast<size_t>(problem.batch) * problem.channels * problem.height * problem.width *
-             (problem.type == DataType::kFloat ? 4 : 2);
+    bytes += static_cast<size_t>(problem.batch) *
+             static_cast<size_t>(std::min<int64_t>(imageBytes(packedProblem(problem)), INT32_MAX));
   }
   return bytes;
 }

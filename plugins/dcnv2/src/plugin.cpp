@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <stdexcept>
 
 #include "plugin_log.h"
@@ -53,6 +54,7 @@ Plugin::Plugin(const Plugin& other) : Plugin(other.name_, other.attributes_) {
   tactics_ = other.tactics_;
   tactic_ = other.tactic_;
   problem_ = other.problem_;
+  usable_ = other.usable_;
   problem_tactic_ = other.problem_tactic_;
 }
 
@@ -110,6 +112,8 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t i
     std::transform(inputs, inputs + input_count, shapes.begin(),
                    [](const auto& input) { return input.desc.dims; });
     checkShapes(attributes_, shapes.data(), input_count);
+    for (const auto extent : {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::max})
+      problemAt(attributes_, inputs, outputs[0], extent);
     tactics_ = tacticsOf(problemAt(attributes_, inputs, outputs[0], &DynamicPluginTensorDesc::opt));
     return kSuccess;
   });
@@ -117,16 +121,10 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t i
 
 size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t,
                                 const DynamicPluginTensorDesc* outputs, int32_t) const noexcept {
-  return guarded<size_t>(name_, 0, [&] {
-    // A shape may run with another tactic than the one that TensorRT chose, so each of them must fit.
-    size_t largest = 0;
-    for (const auto extent :
-         {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::opt, &DynamicPluginTensorDesc::max}) {
-      const Problem problem = problemAt(attributes_, inputs, outputs[0], extent);
-      for (const int32_t tactic : tacticsOf(problem))
-        largest = std::max(largest, workspaceSize(problem, tactic));
-    }
-    return largest;
+  // What no device has makes the build fail; too little would let the kernels write beyond it.
+  return guarded(name_, std::numeric_limits<size_t>::max(), [&] {
+    return workspaceSize(problemAt(attributes_, inputs, outputs[0], &DynamicPluginTensorDesc::max),
+                         kAnyTactic);
   });
 }
 
@@ -139,6 +137,7 @@ int32_t Plugin::getValidTactics(int32_t* tactics, int32_t count) noexcept {
 
 int32_t Plugin::setTactic(int32_t tactic) noexcept {
   tactic_ = tactic;
+  chooseTactic();
   return kSuccess;
 }
 
@@ -146,11 +145,15 @@ int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, int32_t, const Plu
                               int32_t) noexcept {
   return guarded(name_, kFailure, [&] {
     problem_ = makeProblem(attributes_, inputs, outputs[0]);
-    const std::vector<int32_t> usable = tacticsOf(problem_);
-    const bool chosen = std::find(usable.begin(), usable.end(), tactic_) != usable.end();
-    problem_tactic_ = chosen ? tactic_ : usable.at(0);
+    usable_ = tacticsOf(problem_);
+    chooseTactic();
     return kSuccess;
   });
+}
+
+void Plugin::chooseTactic() noexcept {
+  const bool chosen = std::find(usable_.begin(), usable_.end(), tactic_) != usable_.end();
+  problem_tactic_ = chosen || usable_.empty() ? tactic_ : usable_.front();
 }
 
 int32_t Plugin::enqueue(const PluginTensorDesc*, const PluginTensorDesc*, const void* const* inputs,

@@ -68,11 +68,15 @@ class Plugin final : public nvinfer1::IPluginV3,
   const std::vector<nvinfer1::PluginField> fields_;
   const nvinfer1::PluginFieldCollection serialized_;
 
+  // TensorRT sets the tactic and the shape in either order.
+  void chooseTactic() noexcept;
+
   std::vector<int32_t> tactics_;  // of the last configurePlugin
   int32_t tactic_ = 0;            // TensorRT's choice; 0: ours
 
-  Problem problem_{};           // of the last onShapeChange
-  int32_t problem_tactic_ = 0;  // what runs it
+  Problem problem_{};            // of the last onShapeChange
+  std::vector<int32_t> usable_;  // tactics that run it
+  int32_t problem_tactic_ = 0;   // the one that does
 };
 
 }  // namespace dcnv2

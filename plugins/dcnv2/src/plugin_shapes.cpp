@@ -27,6 +27,7 @@ struct WeightAxes {
 };
 
 int64_t outputSide(int64_t side, int64_t kernel, int32_t stride, int32_t padding, int32_t dilation) {
+  if (side == 0) return 0;  // nothing to sample, whatever the padding
   if (!known(side) || !known(kernel)) return kUnknown;
   const int64_t room = side + 2 * int64_t{padding} - int64_t{dilation} * (kernel - 1) - 1;
   return room < 0 ? 0 : room / stride + 1;
@@ -215,7 +216,9 @@ bool supportsFormat(const Attributes& attributes, int32_t index,
   if (index == 1) return (same_type || single) && image;
   if (index < attributes.weightIndex()) return tensor.type == at(1).type && tensor.format == at(1).format;
   if (index < attributes.inputCount()) return same_type && linear;
-  return same_type && tensor.format == at(0).format;
+  // The kernels leave padded channels of the output as they are, and who reads them may not expect that.
+  const bool padded = tensor.format == TensorFormat::kHWC8 && tensor.dims.d[1] % 8 != 0;
+  return same_type && tensor.format == at(0).format && !padded;
 }
 
 }  // namespace dcnv2

@@ -33,15 +33,22 @@ inline Problem packedProblem(const Problem& p) {
   return packed;
 }
 
-// Whether the tensor-core kernel computes `p` at all, whatever the tile.
-inline bool tileRuns(const Problem& p) {
+inline int64_t imageBytes(const Problem& p) {
+  return static_cast<int64_t>(p.height) * p.width * p.input_stride * (p.type == DataType::kFloat ? 4 : 2);
+}
+
+// Whether the tensor-core kernel computes layers of this kind, unless they are too large for its indices.
+inline bool tileRunsKind(const Problem& p) {
   const bool single = p.type == DataType::kFloat;
   const int32_t vector = single ? 4 : 8;
   const int32_t stride = packedProblem(p).input_stride;
-  const int64_t image_bytes = static_cast<int64_t>(p.height) * p.width * stride * (single ? 4 : 2);
   return (!single || p.allow_tf32) && p.groups == 1 && p.channels % vector == 0 && stride % vector == 0 &&
-         image_bytes <= INT32_MAX &&
          (p.offset_groups == 1 || p.channels / p.offset_groups % (8 * vector) == 0);
+}
+
+// Whether the tensor-core kernel computes `p` at all, whatever the tile.
+inline bool tileRuns(const Problem& p) {
+  return tileRunsKind(p) && imageBytes(packedProblem(p)) <= INT32_MAX && Offsets<Float>::fits(p);
 }
 
 }  // namespace dcnv2

@@ -218,6 +218,7 @@ void testShapeErrors() {
       {4, {8}, "bias has 8 values, expected 16 (the weight's output channels)"},
       {4, {16, 1}, "bias has 2 dimensions, expected 1 (rank)"},
       {0, {8, 10, 12}, "input has 3 dimensions, expected 4 (rank)"},
+      {0, {2, 8, 10, 0}, "input of 10x0 leaves no output, expected room for a kernel of 3x3"},
       {0, {2, 8, 0, 12}, "input of 0x12 leaves no output, expected room for a kernel of 3x3"}};
   for (const auto& c : cases) {
     auto tensors = layer();
@@ -230,6 +231,9 @@ void testShapeErrors() {
              "input has 8 channels, expected a multiple of deformable_group 3");
   checkShape({{"padding", {1}}, {"packed_offset_mask", {1}}}, layer(), "has 5 inputs, expected 4");
   checkShape({}, layer(), "offset has height 10, expected 8 (the output's)");
+  auto empty = layer();
+  empty[0] = tensor({2, 8, 0, 12});
+  checkShape({{"padding", {6}}}, empty, "input of 0x12 leaves no output");
 }
 
 void testDynamicShapes() {
@@ -247,6 +251,28 @@ void testDynamicShapes() {
   std::vector<int32_t> numbers(count);
   CHECK(build(*plugin).getValidTactics(numbers.data(), count) == 0, "%d", count);
   CHECK(count > 0 && *std::min_element(numbers.begin(), numbers.end()) > 0, "%d tactics", count);
+
+  tensors[1].max.d[2] = 11;
+  checkShape({{"padding", {1}}}, tensors, "offset has height 11, expected 10 (the output's)");
+}
+
+void testWorkspace() {
+  const auto plugin = create({{"padding", {1}}});
+  auto tensors = layer();
+  for (auto& t : tensors) t.desc.type = DataType::kHALF;
+  const auto size = [&] { return build(*plugin).getWorkspaceSize(tensors.data(), 5, &tensors[5], 1); };
+  constexpr size_t kWeight = 2304;  // 16 * 8 * 3 * 3 halves, a multiple of 256
+  CHECK(size() == kWeight + 2 * 8 * 10 * 12 * 2, "%zu", size());
+
+  // Beyond the largest image of the tensor-core kernels a smaller one may still be copied.
+  for (const size_t i : {0, 1, 2, 5}) {
+    tensors[i].desc.dims.d[2] = tensors[i].desc.dims.d[3] = -1;
+    tensors[i].max.d[2] = tensors[i].max.d[3] = 20000;
+  }
+  CHECK(size() == kWeight + 2 * size_t{INT32_MAX}, "%zu", size());
+
+  tensors[1].max.d[2] = 19999;
+  messages([&] { CHECK(size() == SIZE_MAX, "%zu", size()); });
 }
 
 void testFormats() {
@@ -302,6 +328,14 @@ void testFormats() {
   }
   CHECK(supported == expected, "found %s, expected %s", supported.c_str(), expected.c_str());
 
+  for (auto& t : tensors) {
+    t.desc.type = DataType::kHALF;
+    t.desc.format = TensorFormat::kHWC8;
+  }
+  CHECK(build(*plugin).supportsFormatCombination(5, tensors.data(), 5, 1), "16 channels");
+  tensors[5].desc.dims.d[1] = 12;
+  CHECK(!build(*plugin).supportsFormatCombination(5, tensors.data(), 5, 1), "12 channels, padded");
+
   for (auto& t : tensors) t = tensor({1}, DataType::kHALF);
   tensors[3].desc.format = TensorFormat::kHWC8;
   CHECK(!build(*plugin).supportsFormatCombination(3, tensors.data(), 5, 1), "a channels-last weight");
@@ -330,6 +364,34 @@ void testEnqueue() {
   checkMessage(message, "node 'layer1.conv': tactic");
 }
 
+// TensorRT sets tactic and shape in either order: the failing launch's message tells which tactic ran.
+void testTacticOrder() {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0) return;
+  auto tensors = layer();
+  for (auto& t : tensors) t.desc.type = DataType::kHALF;
+  const auto plugin = create({{"padding", {1}}});
+  build(*plugin).configurePlugin(tensors.data(), 5, &tensors[5], 1);
+  std::vector<int32_t> numbers(build(*plugin).getNbTactics());
+  build(*plugin).getValidTactics(numbers.data(), static_cast<int32_t>(numbers.size()));
+  CHECK(numbers.size() > 1, "%zu tactics", numbers.size());
+  std::vector<nvinfer1::PluginTensorDesc> descs;
+  for (const auto& t : tensors) descs.push_back(t.desc);
+  runtime(*plugin).onShapeChange(descs.data(), 5, &descs[5], 1);
+  const void* inputs[5] = {};
+  void* outputs[1] = {};
+  for (const int32_t number : numbers) {
+    runtime(*plugin).setTactic(number);
+    const std::unique_ptr<IPluginV3> clone(plugin->clone());
+    for (IPluginV3* each : {plugin.get(), clone.get()}) {
+      checkMessage(messages([&] {
+                     runtime(*each).enqueue(descs.data(), &descs[5], inputs, outputs, nullptr, nullptr);
+                   }),
+                   "tactic " + std::to_string(number) + " failed");
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -339,8 +401,10 @@ int main() {
   testAttributeErrors();
   testShapeErrors();
   testDynamicShapes();
+  testWorkspace();
   testFormats();
   testEnqueue();
+  testTacticOrder();
   if (failures == 0) std::puts("passed");
   return failures == 0 ? 0 : 1;
 }
