@@ -125,7 +125,11 @@ def profiles(model: onnx.ModelProto, batch: tuple[int, int, int]) -> Profiles:
         PlanError: a dimension other than the first is open, or the batch is fixed to another size.
     """
     shapes: Profiles = {}
+    # Exporters of old list the weights among the inputs too.
+    weights = {initializer.name for initializer in model.graph.initializer}
     for tensor in model.graph.input:
+        if tensor.name in weights:
+            continue
         first, *rest = tensor.type.tensor_type.shape.dim or [None]
         if first is None or not all(side.HasField("dim_value") for side in rest):
             text = [side.dim_param or side.dim_value or "?" for side in (first, *rest) if side]

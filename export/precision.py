@@ -23,6 +23,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from export.errors import ExportError
+from export.rewrite import import_graph
 
 CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv", "DCNv2", "Gemm", "MatMul")
 """Operators whose arithmetic is worth a lower precision."""
@@ -81,6 +82,10 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
                 _widen_for_others(graph, node, index, half=half, is_output=id(tensor) in outputs)
         if node.op == "Cast" and node.attrs["to"] == TensorProto.FLOAT:
             node.attrs["to"] = TensorProto.FLOAT16
+        if node.op == "ConstantOfShape" and node.outputs[0].dtype == np.float16:
+            value = node.attrs.get("value")
+            values = np.zeros(1) if value is None else _clip(value.values)
+            node.attrs["value"] = gs.Constant(f"{node.name}/value", np.asarray(values, np.float16))
     return _export(graph, model)
 
 
@@ -185,11 +190,7 @@ class _Feeds(CalibrationDataReader):
 
 
 def _import(model: onnx.ModelProto) -> gs.Graph:
-    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
-    graph.toposort()
-    for index, node in enumerate(graph.nodes):
-        node.name = node.name or f"{node.op}_{index}"
-    return graph
+    return import_graph(onnx.shape_inference.infer_shapes(model))
 
 
 def _export(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -240,9 +241,13 @@ def _is_scale(node: gs.Node, index: int) -> bool:
     return node.op in ("QuantizeLinear", "DequantizeLinear") and index == 1
 
 
+def _clip(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.asarray(values), -_HALF_MAX, _HALF_MAX)
+
+
 def _narrow(graph: gs.Graph, tensor: gs.Tensor, *, is_scale: bool) -> gs.Tensor:
     if isinstance(tensor, gs.Constant):
-        values = np.clip(np.asarray(tensor.values), -_HALF_MAX, _HALF_MAX)
+        values = _clip(tensor.values)
         if is_scale:  # FP16 would round a tiny one to zero, and the division by it to infinity
             values = np.maximum(values, _MIN_SCALE)
         return gs.Constant(f"{tensor.name}/fp16", np.asarray(values, np.float16))

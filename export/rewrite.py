@@ -33,8 +33,7 @@ def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True) -> onnx.ModelProto:
     Raises:
         RewriteError: padding is not symmetric, or a weight's kernel size is unknown.
     """
-    graph = gs.import_onnx(model)
-    graph.toposort()
+    graph = import_graph(model)
     for node in graph.nodes:
         if node.op == "DeformConv":
             _to_dcnv2(graph, node)
@@ -59,11 +58,25 @@ def to_deform_conv(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     if opset < DEFORM_CONV_OPSET and any(node.op_type == "DCNv2" for node in model.graph.node):
         model = _raise_opset(model)
-    graph = gs.import_onnx(model)
+    graph = import_graph(model)
     for node in list(graph.nodes):
         if node.op == "DCNv2":
             _to_deform_conv(graph, node)
     return _export(graph, model)
+
+
+def import_graph(model: onnx.ModelProto) -> gs.Graph:
+    """The model as a sorted graph: every node has a name, and what Constant nodes hold are constants."""
+    graph = gs.import_onnx(model)
+    graph.toposort()
+    for index, node in enumerate(graph.nodes):
+        node.name = node.name or f"{node.op}_{index}"
+    for node in [node for node in graph.nodes if node.op == "Constant"]:
+        (output,) = node.outputs
+        if "value" in node.attrs and not any(output is tensor for tensor in graph.outputs):
+            node.outputs.clear()
+            output.to_constant(np.asarray(node.attrs["value"].values))
+    return graph
 
 
 def kernel_size(node: gs.Node) -> tuple[int, int]:
@@ -119,6 +132,11 @@ def _to_dcnv2(graph: gs.Graph, node: gs.Node) -> None:
     channels = offset_groups * height * width
     dtype = weight.dtype if weight.dtype is not None else np.float32
     if bias.is_empty():
+        if not weight.shape or not isinstance(weight.shape[0], int):
+            raise RewriteError(
+                f"{node.name}: found no bias and a weight of shape {weight.shape}, expected known "
+                "output channels: export the model with constant weights"
+            )
         bias = gs.Constant(f"{node.name}/bias", np.zeros(weight.shape[0], dtype))
     if mask.is_empty():
         mask = _ones_mask(graph, node.name, offset, channels, dtype)
@@ -195,7 +213,9 @@ def _channel_slice(tensor: gs.Tensor) -> tuple[gs.Tensor, int, int] | None:
 
 
 def _split_sizes(split: gs.Node) -> list[int] | None:
-    if len(split.inputs) > 1 and isinstance(split.inputs[1], gs.Constant):
+    if len(split.inputs) > 1:
+        if not isinstance(split.inputs[1], gs.Constant):
+            return None
         return [int(size) for size in split.inputs[1].values]
     if "split" in split.attrs:
         return list(split.attrs["split"])

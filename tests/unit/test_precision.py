@@ -156,6 +156,29 @@ def test_fp16_keeps_what_must_be_fp32():
     np.testing.assert_allclose(run(half, feed)["y"], run(model, feed)["y"], atol=0.05)
 
 
+def test_fp16_reaches_constants_that_are_nodes():
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32).reshape(4, 4, 1, 1), "weight")
+    fill = numpy_helper.from_array(np.full(1, 2.0, np.float32))
+    lowest = numpy_helper.from_array(np.float32(-1e9))
+    nodes = [
+        helper.make_node("Conv", ["x", "weight"], ["first"]),
+        helper.make_node("Shape", ["first"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["twos"], value=fill),
+        helper.make_node("Constant", [], ["lowest"], value=lowest),
+        helper.make_node("Add", ["first", "twos"], ["sum"]),
+        helper.make_node("Max", ["sum", "lowest"], ["most"]),
+        helper.make_node("Conv", ["most", "weight"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4, 8, 8]) for name in "xy"]
+    toy = helper.make_graph(nodes, "toy", values[:1], values[1:], [weight])
+    half = precision.to_fp16(
+        helper.make_model(toy, ir_version=10, opset_imports=[helper.make_opsetid("", 19)])
+    )
+    feed = {"x": np.random.default_rng(0).normal(0, 1, (2, 4, 8, 8)).astype(np.float32)}
+    np.testing.assert_allclose(run(half, feed)["y"], feed["x"] + 2, atol=4e-3)
+    assert all(np.isfinite(numpy_helper.to_array(tensor)).all() for tensor in half.graph.initializer)
+
+
 def test_groups_are_read_off_the_structure(detector):
     groups = precision.layer_groups(detector)
     assert groups["stem"] == ["network.conv1/Conv"]

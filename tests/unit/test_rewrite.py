@@ -167,6 +167,48 @@ def test_omitted_inputs_are_filled_in(mask, bias):
         np.testing.assert_allclose(run(back, shape), run(model, shape), atol=1e-5)
 
 
+def test_nodes_without_names_do_not_share_what_is_made_for_them():
+    model = deform_model("split", mask=False, bias=False, relu=False)
+    weight = np.random.default_rng(2).normal(0, 1, (5, OUT_CHANNELS, 1, 1)).astype(np.float32)
+    model.graph.initializer.extend(
+        [
+            _constant("second_weight", weight),
+            _constant("second_offset", np.full((1, 2, 1, 1), 0.3, np.float32)),
+        ]
+    )
+    first = next(node for node in model.graph.node if node.op_type == "DeformConv")
+    first.ClearField("name")
+    before = model.graph.output[0].name
+    model.graph.node.extend(
+        [
+            helper.make_node("Shape", [before], ["sides"], start=2, end=4),
+            helper.make_node("Shape", [before], ["batch"], start=0, end=1),
+            helper.make_node("Constant", [], ["pair"], value=_constant("pair", np.array([2], np.int64))),
+            helper.make_node("Concat", ["batch", "pair", "sides"], ["offset_shape"], axis=0),
+            helper.make_node("Expand", ["second_offset", "offset_shape"], ["second_offsets"]),
+            helper.make_node("DeformConv", [before, "second_weight", "second_offsets"], ["second"]),
+        ]
+    )
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("second", TensorProto.FLOAT, None))
+    back = rewrite.to_deform_conv(rewrite.to_dcnv2(model))
+    np.testing.assert_allclose(run(back), run(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("style", ["split", "slice"])
+def test_constants_may_be_nodes(style):
+    model = deform_model(style)
+    nodes = [
+        helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in model.graph.initializer
+    ]
+    nodes += model.graph.node
+    expected = run(model)
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    rewritten = rewrite.to_dcnv2(model)
+    assert {node.op_type for node in rewritten.graph.node} == {"Conv", "DCNv2"}
+    np.testing.assert_allclose(run(rewrite.to_deform_conv(rewritten)), expected, atol=1e-5)
+
+
 def test_original_projects_node_of_an_old_opset_runs():
     model = deform_model(relu=False)
     old = rewrite.to_dcnv2(model, fuse=False)

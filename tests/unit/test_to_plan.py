@@ -103,6 +103,13 @@ def test_profiles():
         profiles(model_of(4, 3), (1, 8, 32))
 
 
+def test_weights_among_the_inputs_have_no_profile():
+    model = model_of("n", 3)
+    model.graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, [16, 3]))
+    model.graph.initializer.append(helper.make_tensor("weight", TensorProto.FLOAT, [16, 3], [0.0] * 48))
+    assert list(profiles(model, (1, 8, 32))) == ["frame"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
