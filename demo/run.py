@@ -29,6 +29,8 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the server up and print what to try next")
     arguments = parser.parse_args()
 
+    # As Ctrl-C does: the server is stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     OUT.mkdir(exist_ok=True)
     repository = OUT / "model_repository"
     model = repository / "centernet_network/1/model.onnx"
@@ -53,6 +55,8 @@ def main() -> int:
         f"--http-port={http}",
         f"--grpc-port={port}",
         f"--metrics-port={metrics}",
+        # For this machine alone: Triton asks nobody who they are.
+        *(f"--{service}-address=127.0.0.1" for service in ("http", "grpc", "metrics")),
     ]
     print(f"Starting tritonserver (its log: {log.relative_to(ROOT)})", flush=True)
     with log.open("wb") as stream:
@@ -61,7 +65,8 @@ def main() -> int:
         )
     try:
         if not _wait_until_ready(server, f"localhost:{port}"):
-            print(f"ci/demo: the server was not ready within {READY_TIMEOUT_S} s; see {log}", file=sys.stderr)
+            found = "ended" if server.poll() is not None else f"was not ready within {READY_TIMEOUT_S} s"
+            print(f"ci/demo: the server {found}; see {log}", file=sys.stderr)
             _stop(server)
             return 1
         _run(
@@ -83,7 +88,7 @@ def main() -> int:
 The server stays up (process {server.pid}). To try next, from {ROOT}:
   .venv/bin/python clients/detect.py --url localhost:{port} --output-dir out/detections YOUR_PICTURES
   curl localhost:{http}/v2/models/centernet
-  ci/perf-analyzer -m centernet -u localhost:{port} -i grpc --input-data out/perf.json --concurrency-range 1:4
+  .venv/bin/python -m benchmarks.server --url localhost:{port} --model-repository out/model_repository
   kill {server.pid}   # stops it"""
     )
     return 0
@@ -139,6 +144,7 @@ def _stop(server: subprocess.Popen) -> None:
         server.wait(timeout=30)
     except subprocess.TimeoutExpired:
         server.kill()
+        server.wait()
 
 
 if __name__ == "__main__":
