@@ -199,7 +199,10 @@ def build(
     cache = None
     if timing_cache is not None:
         cache = config.create_timing_cache(timing_cache)
-        config.set_timing_cache(cache, ignore_mismatch=False)
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            # Of another TensorRT or GPU: refused, it would never be brought up to date.
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
     profile = builder.create_optimization_profile()
     for name, shape in shapes.items():
         profile.set_shape(name, shape["min"], shape["opt"], shape["max"])

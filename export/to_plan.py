@@ -41,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(
         f"building {options.output}: {facts.precision} for {facts.gpu or options.target}", soft_wrap=True
     )
+    for file in filter(None, (options.output, options.timing_cache)):
+        file.parent.mkdir(parents=True, exist_ok=True)
     reference = rewrite.to_deform_conv(model)
     engine, timing_cache = plan_engine.build(
         trt,
@@ -57,7 +59,6 @@ def main(arguments: list[str] | None = None) -> None:
         write_beside(options.timing_cache, timing_cache)
     if options.verify:
         _verify(reference, engine, facts.profiles, options, console)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     write_beside(options.output, engine)
     # Last, so that a plan is never described by what was built before it.
     beside = options.output.with_suffix(".json")
@@ -138,6 +139,8 @@ def _describe(model: onnx.ModelProto, options: argparse.Namespace, trt: ModuleTy
 def _is_current(plan: Path, facts: PlanDescription, console: Console) -> bool:
     try:
         found = json.loads(plan.with_suffix(".json").read_text())
+        if not isinstance(found, dict):
+            raise ValueError
         reasons = facts.misfits(found) if plan.is_file() else [f"no {plan}"]
     except OSError:
         reasons = [f"no {plan.with_suffix('.json')}"]

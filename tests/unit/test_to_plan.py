@@ -135,7 +135,13 @@ def test_a_plan_from_elsewhere_is_recognised(change, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [(None, "no .*model.json"), ("{", "is damaged"), ("{}", "has no section 'plan'")]
+    ("text", "reason"),
+    [
+        (None, "no .*model.json"),
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ("{}", "has no section 'plan'"),
+    ],
 )
 def test_a_plan_without_description_is_built_again(text, reason, tmp_path, capsys):
     plan = tmp_path / "model.plan"
