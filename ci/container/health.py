@@ -14,7 +14,7 @@ from pathlib import Path
 URL = os.environ.get("HEALTH_URL", "http://127.0.0.1:8000/v2/models/centernet/infer")
 DRAINING = Path(os.environ.get("DRAINING", "/tmp/draining"))  # noqa: S108
 TIMEOUT_S = 10
-SIDE = 16
+SIDE = 64
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from centernet_image import ImageError, Limits, NetworkDescription, decode, warp
+from PIL import Image
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -30,6 +31,7 @@ class TritonPythonModel:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(M_TRIM_THRESHOLD, 2**28)
+        Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit here.
         # Pictures are what runs in parallel; threads inside OpenCV would compete with that.
         cv2.setNumThreads(1)
         self.pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))

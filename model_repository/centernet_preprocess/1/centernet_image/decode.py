@@ -13,9 +13,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 MAX_SIDE = 32766
 """Pixels; OpenCV's warp addresses its source with 16 bits."""
 
-# Pillow's own limit lies elsewhere and its error does not say what this project's does.
-Image.MAX_IMAGE_PIXELS = None
-
 # EXIF orientation to (transpose, flip code of cv2.flip), in this order.
 _ORIENTATIONS: dict[int, tuple[bool, int | None]] = {
     2: (False, 1),
@@ -88,6 +85,8 @@ def _check_header(data: bytes, limits: Limits) -> tuple[str, int]:
             format_name, (width, height) = header.format or "", header.size
             # OpenCV turns the other formats itself.
             orientation = header.getexif().get(ExifTags.Base.Orientation, 1) if format_name == "WEBP" else 1
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{error}; limit max_pixels is {limits.max_pixels}") from error
     except Exception as error:  # Pillow's readers raise nearly anything on hostile data.
         raise ImageError(
             f"found {len(data)} bytes beginning {data[:8]!r}, expected one of {', '.join(FORMATS)}"
