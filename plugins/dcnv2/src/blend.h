@@ -11,7 +11,7 @@ namespace dcnv2 {
 template <class T>
 using CornerWeights = std::conditional_t<T::kType == DataType::kFloat, Vec16, Vec8>;
 
-// Products and sums are FP32, and rounded once.
+// Products and sums are FP32, and rounded once; FP16 has its own, below.
 template <class T>
 DCNV2_DEVICE Vec16 blend(const Vec16 (&corners)[4], const Vec8& weights) {
   Vec16 blended;

@@ -123,6 +123,7 @@ DCNV2_MMA(Float, "m16n8k8.row.col.f32.tf32.tf32.f32")
 // Blocks of one cluster (SM90 and later) see each other's shared memory.
 DCNV2_DEVICE void clusterBarrier() {
 #if __CUDA_ARCH__ >= 900
+  __syncwarp();  // `aligned` wants all lanes at once, and some return early from what comes before.
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }
