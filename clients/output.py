@@ -66,6 +66,11 @@ def json_writer(path: str, form: str) -> Iterator[Entries]:
     if path == "-":
         yield from write(sys.stdout)
         return
+    if form == "lines":  # Whole line by line: what an error or a signal ends keeps its results.
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("w") as file:
+            yield from write(file)
+        return
     with beside(Path(path)) as part, part.open("w") as file:
         yield from write(file)
 

@@ -38,7 +38,7 @@ def test_json_forms(tmp_path: Path, form: str, count: int) -> None:
     with output.json_writer(str(path), form) as write:
         for number in range(count):
             write([output.entry(f"{number}.png", FOUND, frame=number)])
-        assert not path.exists()
+        assert path.exists() == (form == "lines")
     content = path.read_text()
     entries = json.loads(content) if form == "list" else [json.loads(line) for line in content.splitlines()]
     assert [entry["image"] for entry in entries] == [f"{number}.png" for number in range(count)]
@@ -64,6 +64,19 @@ def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
         interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_keeps_the_lines_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+
+    def interrupted() -> None:
+        with output.json_writer(str(path), "lines") as write:
+            write([1, 2])
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        interrupted()
+    assert path.read_text() == "1\n2\n"
 
 
 def test_one_picture_is_a_table_of_its_boxes_and_several_a_row_each() -> None:
