@@ -16,6 +16,7 @@ from typing import IO
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from backends.tritonserver import stop
 from benchmarks.report import BenchmarkError
 
 STEPS = {
@@ -78,12 +79,7 @@ def running(repository: Path, *, timeout_s: float = 120) -> Iterator["Server"]:
             _wait_until_ready(url, process, log, timeout_s)
             yield Server(url, process.pid)
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process, timeout_s=60)
 
 
 @dataclass(frozen=True)

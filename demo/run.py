@@ -17,6 +17,8 @@ from pathlib import Path
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from backends.tritonserver import stop
+
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out"
 CHECKPOINT = ROOT / "demo/coins.pth"
@@ -67,7 +69,7 @@ def main() -> int:
         if not _wait_until_ready(server, f"localhost:{port}"):
             found = "ended" if server.poll() is not None else f"was not ready within {READY_TIMEOUT_S} s"
             print(f"ci/demo: the server {found}; see {log}", file=sys.stderr)
-            _stop(server)
+            stop(server, timeout_s=30)
             return 1
         _run(
             "clients/detect.py",
@@ -78,10 +80,10 @@ def main() -> int:
             str(picture),
         )
     except BaseException:
-        _stop(server)
+        stop(server, timeout_s=30)
         raise
     if not arguments.keep:
-        _stop(server)
+        stop(server, timeout_s=30)
         return 0
     print(
         f"""
@@ -136,15 +138,6 @@ def _wait_until_ready(server: subprocess.Popen, url: str) -> bool:
                 pass  # not listening yet
             time.sleep(0.1)
     return False
-
-
-def _stop(server: subprocess.Popen) -> None:
-    server.send_signal(signal.SIGTERM)
-    try:
-        server.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from export.errors import ExportError
-from export.rewrite import import_graph
+from export.rewrite import export_graph, import_graph
 
 CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv", "DCNv2", "Gemm", "MatMul")
 """Operators whose arithmetic is worth a lower precision."""
@@ -194,11 +194,7 @@ def _import(model: onnx.ModelProto) -> gs.Graph:
 
 
 def _export(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
-    graph.cleanup().toposort()
-    converted = gs.export_onnx(graph, do_type_check=False)
-    converted.ir_version = model.ir_version
-    del converted.metadata_props[:]
-    converted.metadata_props.extend(model.metadata_props)
+    converted = export_graph(graph, model)
     # Shapes and types of the inner tensors were those of the model before.
     del converted.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(converted)

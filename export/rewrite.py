@@ -43,7 +43,7 @@ def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True) -> onnx.ModelProto:
                 _fuse_offset_mask(node)
                 _fuse_relu(graph, node)
                 _fuse_weight_layout(node)
-    return _export(graph, model)
+    return export_graph(graph, model)
 
 
 def to_deform_conv(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -62,7 +62,7 @@ def to_deform_conv(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in list(graph.nodes):
         if node.op == "DCNv2":
             _to_deform_conv(graph, node)
-    return _export(graph, model)
+    return export_graph(graph, model)
 
 
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
@@ -98,7 +98,8 @@ def kernel_size(node: gs.Node) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _export(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
+def export_graph(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model of a graph, with IR version and metadata of the model that the graph came from."""
     graph.cleanup().toposort()
     rewritten = gs.export_onnx(graph, do_type_check=False)
     rewritten.ir_version = model.ir_version

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from backends import tritonserver
+
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
 COMMAND = Path(sys.prefix) / "bin" / "tritonserver"
@@ -106,9 +108,4 @@ def start(repository: Path, folder: Path, *arguments: str) -> Server:
 
 
 def stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=40)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    tritonserver.stop(process, timeout_s=40)

@@ -1,7 +1,6 @@
 """Triton's glue around `centernet_image`: the network's peaks to detections."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -16,9 +15,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Reads the default threshold, the frame size and the class names."""
-        parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
-        default = Path(args["model_repository"]).parent / "centernet_network" / "1" / "model.json"
-        description = NetworkDescription.read(Path(parameters.get("network_description", default)))
+        description, parameters = NetworkDescription.of_model(args)
         self.frame_size = description.frame_size
         self.labels = np.array([name.encode() for name in description.classes], object)
         self.threshold = _threshold(parameters["score_threshold"])

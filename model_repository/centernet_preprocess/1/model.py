@@ -1,11 +1,9 @@
 """Triton's glue around `centernet_image`: encoded pictures to frames."""
 
 import ctypes
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,9 +19,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Reads limits and frame size, and runs once what is slow the first time."""
-        parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
-        default = Path(args["model_repository"]).parent / "centernet_network" / "1" / "model.json"
-        description = NetworkDescription.read(Path(parameters.get("network_description", default)))
+        description, parameters = NetworkDescription.of_model(args)
         self.frame_size = description.frame_size
         self.limits = Limits(**{k: int(v) for k, v in parameters.items() if k in Limits.__dataclass_fields__})
         # One picture's memory serves the next. Otherwise the system takes it back, and clears each page again

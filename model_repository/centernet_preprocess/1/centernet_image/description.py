@@ -20,6 +20,19 @@ class NetworkDescription:
     top_k: int
 
     @classmethod
+    def of_model(cls, args: dict[str, str]) -> tuple["NetworkDescription", dict[str, str]]:
+        """The network beside a Python model, and that model's own parameters.
+
+        Args:
+            args: What Triton passes to `initialize`. The parameter `network_description` names another file
+                than the network's `1/model.json`.
+        """
+        config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        default = Path(args["model_repository"]).parent / "centernet_network" / "1" / "model.json"
+        return cls.read(Path(parameters.get("network_description", default))), parameters
+
+    @classmethod
     def read(cls, path: Path) -> "NetworkDescription":
         """Reads the description that `export.to_onnx` or `export.to_plan` wrote.
 
