@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from demo.data import CocoPictures, Coins, Samples, Source
 from demo.losses import centernet_loss
+from demo.sampled_dcn import use_grid_sample
 from export.contract import INPUT_SIZE
 from export.detector import Normalise
 from export.networks import ARCHITECTURES, create
@@ -105,6 +106,8 @@ def train(
     torch.manual_seed(seed)
     heads = {"hm": len(source.classes), "wh": 2, "reg": 2}
     network = create(arch, heads, width=width).to(device, memory_format=_layout(device))
+    if device == "cpu":
+        use_grid_sample(network)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

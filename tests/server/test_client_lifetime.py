@@ -40,9 +40,8 @@ def detecting(source: Path, results: Path, *arguments: object) -> Iterator[subpr
     """A running detect.py that has answered some pictures, and not all."""
     command = [sys.executable, detect.__file__, source, "--json", results, *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    part = results.with_name(f".{results.stem}.part{results.suffix}")
     try:
-        while not (part.exists() and part.read_bytes().count(b"\n") >= 30):
+        while not (results.exists() and results.read_bytes().count(b"\n") >= 30):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)
         yield process
@@ -115,7 +114,8 @@ def test_a_stopped_program_leaves_no_shared_memory(
     assert regions(process.pid) == []
     if number != signal.SIGKILL:
         assert "Traceback" not in errors
-        assert list(tmp_path.iterdir()) == []
+        assert list(tmp_path.iterdir()) == [results]
+        assert all(json.loads(line)["detections"] for line in results.read_text().splitlines())
         with grpc.InferenceServerClient(server.grpc_url) as client:
             known = client.get_system_shared_memory_status(as_json=True).get("regions", {})
         assert not [name for name in known if name.startswith(f"centernet-{process.pid}-")]
