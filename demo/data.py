@@ -44,18 +44,21 @@ class CocoPictures:
     """A set with annotations in COCO form; in each epoch every picture once, shuffled.
 
     Raises:
-        ValueError: The file has no picture with a box, or names a picture that the folder lacks.
+        ValueError: The file has another form or no picture with a box, or names one that the folder lacks.
     """
 
     def __init__(self, annotations: Path, images: Path):
-        content = json.loads(annotations.read_text())
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        self.classes = tuple(category["name"] for category in categories)
-        position = {category["id"]: i for i, category in enumerate(categories)}
-        boxes: dict[int, list] = {image["id"]: [] for image in content["images"]}
-        for a in content["annotations"]:
-            if not a.get("iscrowd"):
-                boxes[a["image_id"]].append((*a["bbox"], position[a["category_id"]]))
+        try:
+            content = json.loads(annotations.read_text())
+            categories = sorted(content["categories"], key=lambda category: category["id"])
+            self.classes = tuple(category["name"] for category in categories)
+            position = {category["id"]: i for i, category in enumerate(categories)}
+            boxes: dict[int, list] = {image["id"]: [] for image in content["images"]}
+            for a in content["annotations"]:
+                if not a.get("iscrowd"):
+                    boxes[a["image_id"]].append((*a["bbox"], position[a["category_id"]]))
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{annotations} is no annotation file in COCO form: {error!r}") from error
         self._items = []
         for image in content["images"]:
             path = images / image["file_name"]
@@ -89,28 +92,40 @@ class Samples(Dataset):
         source: Of the pictures.
         seed: Of the run.
         count: Samples in the run.
-        size: Height and width of the frames.
+        size: Height and width of the network's frames.
+        crop: Sides of windows at random in those frames, to train on in their place: less work each.
         any_way_up: Whether a picture upside down or turned by a quarter is as likely as the picture itself:
             so it is with coins and cells, not with streets.
     """
 
-    def __init__(self, source: Source, *, seed: int, count: int, size: tuple[int, int], any_way_up: bool):
+    def __init__(
+        self,
+        source: Source,
+        *,
+        seed: int,
+        count: int,
+        size: tuple[int, int],
+        any_way_up: bool,
+        crop: int | None = None,
+    ):
         self._source, self._seed, self._count = source, seed, count
-        self._size, self._any_way_up = size, any_way_up
+        self._size, self._any_way_up, self._crop = size, any_way_up, crop
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        """A frame, BGR uint8 [H, W, 3], and the fields of its `Targets`."""
+        """A frame or a window in it, BGR uint8 [H, W, 3], and the fields of its `Targets`."""
         picture, boxes, classes = self._source.sample(self._seed, number)
         rng = np.random.default_rng((self._seed, number, 1))
         matrix = random_warp(rng, picture.shape[:2], self._size, any_way_up=self._any_way_up)
-        frame = cv2.warpAffine(picture, matrix, self._size[::-1], flags=cv2.INTER_LINEAR)
-        boxes, kept = warp_boxes(boxes, matrix, self._size)
-        targets = make_targets(
-            boxes[kept], classes[kept], num_classes=len(self._source.classes), size=self._size
-        )
+        size = self._size
+        if self._crop:
+            matrix[:, 2] -= rng.uniform(0, np.array(size[::-1]) - self._crop)
+            size = (self._crop, self._crop)
+        frame = cv2.warpAffine(picture, matrix, size[::-1], flags=cv2.INTER_LINEAR)
+        boxes, kept = warp_boxes(boxes, matrix, size)
+        targets = make_targets(boxes[kept], classes[kept], num_classes=len(self._source.classes), size=size)
         return {"frame": random_colour(rng, frame), **asdict(targets)}
 
 

@@ -22,12 +22,14 @@ def _forward(layer: DCN, x: Tensor) -> Tensor:
     (n, channels, height, width), taps = x.shape, layer.channels[1]
     out, _, side, _ = layer.weight.shape
     tap = torch.arange(taps, device=x.device)
-    rows = torch.arange(height, device=x.device)[:, None] + (tap // side - layer.padding)[:, None, None]
-    columns = torch.arange(width, device=x.device) + (tap % side - layer.padding)[:, None, None]
-    y, x_ = offset.view(n, taps, 2, height, width).unbind(2)
+    taps_y = torch.arange(height, device=x.device)[:, None] + (tap // side - layer.padding)[:, None, None]
+    taps_x = torch.arange(width, device=x.device) + (tap % side - layer.padding)[:, None, None]
+    offset_y, offset_x = offset.view(n, taps, 2, height, width).unbind(2)
     # -1 and 1 are the centres of the first and the last pixel; outside there are zeros, as in a DCN.
-    grid = torch.stack([(x_ + columns) * (2 / (width - 1)) - 1, (y + rows) * (2 / (height - 1)) - 1], -1)
+    grid = torch.stack(
+        [(taps_x + offset_x) * (2 / (width - 1)) - 1, (taps_y + offset_y) * (2 / (height - 1)) - 1], -1
+    )
     samples = F.grid_sample(x, grid.view(n, taps * height, width, 2), align_corners=True)
-    samples = samples.view(n, channels, taps, -1) * mask.sigmoid().view(n, 1, taps, -1)
-    product = layer.weight.view(out, -1) @ samples.reshape(n, channels * taps, -1)
-    return (product + layer.bias[:, None]).view(n, out, height, width)
+    samples = samples.view(n, channels, taps, height, width) * mask.sigmoid()[:, None]
+    columns = samples.view(n, channels * taps, height, width)
+    return F.conv2d(columns, layer.weight.view(out, -1, 1, 1), layer.bias)

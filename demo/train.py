@@ -15,15 +15,12 @@ from torch.utils.data import DataLoader
 from demo.data import CocoPictures, Coins, Samples, Source
 from demo.losses import centernet_loss
 from demo.sampled_dcn import use_grid_sample
-from export.contract import INPUT_SIZE
+from export.contract import INPUT_SIZE, SIDE_MULTIPLE
 from export.detector import Normalise
 from export.networks import ARCHITECTURES, create
 
 WARMUP = 0.05
 """Share of the iterations in which the learning rate rises."""
-
-EMA_DECAY = 0.998
-"""Of the average of the weights, per iteration: it looks back about 500."""
 
 
 def main() -> int:
@@ -37,23 +34,34 @@ def main() -> int:
     parser.add_argument("--arch", choices=ARCHITECTURES, default="resdcn_18")
     parser.add_argument("--width", type=float, default=0.25, help="factor on all channel counts")
     parser.add_argument("--any-way-up", action="store_true", help="turn pictures, where up means nothing")
-    parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument(
+        "--crop",
+        type=int,
+        metavar="SIDE",
+        help="train on random windows of the frames, a multiple of 32: less work an iteration",
+    )
+    parser.add_argument("--iterations", type=int, default=1100)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument(
         "--ema-decay",
         type=float,
-        default=EMA_DECAY,
-        help="of the average of the weights; less for short runs",
+        default=0.98,
+        help="of the average of the weights: 0.98 looks back about 50 iterations, more suits long runs",
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    parser.add_argument("--device", choices=devices, default=devices[-1])
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that read"
     )
     args = parser.parse_args()
     if (args.coco is None) != (args.images is None):
         parser.error("--coco and --images go together")
+    if args.crop is not None and not (0 < args.crop <= min(INPUT_SIZE) and args.crop % SIDE_MULTIPLE == 0):
+        parser.error(
+            f"--crop: found {args.crop}, expected a multiple of {SIDE_MULTIPLE} up to {min(INPUT_SIZE)}"
+        )
     if not args.output.parent.is_dir():
         parser.error(f"no such folder: {args.output.parent}")
     try:
@@ -63,6 +71,7 @@ def main() -> int:
             arch=args.arch,
             width=args.width,
             any_way_up=args.any_way_up or args.coco is None,
+            crop=args.crop,
             iterations=args.iterations,
             batch_size=args.batch_size,
             learning_rate=args.learning_rate,
@@ -74,6 +83,9 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"demo.train: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("demo.train: stopped, nothing is written", file=sys.stderr)
+        return 130
     beside = args.output.with_name(args.output.name + ".part")
     torch.save(checkpoint, beside)
     beside.replace(args.output)
@@ -86,10 +98,11 @@ def train(
     arch: str,
     width: float,
     any_way_up: bool,
+    crop: int | None = None,
     iterations: int,
     batch_size: int,
     learning_rate: float,
-    ema_decay: float = EMA_DECAY,
+    ema_decay: float,
     seed: int,
     device: str,
     workers: int,
@@ -113,9 +126,8 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=iterations, pct_start=WARMUP, cycle_momentum=False
     )
-    samples = Samples(
-        source, seed=seed, count=iterations * batch_size, size=INPUT_SIZE, any_way_up=any_way_up
-    )
+    count = iterations * batch_size
+    samples = Samples(source, seed=seed, count=count, size=INPUT_SIZE, any_way_up=any_way_up, crop=crop)
     loader = DataLoader(
         samples,
         batch_size,

@@ -107,6 +107,25 @@ def test_samples_are_decided_by_seed_and_number():
     assert (first["frame"] != other["frame"]).any()
 
 
+def test_crops_are_windows_of_the_frames_scale():
+    whole, crops = (
+        Samples(Coins(), seed=1, count=8, size=(256, 256), any_way_up=True, crop=crop) for crop in (None, 128)
+    )
+    compared = 0
+    for number in range(8):
+        frame, crop = whole[number], crops[number]
+        assert crop["frame"].shape == (128, 128, 3)
+        assert crop["hm"].shape == (1, 32, 32)
+        # A coin whose centre lies in the window is as large there as in the frame, unless the window cuts it.
+        sizes = [tuple(row) for row in frame["wh"][frame["valid"]].round(3)]
+        for index, row in zip(crop["index"][crop["valid"]], crop["wh"][crop["valid"]], strict=True):
+            x, y = index % 32, index // 32
+            if min(x, 31 - x) > row[0] / 2 + 1 and min(y, 31 - y) > row[1] / 2 + 1:
+                assert min(np.abs(np.array(sizes) - row).max(1)) < 0.01
+                compared += 1
+    assert compared > 3
+
+
 @pytest.fixture
 def coco(tmp_path):
     """Three pictures whose grey is their number; categories with a gap and out of order."""

@@ -119,6 +119,7 @@ def short_run(**changed):
         "iterations": 2,
         "batch_size": 1,
         "learning_rate": 1e-3,
+        "ema_decay": 0.98,
         "seed": 1,
         "device": "cpu",
         "workers": 0,
@@ -167,6 +168,14 @@ def test_command_refusals(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, tmp_path / "nowhere" / "x.pth")
     assert "no such folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, tmp_path / "x.pth", "--crop", 100)
+    assert "found 100, expected a multiple of 32 up to 512" in capsys.readouterr().err
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    assert run(monkeypatch, tmp_path / "x.pth", "--coco", other, "--images", tmp_path) == 1
+    assert "no annotation file in COCO form: KeyError('categories')" in capsys.readouterr().err
+    other.unlink()
     assert run(monkeypatch, tmp_path / "x.pth", "--coco", tmp_path / "no.json", "--images", tmp_path) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("demo.train: ")
     assert not list(tmp_path.iterdir())
