@@ -1,7 +1,6 @@
 """The environment's `tritonserver` command: the real server that `ci/setup` fetched, set up for a CPU."""
 
 import os
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -32,16 +31,6 @@ def main() -> None:
     # The Python backend runs the first python3 that it finds.
     _prepend(environment, "PATH", Path(sys.prefix) / "bin")
     os.execve(server, [str(server), *added, *arguments], environment)  # noqa: S606
-
-
-def stop(process: subprocess.Popen, *, timeout_s: float) -> None:
-    """Ends a server: it may finish what it is at, and is killed after `timeout_s`."""
-    process.terminate()
-    try:
-        process.wait(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _backend_directory(package: Path) -> Path:

@@ -1,22 +1,15 @@
 """A Triton server to measure: starting one, and reading where its time goes."""
 
 import os
-import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from tritonclient.grpc import InferenceServerClient
-from tritonclient.utils import InferenceServerException
 
-from backends.tritonserver import stop
+from backends import serving
 from benchmarks.report import BenchmarkError
 
 STEPS = {
@@ -54,8 +47,8 @@ class Server:
 
 
 @contextmanager
-def running(repository: Path, *, timeout_s: float = 120) -> Iterator["Server"]:
-    """Start `tritonserver` on a model repository, at a free port of this machine alone.
+def running(repository: Path) -> Iterator["Server"]:
+    """Start `tritonserver` on a model repository, at free ports of this machine alone.
 
     Yields:
         It, once every model is ready.
@@ -63,23 +56,18 @@ def running(repository: Path, *, timeout_s: float = 120) -> Iterator["Server"]:
     Raises:
         BenchmarkError: There is no `tritonserver`, or it did not get ready.
     """
-    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    command = shutil.which("tritonserver", path=folders)
-    if command is None:
-        raise BenchmarkError("found no tritonserver on PATH: run ci/setup, or name a running server by --url")
-    url = f"127.0.0.1:{_free_port()}"
-    options = ("--allow-http=false", "--allow-metrics=false", "--grpc-address=127.0.0.1")
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [command, f"--model-repository={repository}", f"--grpc-port={url.partition(':')[2]}", *options],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
         try:
-            _wait_until_ready(url, process, log, timeout_s)
-            yield Server(url, process.pid)
+            server = serving.start(repository, log=log, timeout_s=120)
+        except serving.StartError as error:
+            lines = log.read_text().splitlines() if log.exists() else []
+            reasons = [line.strip() for line in lines if "rror" in line or "ailed" in line]
+            raise BenchmarkError(": ".join([str(error).partition(";")[0], *reasons[-1:]])) from error
+        try:
+            yield Server(server.grpc_url, server.process.pid)
         finally:
-            stop(process, timeout_s=60)
+            serving.stop(server.process, timeout_s=60)
 
 
 @dataclass(frozen=True)
@@ -159,25 +147,3 @@ def breakdown(ensemble: str, usage: dict[str, Usage], *, client_ms: float) -> di
             parts[step] = sum(usage[model].parts_ms[part] for part in own)
     parts["handover"] = client_ms - sum(parts.values())
     return parts
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen, log: IO[str], timeout_s: float) -> None:
-    client = InferenceServerClient(url)
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            if client.is_server_ready():
-                return
-        except InferenceServerException:
-            pass
-        time.sleep(0.1)
-    log.seek(0)
-    lines = [line for line in log.read().splitlines() if "rror" in line or "ailed" in line] or ["no message"]
-    found = "ended" if process.poll() is not None else f"was not ready after {timeout_s:.0f} s"
-    raise BenchmarkError(f"the server {found}: {lines[-1].strip()}")

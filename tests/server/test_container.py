@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from pictures import encode, picture
-from servers import free_ports, make_repository
+from servers import make_repository
 from tritonclient.utils import InferenceServerException
+
+from backends.serving import free_ports
 
 ROOT = Path(__file__).parents[2]
 ENTRYPOINT = ROOT / "ci" / "container" / "entrypoint.py"

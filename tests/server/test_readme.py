@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from servers import ROOT, free_ports, stop
+from servers import ROOT, stop
+
+from backends.serving import free_ports
 
 pytestmark = pytest.mark.server
 
@@ -81,6 +84,40 @@ def test_demo_finds_the_coins(project):
     printed = run(project, "./ci/demo")
     assert printed.count(" coin  ") >= 24
     assert cv2.imread(str(project / "out/detections/coins.png")) is not None
+    assert not servers_of(project), "the demo's server is still there"
+
+
+def test_demo_keeps_its_server_where_asked(project):
+    printed = run(project, "./ci/demo --keep")
+    (server,) = servers_of(project)
+    try:
+        said = re.search(r"curl (\S+)", printed)[1]
+        with urllib.request.urlopen(f"http://{said}", timeout=5) as answer:
+            assert json.load(answer)["name"] == "centernet"
+        run(project, re.search(r"kill \d+", printed)[0])
+        deadline = time.monotonic() + 40
+        while servers_of(project) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not servers_of(project)
+    finally:
+        if servers_of(project):
+            os.kill(server, signal.SIGKILL)
+
+
+def servers_of(project: Path) -> list[int]:
+    """Process numbers of the servers on this copy's own repository."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # It has ended.
+            continue
+        if (
+            words[0].endswith("/tritonserver")
+            and f"--model-repository={project}/out/model_repository" in words
+        ):
+            found.append(int(path.parent.name))
+    return found
 
 
 def test_commands_of_a_user(project):

@@ -46,7 +46,7 @@ def test_a_network_that_was_not_made(small_onnx, tmp_path):
     for file in (repository / "centernet_network/1").glob("model.*"):
         file.unlink()
     log = tmp_path / "log"
-    process, _ = launch(repository, log)
+    process = launch(repository, log)
     assert process.wait(timeout=60) == 1
     text = log.read_text()
     command = f"python -m export.to_onnx CHECKPOINT {repository}/centernet_network/1/model.onnx"
@@ -64,7 +64,7 @@ def test_a_description_of_something_else(small_onnx, tmp_path):
     description.unlink()
     description.write_text(json.dumps({**facts, "form": "heads", "top_k": None}))
     log = tmp_path / "log"
-    process, _ = launch(repository, log)
+    process = launch(repository, log)
     assert process.wait(timeout=60) == 1
     assert (
         "model.json does not describe a detector, expected classes, input_size and top_k" in log.read_text()
