@@ -16,6 +16,7 @@ from centernet_image import boxes_to_image, warp
 from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from skimage.data import coins
 
+from export import errors
 from export.plan_engine import load_tensorrt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,14 +28,20 @@ CHILD = "WITHOUT_PLUGIN"
 
 def main() -> int:
     """Returns 0 if all marked coins are found, and the plan cannot be read without the plugin."""
+    if len(sys.argv) != 2:
+        raise errors.UsageError("found no PLAN, expected: LD_PRELOAD=libdcnv2.so python ci/gpu/coins.py PLAN")
     plan = Path(sys.argv[1])
+    beside = plan.with_suffix(".json")
+    for file in (plan, beside):
+        if not file.is_file():
+            raise errors.UsageError(f"found no {file}: export.to_plan writes it")
     trt = load_tensorrt()
     if os.environ.get(CHILD):
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         return int(runtime.deserialize_cuda_engine(plan.read_bytes()) is not None)
     if "libdcnv2" not in os.environ.get("LD_PRELOAD", ""):
-        sys.exit("coins: LD_PRELOAD does not name libdcnv2.so")
-    facts = json.loads(plan.with_suffix(".json").read_text())
+        raise errors.UsageError("found no libdcnv2.so in LD_PRELOAD, expected it there")
+    facts = json.loads(beside.read_text())
     height, width = facts["input_size"]
     picture = cv2.cvtColor(coins(), cv2.COLOR_GRAY2BGR)
     marked = json.loads((ROOT / "tests/data/coins.json").read_text())["annotations"]
@@ -80,4 +87,4 @@ def _matched(boxes: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    errors.run(lambda: sys.exit(main()))

@@ -74,14 +74,14 @@ def error(output, truth):
     return ((output.double() - truth).norm() / truth.norm()).item()
 
 
-def run_all(kernels, tensors, *, packed=True, offset_type=None, tf32=False, **options):
-    """Yields each tactic's number and output."""
+def run_all(kernels, tensors, *, packed=True, offset_type=None, tf32=False, choose=list, **options):
+    """Yields the number and output of each tactic, or of those that `choose` takes."""
     data, offset, logits, weight, bias = tensors
     offset_type = offset_type or offset.dtype
     mask = None if packed else logits.sigmoid().to(offset_type)
     offset = (torch.cat([offset, logits], dim=1) if packed else offset).to(offset_type)
     layer = Layer(data, offset, mask, weight, bias, packed=packed, allow_tf32=tf32, **options)
-    for tactic in kernels.tactics(layer):
+    for tactic in choose(kernels.tactics(layer)):
         layer.output.fill_(float("nan"))
         layer.use_workspace(kernels.workspace_size(layer, tactic))
         yield tactic, kernels.run(layer, tactic).clone()
@@ -109,6 +109,27 @@ def test_every_tactic_is_as_good_as_torchvision(kernels, shape, dtype, channels_
     limit = 2 * error(torchvision(tensors, double=False), truth) if dtype == HALF else 2**-7
     for tactic, output in run_all(kernels, tensors, channels_last=channels_last, pad_channels=channels_last):
         assert error(output, truth) < limit, tactic
+
+
+def one_of_each_tile(tactics):
+    """For each tile shape one tactic that splits its depth, and the one that does not."""
+    return {(tactic // 16, tactic % 16 > 0): tactic for tactic in tactics}.values()
+
+
+# Small, for compute-sanitizer: racecheck takes hours over the rest. With 200 channels every tile shape runs.
+SMALL = {name: SHAPES[name] for name in ("uneven", "narrow", "one pixel")} | {"wide": (1, 64, 3, 5, 200)}
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", [HALF, FLOAT], ids=["fp16", "fp32"])
+@pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL)
+def test_each_tile_on_small_layers(kernels, shape, dtype, channels_last):
+    torch.manual_seed(7)
+    tensors = draw(*shape, dtype=dtype)
+    truth = torchvision(tensors)
+    options = {"channels_last": channels_last, "tf32": True, "choose": one_of_each_tile}
+    for tactic, output in run_all(kernels, tensors, **options):
+        assert error(output, truth) < 1e-3, tactic
 
 
 @pytest.mark.parametrize("tf32", [True, False])
