@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import colorsys
+from dataclasses import replace
 from functools import cache
 
+import cv2
 import numpy as np
 import supervision as sv
 
 from clients.detections import Detections
 
 COLORS = 80
+SMALL_SIDE = 800
+"""A picture whose longer side has fewer pixels is drawn enlarged."""
+
 GOLDEN_RATIO = 0.618034
+
+
+def enlarged(picture: np.ndarray, detections: Detections) -> tuple[np.ndarray, Detections]:
+    """A small picture at a multiple of its size, so that captions hide little of it; others as they are.
+
+    Args:
+        picture: uint8 [height, width, 3].
+        detections: In the picture's pixels.
+
+    Returns:
+        The picture and the detections in its pixels. A longer side below `SMALL_SIDE` becomes one of at
+        least `SMALL_SIDE`, by a whole factor.
+    """
+    factor = -(-SMALL_SIDE // max(picture.shape[:2]))
+    if factor == 1:
+        return picture, detections
+    large = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    return large, replace(detections, xyxy=detections.xyxy * factor)
 
 
 def draw(picture: np.ndarray, detections: Detections) -> np.ndarray:
