@@ -46,10 +46,16 @@ def main() -> int:
     )
     parser.add_argument("--threshold", type=options.threshold, help="lowest score (default: the server's)")
     parser.add_argument(
-        "--output-dir", type=Path, metavar="DIR", help="write drawings and annotated videos here"
+        "--output-dir",
+        type=options.new_folder,
+        metavar="DIR",
+        help="write drawings and annotated videos here; small pictures are drawn enlarged",
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="write the detections; '-': to standard output, without a table"
+        "--json",
+        type=options.new_file,
+        metavar="FILE",
+        help="write the detections; '-': to standard output, without a table",
     )
     parser.add_argument(
         "--json-format",
@@ -58,17 +64,22 @@ def main() -> int:
     )
     parser.add_argument(
         "--annotations",
-        type=Path,
+        type=options.file,
         metavar="FILE",
         help="COCO file whose image and category ids '--json-format coco' uses",
     )
     options.add_connection_options(parser)
     arguments = parser.parse_args()
+    if arguments.json_format and not arguments.json:
+        parser.error("--json-format belongs to --json")
+    if arguments.annotations and arguments.json_format != "coco":
+        parser.error("--annotations belongs to --json-format coco")
     console = Console(stderr=True, highlight=False)
     with options.one_line_errors("detect.py", console) as outcome, ExitStack() as stack:
         found = list(sources.find(arguments.sources))
         videos = [source for source in found if isinstance(source, Video)]
-        streams = any(video.live for video in videos) or str(arguments.json).endswith(".jsonl")
+        lines = arguments.json and arguments.json.suffix == ".jsonl"
+        streams = lines or any(video.live for video in videos)
         form = arguments.json_format or ("lines" if streams else "list")
         if form == "coco" and videos:
             parser.error("--json-format coco is for pictures: COCO's results have no frames")
@@ -85,7 +96,7 @@ def main() -> int:
         run.detect_pictures([source for source in found if isinstance(source, Picture)])
         for video in videos:
             run.detect_video(video)
-        if arguments.json != "-":
+        if arguments.json != output.STANDARD_OUTPUT:
             run.print_tables()
         outcome.code = 1 if run.failed else 0
     return outcome.code
@@ -213,12 +224,12 @@ def _gone(error: Exception | None, done: str) -> Exception:
 def _draw(picture: Picture, detections: Detections) -> np.ndarray:
     from centernet_image import ImageError, Limits, decode
 
-    from clients.drawing import draw
+    from clients.drawing import draw, enlarged
 
     # The server has already accepted the picture within limits of its own.
     limits = Limits(max_bytes=sources.MAX_BYTES, max_pixels=2**30, min_side=1)
     try:
-        return draw(decode(picture.read(), limits), detections)
+        return draw(*enlarged(decode(picture.read(), limits), detections))
     except ImageError as error:
         raise SourceError(f"cannot draw: {error}") from error
 

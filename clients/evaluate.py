@@ -37,11 +37,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=PROTOCOL, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="COCO instances file")
+    parser.add_argument(
+        "--annotations", type=options.file, required=True, metavar="FILE", help="COCO instances file"
+    )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its pictures")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=options.new_file,
         default=Path("out/evaluation.json"),
         metavar="FILE",
         help="COCO results (default: %(default)s)",
@@ -52,7 +54,10 @@ def main() -> int:
     )
     parser.add_argument("--unrounded", action="store_true", help="keep boxes and scores as they are")
     parser.add_argument(
-        "--reference", type=Path, metavar="CHECKPOINT", help="evaluate this in PyTorch, too, and compare"
+        "--reference",
+        type=options.file,
+        metavar="CHECKPOINT",
+        help="evaluate this in PyTorch, too, and compare",
     )
     parser.add_argument("--arch", help="the checkpoint's architecture (default: inferred)")
     options.add_connection_options(parser)

@@ -58,10 +58,10 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--ssl", action="store_true", help="encrypt the connection")
     group.add_argument(
-        "--ssl-ca", type=_file, metavar="PEM", help="authorities to trust (default: the system's)"
+        "--ssl-ca", type=file, metavar="PEM", help="authorities to trust (default: the system's)"
     )
-    group.add_argument("--ssl-cert", type=_file, metavar="PEM", help="the client's certificate")
-    group.add_argument("--ssl-key", type=_file, metavar="PEM", help="its private key")
+    group.add_argument("--ssl-cert", type=file, metavar="PEM", help="the client's certificate")
+    group.add_argument("--ssl-key", type=file, metavar="PEM", help="its private key")
     group.add_argument(
         "--header",
         type=_header,
@@ -156,17 +156,33 @@ def count(text: str) -> int:
     return int(text)
 
 
-def _file(text: str) -> Path:
+def file(text: str) -> Path:
+    """A file that is there."""
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"no such file: {text}")
     return Path(text)
 
 
+def new_file(text: str) -> Path:
+    """A file to write."""
+    # The name of an unset shell variable is empty, and stands for the current folder.
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"found the folder '{text}', expected a file's name")
+    return Path(text)
+
+
+def new_folder(text: str) -> Path:
+    """A folder to write to."""
+    if not text or (Path(text).exists() and not Path(text).is_dir()):
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a folder's name")
+    return Path(text)
+
+
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
-    if "/" in text or not host or not port.isdecimal():
+    if "/" in text or not host or not re.fullmatch(r"\d{1,5}", port) or not 1 <= int(port) <= 65535:
         raise argparse.ArgumentTypeError(
-            f"found '{text}', expected HOST:PORT without a scheme, like localhost:8001"
+            f"found '{text}', expected HOST:PORT without a scheme, PORT from 1 to 65535, like localhost:8001"
         )
     return text
 

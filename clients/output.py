@@ -25,6 +25,7 @@ from clients.detections import Detections
 from clients.errors import CenterNetError
 
 Entries = Callable[[list[Any]], None]
+STANDARD_OUTPUT = Path("-")
 
 
 @contextmanager
@@ -41,11 +42,11 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def json_writer(path: str, form: str) -> Iterator[Entries]:
+def json_writer(path: Path, form: str) -> Iterator[Entries]:
     """Yields a function that appends entries to a JSON file as they come: they need not fit into memory.
 
     Args:
-        path: The file, or `-` for standard output.
+        path: The file, or `STANDARD_OUTPUT`.
         form: `lines` writes one entry a line, everything else one array.
     """
 
@@ -63,15 +64,15 @@ def json_writer(path: str, form: str) -> Iterator[Entries]:
         if form != "lines":
             file.write(next(between, "\n") + "]\n")
 
-    if path == "-":
+    if path == STANDARD_OUTPUT:
         yield from write(sys.stdout)
         return
     if form == "lines":  # Whole line by line: what an error or a signal ends keeps its results.
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("w") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
             yield from write(file)
         return
-    with beside(Path(path)) as part, part.open("w") as file:
+    with beside(path) as part, part.open("w") as file:
         yield from write(file)
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from clients.errors import SourceError
 
@@ -36,12 +36,15 @@ class Picture:
         name: For people, and for the results.
         path: The file, or None for standard input.
         relative: Where a drawing of it belongs below the output folder.
+        content: What came from standard input.
+        problem: Why there is no picture of this name.
     """
 
     name: str
     path: Path | None
     relative: Path
-    content: bytes | None = None
+    content: bytes = b""
+    problem: str = ""
 
     def read(self) -> bytes:
         """The encoded picture.
@@ -49,20 +52,17 @@ class Picture:
         Raises:
             SourceError: There is none; the text says what was found instead.
         """
+        if self.problem:
+            raise SourceError(self.problem)
         if self.path is None:
-            return self.content or b""
-        if self.path.is_dir():
-            raise SourceError(f"no pictures or videos in this folder, expected {_suffixes()}")
+            return self.content
         try:
             with self.path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
+                return _bounded(file)
         except FileNotFoundError:
             raise SourceError("no such file") from None
         except OSError as error:
             raise SourceError(error.strerror or str(error)) from error
-        if len(content) > MAX_BYTES:
-            raise SourceError(f"found more than {MAX_BYTES} bytes, no picture is so large")
-        return content
 
 
 class Frame(NamedTuple):
@@ -153,23 +153,33 @@ def find(arguments: Iterable[str]) -> Iterator[Picture | Video]:
     stream's URL. A word that stands for nothing becomes a picture that cannot be read.
     """
     for word in arguments:
-        path = Path(word)
-        if word == "-":
-            content = sys.stdin.buffer.read(MAX_BYTES)
-            yield Picture("stdin", None, Path("stdin.png"), content)
-        elif "://" in word:
-            yield Video(_without_password(word), word, Path("stream.mp4"), live=True)
-        elif path.is_dir():
-            yield from _folder(path)
-        elif path.exists():
-            yield _file(path, Path(path.name))
-        elif word.isdecimal():
-            yield Video(f"camera {word}", int(word), Path(f"camera-{word}.mp4"), live=True)
-        elif re.search(r"%0?\d*d", path.name):
-            name = re.sub(r"%0?\d*d", "", path.stem).strip("_-. ") or "sequence"
-            yield Video(word, word, Path(f"{name}.mp4"))
-        else:
-            yield from _pattern(word)
+        try:
+            yield from _find(word)
+        except (OSError, ValueError, SourceError) as error:
+            problem = getattr(error, "strerror", None) or str(error)
+            name = "stdin" if word == "-" else word or "''"
+            yield Picture(name, None, Path(), problem=problem)
+
+
+def _find(word: str) -> Iterator[Picture | Video]:
+    path = Path(word)
+    if not word:
+        raise SourceError("found an empty name, expected a file or folder: is a shell variable unset?")
+    if word == "-":
+        yield Picture("stdin", None, Path("stdin.png"), _bounded(sys.stdin.buffer))
+    elif "://" in word:
+        yield Video(_without_password(word), word, Path("stream.mp4"), live=True)
+    elif path.is_dir():
+        yield from _folder(path)
+    elif path.exists():
+        yield _file(path, Path(path.name))
+    elif re.fullmatch(r"\d{1,4}", word):
+        yield Video(f"camera {word}", int(word), Path(f"camera-{word}.mp4"), live=True)
+    elif re.search(r"%0?\d*d", path.name):
+        name = re.sub(r"%0?\d*d", "", path.stem).strip("_-. ") or "sequence"
+        yield Video(word, word, Path(f"{name}.mp4"))
+    else:
+        yield from _pattern(word)
 
 
 def _folder(folder: Path) -> Iterator[Picture | Video]:
@@ -179,7 +189,7 @@ def _folder(folder: Path) -> Iterator[Picture | Video]:
     for path in files:
         yield _file(path, Path(path.name))
     if not files:
-        yield Picture(str(folder), folder, Path(folder.name))
+        raise SourceError(f"no pictures or videos in this folder, expected {_suffixes()}")
 
 
 def _pattern(pattern: str) -> Iterator[Picture | Video]:
@@ -191,13 +201,20 @@ def _pattern(pattern: str) -> Iterator[Picture | Video]:
     for path in files:
         yield _file(path, path.relative_to(folder))
     if not files:
-        yield Picture(pattern, Path(pattern), Path(Path(pattern).name))
+        raise SourceError("no such file")
 
 
 def _file(path: Path, relative: Path) -> Picture | Video:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return Video(str(path), str(path), relative.with_suffix(".mp4"))
     return Picture(str(path), path, relative)
+
+
+def _bounded(file: BinaryIO) -> bytes:
+    content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise SourceError(f"found more than {MAX_BYTES} bytes, no picture is so large")
+    return content
 
 
 def _without_password(url: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +44,23 @@ class Transport:
         url: `host:port`, without a scheme.
         tls: How to encrypt, or None for plain text.
         headers: Sent with every call (gRPC metadata, HTTP headers), for example an API key.
+
+    Attributes:
+        tensors: Module that has the protocol's `InferInput`.
     """
+
+    _module: str
 
     def __init__(self, url: str, *, tls: Tls | None, headers: Mapping[str, str]) -> None:
         self.url = url
         self._tls = tls
         self._headers = headers
+        # Not where they are first used: an import may take seconds, which are not the server's time.
+        self.tensors = import_module(self._module)
+        self._aio = import_module(f"{self._module}.aio")
 
     @cached_property
     def _api(self) -> Any:
-        raise NotImplementedError
-
-    @cached_property
-    def tensors(self) -> Any:
-        """Module that has the protocol's `InferInput`."""
         raise NotImplementedError
 
     def _translated(self, error: Exception) -> CenterNetError | None:
@@ -89,10 +95,10 @@ class Transport:
 class GrpcTransport(Transport):
     """Triton over gRPC."""
 
+    _module = "tritonclient.grpc"
+
     @cached_property
     def _api(self) -> Any:
-        from tritonclient.grpc import aio
-
         options = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
@@ -101,7 +107,7 @@ class GrpcTransport(Transport):
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
         tls = self._tls
-        return aio.InferenceServerClient(
+        return self._aio.InferenceServerClient(
             self.url,
             ssl=tls is not None,
             root_certificates=tls and tls.ca,
@@ -109,13 +115,6 @@ class GrpcTransport(Transport):
             private_key=tls and tls.key,
             channel_args=options,
         )
-
-    @cached_property
-    def tensors(self) -> Any:
-        """See `Transport.tensors`."""
-        import tritonclient.grpc
-
-        return tritonclient.grpc
 
     async def metadata(self, model: str) -> dict[str, Any]:
         """See `Transport.metadata`."""
@@ -132,10 +131,10 @@ class GrpcTransport(Transport):
 class HttpTransport(Transport):
     """Triton over HTTP/REST."""
 
+    _module = "tritonclient.http"
+
     @cached_property
     def _api(self) -> Any:
-        from tritonclient.http import aio
-
         tls = self._tls
         context = None
         if tls:
@@ -143,26 +142,28 @@ class HttpTransport(Transport):
             if tls.certificate:
                 context.load_cert_chain(tls.certificate, tls.key)
         # Time limits are the caller's, by asyncio.timeout.
-        return aio.InferenceServerClient(
+        return self._aio.InferenceServerClient(
             self.url, ssl=tls is not None, ssl_context=context, conn_limit=0, conn_timeout=None
         )
-
-    @cached_property
-    def tensors(self) -> Any:
-        """See `Transport.tensors`."""
-        import tritonclient.http
-
-        return tritonclient.http
 
     def _translated(self, error: Exception) -> CenterNetError | None:
         import aiohttp
         from tritonclient.utils import InferenceServerException
 
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return UnavailableError(f"cannot connect: {_reason(error.os_error)}")
         if isinstance(error, aiohttp.ClientError):
             return UnavailableError(str(error) or type(error).__name__)
         if not isinstance(error, InferenceServerException):
             return None
         return _answered(error, unavailable=("502", "503"))
+
+
+def _reason(error: OSError) -> str:
+    """Why there is no connection: asyncio's text repeats the address and leaves out the reason."""
+    if error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 def _answered(error: Any, *, unavailable: tuple[str, ...]) -> CenterNetError:

@@ -238,15 +238,16 @@ def in_order(tmp_path: Path, run) -> Path:
     return path
 
 
-def test_a_checkpoint_that_is_none(run, capsys, tmp_path: Path) -> None:
-    assert run("--reference", tmp_path / "nowhere.pth", "--limit", 1) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "nowhere.pth: no such file" in line
-
-
 @pytest.mark.parametrize(
     "options",
-    [("--images", "nowhere"), ("--arch", "dla_34"), ("--limit", "0")],
+    [
+        ("--images", "nowhere"),
+        ("--annotations", "nowhere.json"),
+        ("--reference", "nowhere.pth"),
+        ("--output", "."),
+        ("--arch", "dla_34"),
+        ("--limit", "0"),
+    ],
     ids=lambda options: options[0],
 )
 def test_misuse(run, options: tuple[str, str]) -> None:

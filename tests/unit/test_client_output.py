@@ -35,7 +35,7 @@ def text(table: object) -> str:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_json_forms(tmp_path: Path, form: str, count: int) -> None:
     path = tmp_path / "new" / "out.json"
-    with output.json_writer(str(path), form) as write:
+    with output.json_writer(path, form) as write:
         for number in range(count):
             write([output.entry(f"{number}.png", FOUND, frame=number)])
         assert path.exists() == (form == "lines")
@@ -56,7 +56,7 @@ def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
     path.write_text("old")
 
     def interrupted() -> None:
-        with output.json_writer(str(path), "list") as write:
+        with output.json_writer(path, "list") as write:
             write([1])
             raise KeyboardInterrupt
 
@@ -70,7 +70,7 @@ def test_an_error_keeps_the_lines_before_it(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
 
     def interrupted() -> None:
-        with output.json_writer(str(path), "lines") as write:
+        with output.json_writer(path, "lines") as write:
             write([1, 2])
             raise ConnectionError
 
@@ -92,6 +92,31 @@ def test_one_picture_is_a_table_of_its_boxes_and_several_a_row_each() -> None:
     assert rows.count("1 traffic [red], 1 ant") == 2
     assert "in 5 frames: 7 ant" in rows
     assert "10.1" not in rows
+
+
+def bar(console: Console, total: int | None) -> None:
+    with output.progress(console, "[a] b", total, completed=2) as advance:
+        for _ in range(3):
+            advance()
+        console.print("a line")
+
+
+@pytest.mark.parametrize(("total", "shown"), [(7, "5/7"), (None, "5/?")])
+def test_progress_is_a_bar_on_a_terminal(total: int | None, shown: str) -> None:
+    stream = io.StringIO()
+    bar(Console(file=stream, force_terminal=True, width=80, legacy_windows=False), total)
+    printed = stream.getvalue()
+    assert "[a] b" in printed
+    assert shown in printed
+    assert "a line" in printed
+    # The bar leaves no trace behind it: its line is erased.
+    assert printed.endswith("\x1b[2K")
+
+
+def test_progress_is_silent_elsewhere() -> None:
+    stream = io.StringIO()
+    bar(Console(file=stream), 7)
+    assert stream.getvalue() == "a line\n"
 
 
 def test_no_two_drawings_have_one_name(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def run_detect(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--retries", "-1"], "0 or more"),
         (["--url", "http://localhost:8000"], "HOST:PORT without a scheme"),
         (["--url", "localhost"], "HOST:PORT"),
+        (["--url", "localhost:0"], "PORT from 1 to 65535"),
+        (["--url", "localhost:65536"], "PORT from 1 to 65535"),
         (["--ssl-ca", __file__], "need --ssl"),
         (["--ssl", "--ssl-cert", __file__], "belong together"),
         (["--ssl", "--ssl-ca", "nowhere.pem"], "no such file: nowhere.pem"),
@@ -128,6 +130,13 @@ def run_detect(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--header", "api key=hunter2"], "KEY of letters"),
         (["--header", "key=hunter2é"], "VALUE of printable ASCII"),
         (["clip.mp4", "--json", "x", "--json-format", "coco"], "COCO's results have no frames"),
+        (["--json-format", "lines"], "--json-format belongs to --json"),
+        (["--annotations", __file__, "--json", "x"], "--annotations belongs to --json-format coco"),
+        (["--annotations", "nowhere.json"], "no such file: nowhere.json"),
+        (["--json", "."], "found the folder '.'"),
+        (["--json", ""], "expected a file's name"),
+        (["--output-dir", "clip.mp4"], "expected a folder's name"),
+        (["--output-dir", ""], "expected a folder's name"),
     ],
 )
 def test_misuse(
@@ -155,7 +164,16 @@ def test_no_server_is_one_line(
     assert run_detect(monkeypatch, *arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"detect.py: no Triton server answers at 127.0.0.1:9 ({protocol})")
+    assert line.endswith("Connection refused")
+    assert "ssl" not in line
     assert "hunter2" not in line
+
+
+def test_imports_are_not_the_servers_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for protocol, module in (("grpc", "tritonclient.grpc"), ("http", "tritonclient.http")):
+        monkeypatch.delitem(sys.modules, f"{module}.aio", raising=False)
+        TRANSPORTS[protocol]("localhost:1", tls=None, headers={})
+        assert f"{module}.aio" in sys.modules
 
 
 def test_the_package_is_light() -> None:

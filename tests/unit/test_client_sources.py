@@ -62,22 +62,45 @@ def test_words_keep_their_order(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("nothing.png", "no such file"), ("*.gif", "no such file"), ("empty", "no pictures")],
+    [
+        ("nothing.png", "no such file"),
+        ("*.gif", "no such file"),
+        ("empty", "no pictures"),
+        ("**.jpg", "Invalid pattern"),
+        ("x" * 300, "File name too long"),
+    ],
 )
 def test_what_is_not_there_says_so_when_it_is_read(folder: Path, word: str, message: str) -> None:
-    (found,) = sources.find([str(folder / word)])
+    found, good = sources.find([str(folder / word), str(folder / "b.jpg")])
     assert isinstance(found, Picture)
+    assert found.name == str(folder / word)
     with pytest.raises(SourceError, match=message):
         found.read()
+    assert good.read() == b"b.jpg"  # type: ignore[union-attr]
+
+
+def test_an_empty_word_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (found,) = sources.find([""])
+    with pytest.raises(SourceError, match="empty name"):
+        found.read()  # type: ignore[union-attr]
+
+
+def test_a_number_of_many_digits_is_no_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (found,) = sources.find(["20261123174500"])
+    with pytest.raises(SourceError, match="no such file"):
+        found.read()  # type: ignore[union-attr]
 
 
 def test_a_file_is_bounded_before_it_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_BYTES", 100)
     path = tmp_path / "large.png"
     path.write_bytes(bytes(101))
-    (found,) = sources.find([str(path)])
-    with pytest.raises(SourceError, match="more than 100 bytes"):
-        found.read()  # type: ignore[union-attr]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(bytes(101))))
+    for found in sources.find([str(path), "-"]):
+        with pytest.raises(SourceError, match="more than 100 bytes"):
+            found.read()  # type: ignore[union-attr]
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
