@@ -9,6 +9,9 @@ import numpy as np
 OPENCV_IS_EXACT = int(cv2.__version__.split(".")[0]) >= 5
 """Earlier versions round positions to 1/32 pixel, which moves boxes by up to a pixel."""
 
+BAND_ROWS = 16
+"""Of the frame, computed at a time: what is in between stays in the processor's cache."""
+
 
 def frame_transform(image_size: tuple[int, int], frame_size: tuple[int, int]) -> np.ndarray:
     """The affine map from picture to frame coordinates, float64 [2, 3].
@@ -45,24 +48,27 @@ def _warp_exactly(image: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> np.
     """
     columns, across = _positions(matrix[0, 0], matrix[0, 2], out.shape[1], np.float64)
     rows, down = _positions(matrix[1, 1], matrix[1, 2], out.shape[0], np.float32)
-    across, down = np.repeat(across, 3), down[:, None]
-    # The bytes of each column's three channels, and which of them lie in the picture.
-    left = (columns[:, None] * 3 + np.arange(3)).ravel()
-    sides = [(side, (side < 0) | (side >= 3 * image.shape[1])) for side in (left, left + 3)]
+    # Nothing is computed of the frame where no picture is.
+    top, bottom = np.searchsorted(rows, (-1, image.shape[0]))
+    left, right = np.searchsorted(columns, (-1, image.shape[1]))
+    out[:top] = out[bottom:] = out[:, :left] = out[:, right:] = 0
+    columns, across = columns[left:right], np.repeat(across[left:right], 3)
 
-    def across_rows(band: np.ndarray) -> np.ndarray:
-        lines = np.take(image, band, axis=0, mode="clip").reshape(len(band), -1)
-        lines[(band < 0) | (band >= len(image))] = 0
-        ends = [np.take(lines, side, axis=1, mode="clip") for side, _ in sides]
-        for end, (_, outside) in zip(ends, sides, strict=True):
-            end[:, outside] = 0
-        return _between(ends[0], ends[1], across)
-
-    # Bands keep what is in between in the processor's cache.
-    for start in range(0, len(out), 32):
-        band = slice(start, start + 32)
-        values = _between(across_rows(rows[band]), across_rows(rows[band] + 1), down[band])
-        out[band] = np.rint(values, out=values).reshape(out[band].shape)
+    # Each row of a band needs two of the picture's; each column of those needs two again.
+    sources = np.empty((2 * BAND_ROWS, 2 * len(columns), 2), np.int16)
+    sources[..., 0] = np.concatenate([columns, columns + 1])
+    sources[..., 1] = np.arange(2 * BAND_ROWS)[:, None]
+    for start in range(top, bottom, BAND_ROWS):
+        stop = min(start + BAND_ROWS, bottom)
+        count = stop - start
+        lines = np.concatenate([rows[start:stop], rows[start:stop] + 1])
+        taken = np.take(image, lines, axis=0, mode="clip")
+        taken[(lines < 0) | (lines >= len(image))] = 0
+        # With whole positions, nothing is rounded; outside the picture is black.
+        ends = cv2.remap(taken, sources[: 2 * count], None, cv2.INTER_NEAREST).reshape(2 * count, 2, -1)
+        values = _between(ends[:, 0], ends[:, 1], across)
+        values = _between(values[:count], values[count:], down[start:stop, None])
+        out[start:stop, left:right] = np.rint(values, out=values).reshape(count, -1, 3)
     return out
 
 
@@ -107,7 +113,8 @@ def boxes_to_frame(boxes: np.ndarray, image_sizes: np.ndarray, frame_size: tuple
 
 def _for_boxes(image_sizes: np.ndarray, frame_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     scale, shift_x, shift_y = _scale_and_shift(np.asarray(image_sizes), frame_size)
-    shift = np.stack([shift_x, shift_y, shift_x, shift_y], axis=-1)
+    shift = np.empty((*scale.shape, 4))
+    shift[..., ::2], shift[..., 1::2] = shift_x[..., None], shift_y[..., None]
     return scale[..., None, None], shift[..., None, :]
 
 
