@@ -1,4 +1,4 @@
-"""The README's commands, as they stand there, in a copy of the project."""
+"""The README's commands and Python, as they stand there, in a copy of the project."""
 
 import base64
 import json
@@ -30,6 +30,11 @@ LINES = [
 # Not run here: this gate itself, and what needs Docker or a GPU.
 ELSEWHERE = ("./ci/test", "docker compose", "ci/plugin", "python -m export.to_plan", "LD_PRELOAD=")
 RUN = [line for line in LINES if not line.startswith(ELSEWHERE)]
+PYTHON = [
+    block
+    for name in ("README.md", "clients/README.md")
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+]
 SERVER = "tritonserver --model-repository=model_repository"
 
 
@@ -49,7 +54,7 @@ def project(tmp_path_factory):
     skimage = pytest.importorskip("skimage")
     coins = cv2.imread(str(Path(skimage.__file__).parent / "data/coins.png"))
     (folder / "pictures").mkdir()
-    for name in ("picture.jpg", "pictures/one.jpg", "pictures/two.jpg"):
+    for name in ("picture.jpg", "cat.jpg", "pictures/one.jpg", "pictures/two.jpg"):
         cv2.imwrite(str(folder / name), coins)
     marked = json.loads((ROOT / "tests/data/coins.json").read_text())
     marked["images"][0]["file_name"] = "one.jpg"
@@ -65,23 +70,25 @@ def project(tmp_path_factory):
     return folder
 
 
-def run(project: Path, line: str) -> str:
-    shell = f"source .venv/bin/activate && {line}"
+def run(project: Path, *command: str) -> str:
     environment = {**os.environ, "COLUMNS": "120"}
-    done = subprocess.run(
-        ["bash", "-c", shell], cwd=project, env=environment, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def run_line(project: Path, line: str) -> str:
+    return run(project, "bash", "-c", f"source .venv/bin/activate && {line}")
 
 
 def test_every_command_is_run_or_known():
     assert len(RUN) == 9
     assert SERVER in RUN
+    assert len(PYTHON) == 2
 
 
 def test_demo_finds_the_coins(project):
-    printed = run(project, "./ci/demo")
+    printed = run_line(project, "./ci/demo")
     assert printed.count(" coin  ") >= 24
     assert cv2.imread(str(project / "out/detections/coins.png")) is not None
     assert not servers_of(project), "the demo's server is still there"
@@ -140,7 +147,11 @@ def test_commands_of_a_user(project):
                 here += f" --url localhost:{grpc}"
             if "perf-analyzer" in here:
                 here += " --request-count 10"
-            printed[line] = run(project, here)
+            printed[line] = run_line(project, here)
+        answers = [
+            run(project, sys.executable, "-c", block.replace("localhost:8001", f"localhost:{grpc}"))
+            for block in PYTHON
+        ]
     finally:
         if process:
             stop(process)
@@ -152,6 +163,8 @@ def test_commands_of_a_user(project):
         "two.jpg",
         "clip.mp4",
     }
+    assert all("('coin', 'coin', " in answer for answer in answers)
+    assert answers[1].count("Detections(xyxy=array(") == 2
     assert any("AP50" in text for text in printed.values())
     assert any("Throughput" in text for text in printed.values())
 
