@@ -1,6 +1,8 @@
 """Files are whole or not there."""
 
+import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from export.errors import ExportError
@@ -12,11 +14,32 @@ def write_beside(path: Path, content: bytes) -> None:
     Raises:
         ExportError: The folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes files that describe each other: none gets its name before all are whole.
+
+    Args:
+        contents: In the order in which the files get their names.
+
+    Raises:
+        ExportError: A folder cannot be written to.
+    """
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        for path, temporary in temporaries.items():
+            temporary.write_bytes(contents[path])
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

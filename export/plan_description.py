@@ -1,11 +1,13 @@
 """What a plan was built with and for, and whether that is what is here now."""
 
 import ctypes
-import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from export.errors import ExportError
 
 Profiles = dict[str, dict[str, list[int]]]
 """Input name -> min, opt, max -> shape."""
@@ -35,20 +37,38 @@ class PlanDescription:
     onnx_sha256: str
     profiles: Profiles
 
-    def misfits(self, description: Mapping[str, Any]) -> list[str]:
-        """Why a plan cannot be used here and must be built again, one line each; empty if it fits.
 
-        Args:
-            description: what stands beside the plan, as `export.to_plan` wrote it.
-        """
-        plan = description.get("plan")
-        if not isinstance(plan, dict):
-            return ["its description has no section 'plan'"]
-        return [
-            f"{key}: the plan has {plan.get(key)!r}, found {here!r}"
-            for key, here in asdict(self).items()
-            if plan.get(key) != here
-        ]
+def read(plan: Path) -> dict[str, Any]:
+    """The `plan` section of the description beside a plan.
+
+    Raises:
+        ExportError: there is none, or it is damaged.
+    """
+    beside = plan.with_suffix(".json")
+    try:
+        description = json.loads(beside.read_text())
+    except OSError:
+        raise ExportError(f"found no {beside}, which export.to_plan writes beside a plan") from None
+    except ValueError:
+        raise ExportError(f"{beside} is damaged") from None
+    section = description.get("plan") if isinstance(description, dict) else None
+    if not isinstance(section, dict):
+        raise ExportError(f"{beside} has no section 'plan'")
+    return section
+
+
+def misfits(section: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Why a plan cannot be used here, one line each; empty if it fits.
+
+    Args:
+        section: from `read`.
+        here: those fields of a `PlanDescription` that must be the same.
+    """
+    return [
+        f"{key}: the plan has {section.get(key)!r}, found {value!r}"
+        for key, value in here.items()
+        if section.get(key) != value
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +95,3 @@ def find_gpu() -> Gpu | None:
         driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
         numbers.append(str(number.value))
     return Gpu(name=name.value.decode(), compute_capability=".".join(numbers))
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,8 +13,8 @@ import onnx
 from rich.console import Console
 
 from export import description, errors, plan_engine, plan_feeds, plan_verify, precision, rewrite
-from export.files import write_beside
-from export.plan_description import PlanDescription, Profiles, find_gpu, sha256
+from export.files import sha256, write_beside, write_together
+from export.plan_description import PlanDescription, Profiles, find_gpu, misfits, read
 from export.plan_engine import PlanError
 
 
@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
             "found no NVIDIA GPU, and a plan is built on the kind of GPU that runs it: "
             "use a machine with one, or check the model without one by --target SM86"
         )
+    if options.if_needed and options.output.is_file() and not options.model.exists():
+        _check_without_model(options, console)
+        return
     model = _read(options.model)
     trt = plan_engine.load_tensorrt(rtx=bool(options.target))
     facts = _describe(model, options, trt)
@@ -59,11 +62,10 @@ def main(arguments: list[str] | None = None) -> None:
         write_beside(options.timing_cache, timing_cache)
     if options.verify:
         _verify(reference, engine, facts.profiles, options, console)
-    write_beside(options.output, engine)
-    # Last, so that a plan is never described by what was built before it.
     beside = options.output.with_suffix(".json")
     text = json.dumps(_network_facts(model) | {"plan": asdict(facts)}, indent=1, ensure_ascii=False)
-    write_beside(beside, text.encode() + b"\n")
+    # The description last: it must not call an older plan current.
+    write_together({options.output: engine, beside: text.encode() + b"\n"})
     console.print(f"wrote {options.output} ({len(engine) / 2**20:.1f} MiB) and {beside.name}", soft_wrap=True)
 
 
@@ -88,7 +90,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--optimization-level", type=int, choices=range(6), metavar="0-5", help="TensorRT's own"
     )
     parser.add_argument("--target", metavar="SM86", help="check without a GPU, by building with TensorRT-RTX")
-    parser.add_argument("--if-needed", action="store_true", help="keep a plan that fits its surroundings")
+    parser.add_argument(
+        "--if-needed", action="store_true", help="keep a plan that fits; MODEL may be missing then"
+    )
     options = parser.parse_args(arguments)
     if options.precision == "int8" and options.calibration is None:
         parser.error("--precision int8 needs --calibration DIR: pictures like those to be served")
@@ -123,34 +127,52 @@ def _read(path: Path) -> onnx.ModelProto:
 
 def _describe(model: onnx.ModelProto, options: argparse.Namespace, trt: ModuleType) -> PlanDescription:
     has_plugin = any(node.op_type in ("DeformConv", "DCNv2") for node in model.graph.node)
-    plugin = plan_engine.load_plugin(trt, options.plugin, rtx=bool(options.target)) if has_plugin else None
-    gpu = None if options.target else find_gpu()
     return PlanDescription(
-        tensorrt=f"RTX {trt.__version__}" if options.target else trt.__version__,
-        gpu=gpu.name if gpu else "",
-        compute_capability=gpu.compute_capability if gpu else f"{options.target[2:-1]}.{options.target[-1]}",
+        **_surroundings(options, trt, has_plugin=has_plugin),
         precision=options.precision,
-        plugin_sha256=sha256(plugin) if plugin else "",
         onnx_sha256=sha256(options.model),
         profiles=plan_engine.profiles(model, options.batch),
     )
 
 
+def _surroundings(options: argparse.Namespace, trt: ModuleType, *, has_plugin: bool) -> dict[str, str]:
+    plugin = plan_engine.load_plugin(trt, options.plugin, rtx=bool(options.target)) if has_plugin else None
+    gpu = None if options.target else find_gpu()
+    return {
+        "tensorrt": f"RTX {trt.__version__}" if options.target else trt.__version__,
+        "gpu": gpu.name if gpu else "",
+        "compute_capability": gpu.compute_capability
+        if gpu
+        else f"{options.target[2:-1]}.{options.target[-1]}",
+        "plugin_sha256": sha256(plugin) if plugin else "",
+    }
+
+
 def _is_current(plan: Path, facts: PlanDescription, console: Console) -> bool:
     try:
-        found = json.loads(plan.with_suffix(".json").read_text())
-        if not isinstance(found, dict):
-            raise ValueError
-        reasons = facts.misfits(found) if plan.is_file() else [f"no {plan}"]
-    except OSError:
-        reasons = [f"no {plan.with_suffix('.json')}"]
-    except ValueError:
-        reasons = [f"{plan.with_suffix('.json')} is damaged"]
+        reasons = misfits(read(plan), asdict(facts))
+    except errors.ExportError as error:
+        reasons = [str(error)]
+    if not plan.is_file():
+        reasons = [f"no {plan}"]
     for reason in reasons:
         console.print(f"a plan is needed: {reason}", soft_wrap=True)
     if not reasons:
         console.print(f"{plan} fits: nothing to build", soft_wrap=True)
     return not reasons
+
+
+def _check_without_model(options: argparse.Namespace, console: Console) -> None:
+    section = read(options.output)
+    trt = plan_engine.load_tensorrt(rtx=bool(options.target))
+    here = _surroundings(options, trt, has_plugin=bool(section.get("plugin_sha256")))
+    reasons = misfits(section, here)
+    if reasons:
+        raise PlanError(
+            f"{options.output} does not fit ({'; '.join(reasons)}), and found no {options.model} to build "
+            "another from: put the ONNX file there"
+        )
+    console.print(f"{options.output} fits: nothing to build", soft_wrap=True)
 
 
 def _with_precision(reference: onnx.ModelProto, options: argparse.Namespace) -> onnx.ModelProto:

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """What the container runs: builds the plan if none fits this machine, serves, and drains before it stops.
 
+A plan without its ONNX file is served if its description says that it fits.
+
 Options that are not listed here go to tritonserver.
 """
 
@@ -36,15 +38,14 @@ def main() -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopping.set())
-    if options.model.is_file():
-        code = _run_until(stopping, _plan_command(options))
-        if stopping.is_set():
-            return 128 + signal.SIGTERM
-        if code:
-            return code
-    elif not options.plan.is_file():
+    if not options.model.is_file() and not options.plan.is_file():
         _say(f"found neither {options.model} nor {options.plan}: mount an ONNX file (export.to_onnx) there")
         return 1
+    code = _run_until(stopping, _plan_command(options))
+    if stopping.is_set():
+        return 128 + signal.SIGTERM
+    if code:
+        return code
     server = subprocess.Popen(_server_command(options, further))
     while server.poll() is None and not stopping.wait(0.2):
         pass
@@ -103,9 +104,7 @@ def _plan_command(options: argparse.Namespace) -> list[str]:
     command += ["--timing-cache", str(options.plan.with_name("timing.cache"))]
     if options.calibration:
         command += ["--calibration", options.calibration]
-    # Preloading it into every process is what LD_PRELOAD in the image is for.
-    plugin = os.environ.get("LD_PRELOAD")
-    return [*command, "--plugin", plugin] if plugin else command
+    return command
 
 
 def _server_command(options: argparse.Namespace, further: list[str]) -> list[str]:

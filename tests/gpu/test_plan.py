@@ -10,7 +10,8 @@ import exported
 import pytest
 
 from export.errors import ExportError
-from export.plan_description import find_gpu, sha256
+from export.files import sha256
+from export.plan_description import find_gpu
 from export.plan_engine import load_tensorrt
 
 pytestmark = pytest.mark.gpu

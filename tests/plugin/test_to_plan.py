@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from toolchain_of_plugin import find_tensorrt
 
-from export.plan_description import sha256
+from export.files import sha256
 
 ROOT = Path(__file__).parents[2]
 RTX_PLUGIN = ROOT / "build" / "dcnv2" / "rtx" / "libdcnv2.so"
@@ -74,15 +76,17 @@ def test_a_plan_that_fits_is_kept(model, tmp_path):
     assert plan.stat().st_mtime_ns > written
 
 
-def foreign(tmp_path, *, op="DeformConv", kernel=(3, 3)):
-    """A model of somebody else: opset 21, no mask, no bias, an open batch."""
+def foreign(tmp_path, *, kernel=(3, 3)):
+    """A model of somebody else: opset 19, no mask, no bias, an open batch."""
     rng = np.random.default_rng(0)
     weight = rng.normal(0, 1, (8, 8, *kernel)).astype(np.float32)
     offsets = rng.normal(0, 0.1, (2 * kernel[0] * kernel[1], 8, 3, 3)).astype(np.float32)
     pads = [1, 1, 1, 1]
     nodes = [
         helper.make_node("Conv", ["x", "offsets"], ["offset"], pads=pads),
-        helper.make_node(op, ["x", "weight", "offset"], ["y"], name="theirs", pads=pads, kernel_shape=kernel),
+        helper.make_node(
+            "DeformConv", ["x", "weight", "offset"], ["y"], name="theirs", pads=pads, kernel_shape=kernel
+        ),
     ]
     shape = ["n", 8, 16, 16]
     graph = helper.make_graph(
@@ -97,12 +101,85 @@ def foreign(tmp_path, *, op="DeformConv", kernel=(3, 3)):
     return path
 
 
+def original(tmp_path):
+    """A layer as the original project exports it: opset 11, DCNv2 with attributes of one number each."""
+    rng = np.random.default_rng(0)
+    shapes = {"packing": (27, 8, 3, 3), "packing_bias": (27,), "weight": (8, 8, 3, 3), "bias": (8,)}
+    attributes = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1, "deformable_group": 1}
+    nodes = [
+        helper.make_node("Conv", ["x", "packing", "packing_bias"], ["packed"], pads=[1, 1, 1, 1]),
+        helper.make_node("Split", ["packed"], ["offset", "logits"], axis=1, split=[18, 9]),
+        helper.make_node("Sigmoid", ["logits"], ["mask"]),
+        helper.make_node(
+            "DCNv2", ["x", "offset", "mask", "weight", "bias"], ["y"], name="theirs", **attributes
+        ),
+    ]
+    shape = ["n", 8, 16, 16]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [
+            numpy_helper.from_array(rng.normal(0, 0.1, shape).astype(np.float32), name)
+            for name, shape in shapes.items()
+        ],
+    )
+    path = tmp_path / "original.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), path)
+    return path
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_foreign_model(precision, tmp_path):
-    path = foreign(tmp_path)
-    done = to_plan(path, tmp_path / "out.plan", "--target", "SM89", "--precision", precision)
+@pytest.mark.parametrize("make", [foreign, original])
+def test_model_of_others(make, precision, tmp_path):
+    done = to_plan(make(tmp_path), tmp_path / "out.plan", "--target", "SM86", "--precision", precision)
     assert done.returncode == 0, done.stderr
-    assert list(json.loads((tmp_path / "out.json").read_text())) == ["plan"]
+    assert (tmp_path / "out.plan").stat().st_size > 10_000
+    facts = json.loads((tmp_path / "out.json").read_text())
+    assert list(facts) == ["plan"]
+    assert facts["plan"]["plugin_sha256"] == sha256(RTX_PLUGIN)
+
+
+def test_a_plan_without_its_onnx_file_is_checked(tmp_path):
+    path, plan = foreign(tmp_path), tmp_path / "out.plan"
+    assert to_plan(path, plan, "--target", "SM86").returncode == 0
+    path.unlink()
+    same = to_plan(path, plan, "--target", "SM86", "--if-needed")
+    assert same.returncode == 0, same.stderr
+    assert "fits: nothing to build" in same.stderr
+    other = to_plan(path, plan, "--target", "SM89", "--if-needed")
+    assert other.returncode == 1
+    assert "does not fit (compute_capability: the plan has '8.6', found '8.9')" in other.stderr
+
+
+PROGRESS = """
+import io, sys
+from pathlib import Path
+import onnx
+from rich.console import Console
+from export import plan_engine, rewrite
+
+plan_engine.load_plugin(trt, Path(sys.argv[1]), rtx=True)
+model = onnx.load(sys.argv[2])
+console = Console(file=io.StringIO(), force_terminal=True, width=100)
+shapes = plan_engine.profiles(model, (1, 2, 4))
+engine, _ = plan_engine.build(trt, rewrite.to_dcnv2(model), shapes=shapes, target="SM86", console=console)
+print(len(engine))
+print(console.file.getvalue())
+"""
+
+
+def test_progress_on_a_terminal(model, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    done = find_tensorrt("rtx").python(PROGRESS, RTX_PLUGIN, model)
+    assert done.returncode == 0, done.stderr
+    size, drawn = done.stdout.split("\n", 1)
+    assert int(size) > 10_000
+    assert "Building engine" in drawn
+    counts = [(int(done), int(steps)) for done, steps in re.findall(r"(\d+)/(\d+)", drawn)]
+    assert any(done > 0 for done, _ in counts)
+    assert all(done <= steps for done, steps in counts)
 
 
 def test_what_tensorrt_refuses_is_one_line_and_no_file(tmp_path):

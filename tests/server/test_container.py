@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,7 +164,9 @@ def urllib_infer(one):
 
 
 def test_plan_is_asked_for_as_configured(container):
-    one = container(PRECISION="int8", BATCH="1,2,4", CALIBRATION="/pictures", LD_PRELOAD="")
+    one = container(
+        PRECISION="int8", BATCH="1,2,4", CALIBRATION="/pictures", LD_PRELOAD="libm.so.6:libdl.so.2"
+    )
     one.wait_until_healthy()
     assert one.plan.read_text().split() == [
         *(str(one.onnx), str(one.plan), "--if-needed", "--verify", "--precision", "int8", "--batch", "1,2,4"),
@@ -219,6 +222,17 @@ def test_without_model(tmp_path, small_onnx):
     one = Container(tmp_path, small_onnx, "--model", str(tmp_path / "no.onnx"))
     assert one.process.wait(timeout=30) == 1
     assert "mount an ONNX file (export.to_onnx) there" in one.log.read_text()
+
+
+def test_plan_without_its_onnx_file_is_checked(tmp_path, small_onnx):
+    plan = tmp_path / "model.plan"
+    plan.write_bytes(b"of another machine")
+    builder = f"{sys.executable} -m export.to_plan"
+    options = ("--model", tmp_path / "no.onnx", "--plan", plan, "--plan-builder", builder)
+    one = Container(tmp_path, small_onnx, *options)
+    assert one.process.wait(timeout=120) == 1
+    # A GPU, or the description of the plan.
+    assert re.fullmatch("error: found no .*\n", one.log.read_text())
 
 
 def test_server_that_dies_ends_the_container(container):

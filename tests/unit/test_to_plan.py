@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,7 +15,8 @@ from onnx import TensorProto, helper
 
 from export import plan_feeds, plan_verify, to_plan
 from export.errors import ExportError, UsageError
-from export.plan_description import PlanDescription, find_gpu, sha256
+from export.files import sha256
+from export.plan_description import Gpu, PlanDescription, find_gpu
 from export.plan_engine import PlanError, load_tensorrt, profiles
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +141,7 @@ def test_a_plan_from_elsewhere_is_recognised(change, tmp_path, capsys):
     [
         (None, "no .*model.json"),
         ("{", "is damaged"),
-        ("[]", "is damaged"),
+        ("[]", "has no section 'plan'"),
         ("{}", "has no section 'plan'"),
     ],
 )
@@ -157,9 +159,36 @@ def test_the_description_without_its_plan_is_not_enough(tmp_path):
     assert not to_plan._is_current(tmp_path / "model.plan", FACTS, to_plan.Console(quiet=True))
 
 
-def test_sha256(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensorrt": "10.6.0"},
+        {"gpu": "NVIDIA H200"},
+        {"compute_capability": "9.0"},
+        {"plugin_sha256": "cc"},
+    ],
+)
+def test_a_plan_without_its_onnx_file_is_checked(change, tmp_path, monkeypatch, capsys):
+    library, plan = tmp_path / "libdcnv2.so", tmp_path / "model.plan"
+    library.write_bytes(b"plugin")
+    plan.write_bytes(b"plan")
+    gpu = Gpu(name=FACTS.gpu, compute_capability=FACTS.compute_capability)
+    monkeypatch.setattr(to_plan, "find_gpu", lambda: gpu)
+    tensorrt = SimpleNamespace(__version__=FACTS.tensorrt)
+    monkeypatch.setattr(to_plan.plan_engine, "load_tensorrt", lambda rtx: tensorrt)
+    monkeypatch.setattr(to_plan.plan_engine, "load_plugin", lambda *_, **__: library)
+    command = [str(tmp_path / "no.onnx"), str(plan), "--if-needed", "--verify", "--precision", "fp32"]
+    with pytest.raises(ExportError, match=r"found no .*model\.json, which export\.to_plan writes"):
+        to_plan.main(command)
+    fitting = replace(FACTS, plugin_sha256=sha256(library))
+    plan.with_suffix(".json").write_text(json.dumps({"plan": asdict(fitting)}))
+    to_plan.main(command)
+    assert "fits: nothing to build" in capsys.readouterr().err
+    plan.with_suffix(".json").write_text(json.dumps({"plan": asdict(replace(fitting, **change))}))
+    ((key, value),) = change.items()
+    message = rf"does not fit \({key}: the plan has '{value}', found '.*no\.onnx to build"
+    with pytest.raises(PlanError, match=message):
+        to_plan.main(command)
 
 
 def test_tensorrt_that_is_not_installed(monkeypatch):
