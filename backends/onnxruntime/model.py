@@ -49,7 +49,7 @@ class TritonPythonModel:
         self.session = _session(config)
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batched = config["max_batch_size"] > 0
-        if all(isinstance(size, int) for tensor in self.session.get_inputs() for size in tensor.shape[1:]):
+        if all(int(size) > 0 for tensor in config["input"] for size in tensor["dims"]):
             zeros = {
                 tensor["name"]: np.zeros(
                     [1] * self.batched + [int(size) for size in tensor["dims"]],
