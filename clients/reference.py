@@ -31,7 +31,7 @@ class LocalDetector:
 
     def __init__(self, network: Network, *, classes: Sequence[str], frame_size: tuple[int, int]) -> None:
         self._network = network
-        self._labels = np.array([*(name.encode() for name in classes), b""], dtype=object)
+        self._labels = np.array([name.encode() for name in classes], dtype=object)
         self._frame_size = frame_size
 
     def detect(self, content: bytes, *, threshold: float) -> Detections:

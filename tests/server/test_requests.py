@@ -24,7 +24,7 @@ JPEG = encode(picture(200, 240), "JPEG")
 def expect(small_onnx):
     """What one process makes of encoded pictures, with the same model and code."""
     session = onnxruntime.InferenceSession(small_onnx)
-    labels = np.array([*(name.encode() for name in SMALL_CLASSES), b""], object)
+    labels = np.array([name.encode() for name in SMALL_CLASSES], object)
     assert NetworkDescription.read(small_onnx.with_suffix(".json")).frame_size == SMALL_SIZE
 
     def expect(pictures, threshold=contract.SCORE_THRESHOLD):
@@ -52,6 +52,13 @@ def assert_equal(found, expected):
             np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
+def network_executions(server):
+    """Batches that the network has computed, and requests that were in them."""
+    with grpc.InferenceServerClient(server.grpc_url) as client:
+        statistics = client.get_inference_statistics("centernet_network").model_stats[0]
+    return np.array([statistics.execution_count, statistics.inference_stats.success.count])
+
+
 def test_64_at_once_each_with_its_own_answer(server, expect):
     rng = np.random.default_rng(0)
     requests = [
@@ -67,16 +74,16 @@ def test_64_at_once_each_with_its_own_answer(server, expect):
         protocol, pictures, threshold = request
         return infer(server, protocol, "centernet", images(pictures), {"score_threshold": threshold})
 
+    before = network_executions(server)
     with ThreadPoolExecutor(64) as pool:
         answers = list(pool.map(ask, requests))
+    batches, batched = network_executions(server) - before
+    assert batches < batched == 64
     nums = set()
     for (_, pictures, threshold), answer in zip(requests, answers, strict=True):
         assert_equal(answer, expect(pictures, threshold))
         nums.update(answer["num_detections"].ravel().tolist())
     assert len(nums) > 10
-    with grpc.InferenceServerClient(server.grpc_url) as client:
-        statistics = client.get_inference_statistics("centernet_network").model_stats[0]
-    assert statistics.execution_count < statistics.inference_count
 
 
 def test_defaults_and_rows_beyond_the_last(server, expect):
@@ -166,17 +173,24 @@ CASES = {
         None,
         r"image_size: found \[\[512, 0\]\], expected positive height and width",
     ),
-    "class without a name": (
-        "centernet_postprocess",
-        {
-            "boxes": np.zeros((1, 2, 4), np.float32),
-            "scores": np.ones((1, 2), np.float32),
-            "classes": np.full((1, 2), 999, np.int32),
-            "image_size": np.array([[512, 512]], np.int32),
-        },
-        None,
-        "999 is out of bounds",
-    ),
+    **{
+        f"classes {classes}": (
+            "centernet_postprocess",
+            {
+                "boxes": np.zeros((1, 2, 4), np.float32),
+                "scores": np.ones((1, 2), np.float32),
+                "classes": np.array([classes], np.int32),
+                "image_size": np.array([[512, 512]], np.int32),
+            },
+            None,
+            message,
+        )
+        for classes, message in (
+            ((0, 999), "classes: found 999, expected 0 to 2, the classes with names"),
+            ((-1, 0), "classes: found -1, expected 0 to 2, the classes with names"),
+            ((0,), r"found shapes \[\[1, 2, 4\], \[1, 2\], \[1, 1\]\], expected as many rows in each"),
+        )
+    },
 }
 
 

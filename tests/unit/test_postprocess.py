@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from centernet_image import frame_transform, select
 
-LABELS = np.array([b"cat", b"dog", b"caf\xc3\xa9", b""], object)
+LABELS = np.array([b"cat", b"dog", b"caf\xc3\xa9"], object)
 
 
 def test_against_a_loop():
@@ -69,6 +69,12 @@ def test_scores_that_are_not_numbers_are_not_detections():
     assert run([0.9, np.nan, np.nan], [0, 0, 0], 0.0).num.tolist() == [[1]]
 
 
-def test_class_without_a_name_is_refused():
-    with pytest.raises(IndexError):
-        run([0.9], [4], 0.3)
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_class_without_a_name_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"classes: found {wrong}, expected 0 to 2"):
+        run([0.9, 0.8], [0, wrong], 0.3)
+
+
+def test_numbers_of_rows_that_differ_are_refused():
+    with pytest.raises(ValueError, match=r"found shapes \[\[1, 2, 4\], \[1, 2\], \[1, 1\]\], expected"):
+        run([0.9, 0.8], [0], 0.3)

@@ -11,14 +11,14 @@ OUTPUTS = ("num_detections", "detection_boxes", "detection_scores", "detection_c
 
 
 class TritonPythonModel:
-    """Handles requests one by one: a batch of a hundred rows each leaves NumPy nothing to gain."""
+    """Handles requests one by one: mostly each has one picture and its own threshold."""
 
     def initialize(self, args):
         """Reads the default threshold, the frame size and the class names."""
         description, parameters = NetworkDescription.of_model(args)
         self.frame_size = description.frame_size
         self.labels = np.array([name.encode() for name in description.classes], object)
-        self.threshold = _threshold(parameters["score_threshold"])
+        self.threshold = _threshold(parameters.get("score_threshold"))
 
     def execute(self, requests):
         """Answers each request with its detections, or with the error in its own threshold or sizes."""
@@ -42,8 +42,7 @@ class TritonPythonModel:
                 thresholds=threshold,
                 labels=self.labels,
             )
-        # IndexError: a class without a name, which only a client that asks this model itself can send.
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             code = pb_utils.TritonError.INVALID_ARG
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
         tensors = zip(OUTPUTS, detections, strict=True)

@@ -47,24 +47,21 @@ def select(
         labels: object [C]: each class's name as bytes.
 
     Raises:
-        IndexError: A class has no name.
+        ValueError: A class has no name, or there are not as many boxes, scores and classes.
     """
-    count, top_k = scores.shape
+    if not boxes.shape[:2] == scores.shape == classes.shape:
+        shapes = [list(array.shape) for array in (boxes, scores, classes)]
+        raise ValueError(f"boxes, scores, classes: found shapes {shapes}, expected as many rows in each")
+    lowest, highest = classes.min(initial=0), classes.max(initial=0)
+    if lowest < 0 or highest >= len(labels):
+        found = lowest if lowest < 0 else highest
+        raise ValueError(f"classes: found {found}, expected 0 to {len(labels) - 1}, the classes with names")
+    # A prefix even if the network did not sort, so that `num` always says which rows count.
+    num = (scores >= thresholds).sum(axis=1, dtype=np.int32, keepdims=True)
+    beyond = np.arange(scores.shape[1]) >= num
     found = Detections(
-        np.zeros((count, 1), np.int32),
-        np.zeros((count, top_k, 4), np.float32),
-        np.zeros((count, top_k), np.float32),
-        np.zeros((count, top_k), np.int32),
-        np.empty((count, top_k), object),
+        num, boxes_to_image(boxes, image_sizes, frame_size), scores.copy(), classes.copy(), labels[classes]
     )
-    found.labels.fill(b"")
-    # Picture by picture: mostly there is one, and each call of NumPy costs more than its work.
-    for row, kept in enumerate(scores >= thresholds):
-        # A prefix even if the network did not sort, so that `num` always says which rows count.
-        num = np.count_nonzero(kept)
-        found.num[row] = num
-        found.boxes[row, :num] = boxes_to_image(boxes[row, :num], image_sizes[row], frame_size)
-        found.scores[row, :num] = scores[row, :num]
-        found.classes[row, :num] = classes[row, :num]
-        found.labels[row, :num] = labels[classes[row, :num]]
+    for array, empty in zip(found[1:], (0, 0, 0, b""), strict=True):
+        array[beyond] = empty
     return found
