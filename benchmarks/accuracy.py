@@ -31,8 +31,7 @@ from clients.errors import CenterNetError
 from clients.reference import LocalDetector, Network, Reference
 from export import contract, description, plan_feeds, precision, to_onnx
 from export.errors import ExportError
-from export.files import write_beside
-from export.plan_description import sha256
+from export.files import sha256, write_beside
 
 THRESHOLD = 0.01
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,7 @@
 """Trains a CenterNet from scratch: on drawn scenes of coins, or on any set with annotations in COCO form."""
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from demo.losses import centernet_loss
 from demo.sampled_dcn import use_grid_sample
 from export.contract import INPUT_SIZE, SIDE_MULTIPLE
 from export.detector import Normalise
+from export.errors import ExportError
+from export.files import write_beside
 from export.networks import ARCHITECTURES, create
 
 WARMUP = 0.05
@@ -80,15 +83,15 @@ def main() -> int:
             device=args.device,
             workers=args.workers,
         )
-    except (OSError, ValueError) as error:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_beside(args.output, content.getvalue())
+    except (OSError, ValueError, ExportError) as error:
         print(f"demo.train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("demo.train: stopped, nothing is written", file=sys.stderr)
         return 130
-    beside = args.output.with_name(args.output.name + ".part")
-    torch.save(checkpoint, beside)
-    beside.replace(args.output)
     return 0
 
 

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import tarfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from export.contract import HEADS
 from export.errors import ExportError, UsageError
+from export.files import sha256
 from export.networks import ARCHITECTURES, STEM_CHANNELS, CenterNet, create
-from export.plan_description import sha256
 
 State = dict[str, Tensor]
 
@@ -77,16 +78,17 @@ def _read(path: Path) -> tuple[State, list[str] | None]:
                 content["classes"] = json.loads(metadata["classes"])
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ExportError(
-            f"{path}: not a checkpoint of tensors alone, and other objects are not loaded: "
-            "save it again with torch.save({'state_dict': model.state_dict()}, …)"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(
-            f"{path}: cannot be read as {path.suffix or 'a'} checkpoint: {reason}: is the file complete?"
-        ) from error
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (
+        pickle.UnpicklingError,
+        safetensors.SafetensorError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+    ) as error:
+        raise ExportError(f"{path}: {_why_unreadable(path, error)}") from error
     if not isinstance(content, dict):
         raise ExportError(f"{path}: found a {type(content).__name__}, expected a dict with state_dict")
     state = content.get("state_dict", content)
@@ -104,6 +106,24 @@ def _read(path: Path) -> tuple[State, list[str] | None]:
         raise ExportError(f"{path}: found classes {str(classes)[:60]}, expected a list of names")
     state = {name.removeprefix("module."): value for name, value in state.items()}
     return state, None if classes is None else list(classes)
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        start = file.read(16)
+    if path.suffix == ".safetensors":
+        kind, is_kind = "safetensors", start[8:9] == b"{"
+    else:
+        kind, is_kind = "PyTorch", start.startswith((b"PK", b"\x80")) or tarfile.is_tarfile(path)
+    if not is_kind:
+        return f"no {kind} file: found {path.stat().st_size} bytes beginning {start!r}: download it again"
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "not a checkpoint of tensors alone, and other objects are not loaded: "
+            "save it again with torch.save({'state_dict': model.state_dict()}, …)"
+        )
+    reason = re.split(r"\. |\n", str(error))[0] or type(error).__name__
+    return f"cannot be read as {kind} file: {reason}: is the file complete?"
 
 
 @cache

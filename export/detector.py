@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from export.contract import MEAN, STD, STRIDE
+from export.contract import HEADS, MEAN, STD, STRIDE
 from export.networks import CenterNet
 
 
@@ -67,7 +67,7 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
 
 
 class Detector(nn.Module):
-    """Normalisation, network and decode; the raw heads come last among the outputs, for checks."""
+    """Normalisation, network and decode; the heads that it reads come last among the outputs, for checks."""
 
     def __init__(self, network: CenterNet, *, top_k: int) -> None:
         super().__init__()
@@ -76,9 +76,10 @@ class Detector(nn.Module):
         self.decode = Decode(top_k)
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
-        """Maps BGR uint8 [N, H, W, 3] to boxes, scores, classes (see `Decode`) and the used heads."""
+        """Maps BGR uint8 [N, H, W, 3] to boxes, scores, classes (see `Decode`) and the heads in `HEADS`."""
         heads = self.network(self.normalise(frame))
-        return (*self.decode(heads["hm"], heads["wh"], heads.get("reg")), *heads.values())
+        used = [head for name, head in heads.items() if name in HEADS]
+        return (*self.decode(heads["hm"], heads["wh"], heads.get("reg")), *used)
 
 
 class RawHeads(nn.Module):

@@ -30,7 +30,7 @@ from export.contract import (
 from export.description import Description
 from export.detector import Detector, RawHeads
 from export.errors import ExportError, UsageError, run
-from export.files import write_beside
+from export.files import write_together
 from export.rewrite import to_dcnv2
 
 FORMS = ("detector", "heads")
@@ -87,7 +87,7 @@ def to_onnx(
         inputs = detector.normalise(torch.from_numpy(frames)).numpy()
 
     progress("exporting")
-    heads = list(source.heads)
+    heads = [name for name in source.heads if form == "heads" or name in HEADS]
     example = torch.from_numpy(inputs[:2])
     try:
         folded = graph.fold_batch_norm(module)
@@ -108,16 +108,15 @@ def to_onnx(
     onnx.helper.set_model_props(model, description.to_metadata())
 
     progress("checking")
+    written = graph.without_outputs(model, heads) if form == "detector" else model
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(written, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             f"the ONNX checker refuses the exported graph: {str(error).splitlines()[0]}"
         ) from error
     differences = verify.compare(model, module, inputs, heads)
-    if form == "detector":
-        model = graph.without_outputs(model, heads)
-    return Export(model, description, differences)
+    return Export(written, description, differences)
 
 
 def _check_options(
@@ -163,8 +162,10 @@ def _head_channels(text: str) -> dict[str, int]:
 def _labels(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"labels: {path} cannot be read as text: {error}") from error
+    except OSError as error:
+        raise UsageError(f"labels: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"labels: {path} is no UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -219,11 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         progress("writing")
         content = result.model.SerializeToString(deterministic=True)
-        digest = hashlib.sha256(content).hexdigest()
-        write_beside(options.output, content)
-        write_beside(
-            options.output.with_suffix(".json"), result.description.to_json(onnx_sha256=digest).encode()
-        )
+        text = result.description.to_json(onnx_sha256=hashlib.sha256(content).hexdigest())
+        write_together({options.output: content, options.output.with_suffix(".json"): text.encode()})
     print(
         f"{options.output}: {source.arch}, {checkpoint.format_heads(source.heads)}, {options.form}, "
         f"{'x'.join(map(str, options.input_size))}, {len(content) / 1e6:.1f} MB"

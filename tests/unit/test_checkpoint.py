@@ -1,5 +1,7 @@
 """Every format of checkpoint loads whole; every wrong one says what is wrong."""
 
+import tarfile
+
 import pytest
 import reference
 import safetensors.torch
@@ -166,11 +168,29 @@ def test_other_architecture_or_heads_than_asked_for(tmp_path):
         checkpoint.load(path, heads={"hm": 80, "wh": 2})
 
 
-@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
-def test_broken_files(tmp_path, name, content):
+PAGE, POINTER = b"<!DOCTYPE html>\n<p>Sign in", b"version https://git-lfs.github.com/spec/v1"
+AGAIN = ": download it again$"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.pth", b"", "no PyTorch file: found 0 bytes beginning b''" + AGAIN),
+        ("x.pth", PAGE, r"no PyTorch file: found 26 bytes beginning b'<!DOCTYPE html>\\n'" + AGAIN),
+        ("x.pth", POINTER, "no PyTorch file: found 42 bytes beginning b'version https://'" + AGAIN),
+        ("x.pth", b"PK\x03\x04 cut short", r"not a ZIP archive: is the file complete\?$"),
+        ("x.pth", tarfile.TarInfo("storages").tobuf(), "is the file complete"),
+        (
+            "x.safetensors",
+            POINTER,
+            "no safetensors file: found 42 bytes beginning b'version https://'" + AGAIN,
+        ),
+        ("x.safetensors", b"\x09" + 7 * b"\0" + b"{", r"cannot be read as safetensors file: .* complete\?$"),
+    ],
+)
+def test_broken_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ExportError) as error:
+    with pytest.raises(ExportError, match=message) as error:
         checkpoint.load(tmp_path / name)
     assert "\n" not in str(error.value)
 
