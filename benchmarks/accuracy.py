@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--input-size",
-        type=to_onnx._size,
+        type=report.frame_size,
         default=contract.INPUT_SIZE,
         metavar="HxW",
         help="default: 512x512",

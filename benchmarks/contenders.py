@@ -13,22 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import tensorrt_engine, weights
+from benchmarks.workers import SkippedError, first_line, say
 from export import contract
+from export.errors import ExportError
 
 Outputs = list[np.ndarray]
 """Boxes, scores and classes."""
 
 OUTPUTS = (contract.BOXES.name, contract.SCORES.name, contract.CLASSES.name)
-
-
-class SkippedError(Exception):
-    """The contender cannot run here; its text says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +38,9 @@ class Spec:
         onnx: The detector form of the same.
         plan: Where a plan lies, or is to be kept.
         plugin: The DCNv2 plugin's library, if it is not where `export.to_plan` looks.
-        frames: A .npy file with the frames whose outputs are checked, uint8 [N, H, W, 3].
-        outputs: Where the outputs for them go (.npz).
+        frames: A .npy file with the frames whose outputs are checked, uint8 [N, H, W, 3], as many as the
+            largest batch.
+        outputs: Where the outputs for the first of them go (.npz).
         batch: Batch sizes to time.
         seconds: How long to time each.
         device: `cuda` or `cpu`.
@@ -60,24 +58,42 @@ class Spec:
     device: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A network with its memory; holds all that it needs.
+
+    Attributes:
+        run: Runs it; on the GPU it is enqueued on CUDA's current stream.
+        load: Replaces the frames that it reads by others, uint8 [N, H, W, 3], in the same memory.
+        outputs: What the last run left.
+    """
+
+    run: Callable[[], None]
+    load: Callable[[np.ndarray], None]
+    outputs: Callable[[], Outputs]
+
+
 class Contender(ABC):
-    """A network that is ready to run."""
+    """A network that is ready to run.
+
+    Attributes:
+        own_stream: Whether it is timed on a stream of its own; else on the default one.
+    """
+
+    own_stream = True
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
 
     @abstractmethod
-    def outputs(self, frames: np.ndarray) -> Outputs:
-        """Run it once on frames uint8 [N, H, W, 3]."""
+    def bind(self, frames: np.ndarray) -> Bound:
+        """For frames uint8 [N, H, W, 3]; has run it on them, too."""
 
-    @abstractmethod
-    def runner(self, frames: np.ndarray) -> Callable[[], None]:
-        """A call that runs it on these frames, which lie on the device then; on CUDA's current stream."""
-
-    def times_ms(self, frames: np.ndarray) -> list[float]:
+    def times_ms(self, run: Callable[[], None]) -> list[float]:
         """Duration of each run during the specified seconds."""
-        timer = _cuda_times_ms if self.spec.device == "cuda" else _host_times_ms
-        return timer(self.runner(frames), seconds=self.spec.seconds)
+        if self.spec.device == "cuda":
+            return _cuda_times_ms(run, seconds=self.spec.seconds, own_stream=self.own_stream)
+        return _host_times_ms(run, seconds=self.spec.seconds)
 
     def layers(self, frames: np.ndarray) -> dict[str, float] | None:
         """Milliseconds by kind of layer (`dcn`, `other`), where the contender can tell."""
@@ -86,6 +102,10 @@ class Contender(ABC):
 
 class PyTorch(Contender):
     """The network in PyTorch: on a GPU FP16 and channels-last, else FP32; decode and normalisation FP32."""
+
+    # torchvision's DCN launches there whatever the current stream is: elsewhere a part is not timed, and a
+    # CUDA graph (`reduce-overhead`) does not hold it.
+    own_stream = False
 
     def __init__(self, spec: Spec, *, compiled: bool) -> None:
         super().__init__(spec)
@@ -105,25 +125,24 @@ class PyTorch(Contender):
             heads = network(x.half().contiguous(memory_format=torch.channels_last) if half else x)
             return detector.decode(*(heads[name].float() for name in ("hm", "wh", "reg")))
 
-        # One compilation for each batch size: static shapes are what CUDA graphs want.
-        self.detect = torch.compile(detect, mode="reduce-overhead", dynamic=False) if compiled else detect
+        # One compilation for each batch size.
+        self.detect = torch.compile(detect, dynamic=False) if compiled else detect
 
-    @torch.inference_mode()
-    def outputs(self, frames: np.ndarray) -> Outputs:
+    def bind(self, frames: np.ndarray) -> Bound:
         """See `Contender`."""
-        return [tensor.cpu().numpy() for tensor in self.detect(torch.from_numpy(frames).to(self.spec.device))]
-
-    def runner(self, frames: np.ndarray) -> Callable[[], None]:
-        """See `Contender`."""
-        frame = torch.from_numpy(frames).to(self.spec.device)
-        # Else a CUDA graph copies it first, which no other contender does.
-        torch._dynamo.mark_static_address(frame)
+        frame = torch.from_numpy(frames.copy()).to(self.spec.device)
+        last: list[torch.Tensor] = []
 
         @torch.inference_mode()
         def run() -> None:
-            self.detect(frame)
+            last[:] = self.detect(frame)
 
-        return run
+        run()
+        return Bound(
+            run=run,
+            load=lambda others: _copy(others, frame),
+            outputs=lambda: [tensor.cpu().numpy() for tensor in last],
+        )
 
 
 class OnnxRuntime(Contender):
@@ -140,17 +159,13 @@ class OnnxRuntime(Contender):
         if provider not in self.session.get_providers():
             raise SkippedError(f"onnxruntime {onnxruntime.__version__} cannot start {provider}")
 
-    def outputs(self, frames: np.ndarray) -> Outputs:
-        """See `Contender`."""
-        return self.session.run(list(OUTPUTS), {contract.FRAME.name: frames})
-
-    def runner(self, frames: np.ndarray) -> Callable[[], None]:
-        """See `Contender`; synchronous."""
+    def bind(self, frames: np.ndarray) -> Bound:
+        """See `Contender`; its runs are synchronous."""
         from onnxruntime import OrtValue
 
         binding = self.session.io_binding()
-        # Held by the closure: a binding does not own its input.
-        frame = OrtValue.ortvalue_from_numpy(frames, self.spec.device)
+        # Held by `load`: a binding does not own its input.
+        frame = OrtValue.ortvalue_from_numpy(frames.copy(), self.spec.device)
         binding.bind_ortvalue_input(contract.FRAME.name, frame)
         for name in OUTPUTS:
             binding.bind_output(name, self.spec.device)
@@ -159,11 +174,12 @@ class OnnxRuntime(Contender):
             self.session.run_with_iobinding(binding)
             assert frame.has_value()
 
-        return run
+        run()
+        return Bound(run=run, load=frame.update_inplace, outputs=binding.copy_outputs_to_cpu)
 
-    def times_ms(self, frames: np.ndarray) -> list[float]:
+    def times_ms(self, run: Callable[[], None]) -> list[float]:
         """On the host's clock: ONNX Runtime waits for the GPU itself, on a stream of its own."""
-        return _host_times_ms(self.runner(frames), seconds=self.spec.seconds)
+        return _host_times_ms(run, seconds=self.spec.seconds)
 
 
 class TensorRT(Contender):
@@ -180,24 +196,24 @@ class TensorRT(Contender):
         )
         self.graph = graph
 
-    def outputs(self, frames: np.ndarray) -> Outputs:
+    def bind(self, frames: np.ndarray) -> Bound:
         """See `Contender`."""
-        run, tensors = self.engine.bind(frames)
-        run()
-        torch.cuda.synchronize()
-        return [tensors[name].cpu().numpy() for name in OUTPUTS]
+        execution = self.engine.bind(frames)
+        if self.graph:
+            execution.capture()
+        else:
+            execution()
+        frame = execution.tensors[contract.FRAME.name]
 
-    def runner(self, frames: np.ndarray) -> Callable[[], None]:
-        """See `Contender`."""
-        run, _ = self.engine.bind(frames)
-        if not self.graph:
-            return run
-        run()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-        return graph.replay
+        def outputs() -> Outputs:
+            torch.cuda.synchronize()
+            return [execution.tensors[name].cpu().numpy() for name in OUTPUTS]
+
+        return Bound(
+            run=execution,
+            load=lambda others: _copy(others, frame),
+            outputs=outputs,
+        )
 
     def layers(self, frames: np.ndarray) -> dict[str, float] | None:
         """By TensorRT's layer profiler; layers that convert a DCN's tensors count as `dcn`."""
@@ -216,9 +232,14 @@ CONTENDERS: dict[str, Callable[[Spec], Contender]] = {
 """By name; what is timed on the GPU without `-stream` runs as a CUDA graph where the contender can."""
 
 
-def _cuda_times_ms(run: Callable[[], None], *, seconds: float) -> list[float]:
+def _copy(frames: np.ndarray, target: torch.Tensor) -> None:
+    target.copy_(torch.from_numpy(frames))
+
+
+def _cuda_times_ms(run: Callable[[], None], *, seconds: float, own_stream: bool) -> list[float]:
     times: list[float] = []
-    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream() if own_stream else torch.cuda.default_stream()
     with torch.cuda.stream(stream):
         for _ in range(5):
             run()
@@ -242,45 +263,43 @@ def _host_times_ms(run: Callable[[], None], *, seconds: float) -> list[float]:
     return times_ms(run, seconds=seconds)
 
 
-def _frames(batch: int, like: np.ndarray) -> np.ndarray:
-    height, width = like.shape[1:3]
-    return weights.pictures(batch, (height, width), seed=2)
+def work(contender: Contender, spec: Spec) -> None:
+    """Check and time the contender at each batch size; says a line for each step.
 
-
-def work(spec: Spec) -> None:
-    """Prepare the contender, write its outputs for the check, time it; prints a line for each step."""
+    What is checked is what is timed: bound with other frames, the outputs are of those that it was given
+    after that, by the same call.
+    """
     frames = np.load(spec.frames)
-    contender = CONTENDERS[spec.contender](spec)
-    np.savez(spec.outputs, **dict(zip(OUTPUTS, contender.outputs(frames), strict=True)))
-    _say("outputs")
-    # The parent compares them, and answers before anything is timed.
-    if sys.stdin.readline().strip() != "go":
-        return
+    others = weights.pictures(len(frames), frames.shape[1:3], seed=2)
     for batch in spec.batch:
-        times = contender.times_ms(_frames(batch, frames))
-        _say("times", batch=batch, median_ms=median(times), runs=len(times))
+        bound = contender.bind(others[:batch])
+        bound.load(frames[:batch])
+        bound.run()
+        np.savez(spec.outputs, **dict(zip(OUTPUTS, bound.outputs(), strict=True)))
+        say("outputs", batch=batch)
+        # The parent compares them, and answers before anything is timed.
+        if sys.stdin.readline().strip() != "go":
+            return
+        times = contender.times_ms(bound.run)
+        say("times", batch=batch, median_ms=median(times), runs=len(times))
     for batch in spec.batch:
-        layers = contender.layers(_frames(batch, frames))
+        layers = contender.layers(frames[:batch])
         if layers:
-            _say("layers", batch=batch, **layers)
-
-
-def _say(event: str, **facts: Any) -> None:
-    print(json.dumps({"event": event} | facts), flush=True)
+            say("layers", batch=batch, **layers)
 
 
 def main() -> int:
     """Run the specified contender; returns the exit code."""
     spec = Spec(**json.loads(Path(sys.argv[1]).read_text()))
     try:
-        work(spec)
-    except (SkippedError, ImportError, tensorrt_engine.PlanError) as error:
-        _say("skipped", reason=(str(error) or type(error).__name__).splitlines()[0])
+        work(CONTENDERS[spec.contender](spec), spec)
+    except (SkippedError, ImportError, ExportError) as error:
+        say("skipped", reason=(str(error) or type(error).__name__).splitlines()[0])
     except Exception as error:
-        _say("failed", reason=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+        say("failed", reason=first_line(error))
         return 1
     else:
-        _say("done")
+        say("done")
     return 0
 
 

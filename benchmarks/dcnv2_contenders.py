@@ -1,45 +1,21 @@
-"""Who runs one DCNv2 layer in `benchmarks.dcnv2`: our kernels, torchvision, TensorRT with NVIDIA's plugin."""
+"""Who runs one DCNv2 layer in `benchmarks.dcnv2`, of those that need no TensorRT; and how it is timed."""
 
+import math
 import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from benchmarks.dcnv2_library import Kernels, Layer
-
-TAPS = 9
-
-
-class SkippedError(Exception):
-    """The contender cannot run here; its text says why."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A layer with a 3x3 kernel, stride and padding 1, on square maps: channels and side in pixels."""
-
-    channels: int
-    out_channels: int
-    side: int
-
-    def __str__(self) -> str:
-        return f"{self.channels}→{self.out_channels} @ {self.side}"
-
-    def flops(self, batch: int) -> float:
-        """Of the products alone: a multiplication and an addition each."""
-        return 2.0 * batch * self.side**2 * self.channels * self.out_channels * TAPS
-
-    def bytes(self, batch: int, element: int) -> float:
-        """Least traffic: every tensor once."""
-        maps = batch * self.side**2 * (self.channels + self.out_channels + 3 * TAPS)
-        return float(element * (maps + self.channels * self.out_channels * TAPS))
+from benchmarks.roofline import TAPS, Shape
+from benchmarks.workers import SkippedError
 
 
 @dataclass(frozen=True)
@@ -61,20 +37,31 @@ class Inputs:
     bias: Tensor
 
     @classmethod
-    def random(cls, shape: Shape, batch: int, dtype: torch.dtype, device: str, seed: int) -> "Inputs":
-        """Draw a set; equal seeds draw equal sets."""
-        generator = torch.Generator(device).manual_seed(seed)
-        draw = partial(torch.randn, generator=generator, device=device)
+    def rotation(cls, shape: Shape, batch: int, dtype: torch.dtype, device: str) -> list["Inputs"]:
+        """Sets with the same weights, whose other tensors are together twice the L2 cache; equal each time.
+
+        As in a network: weights stay in the cache, which an engine holds as constants, too.
+        """
+        cache = torch.cuda.get_device_properties(device).L2_cache_size if device == "cuda" else 0
+        count = max(2, math.ceil(2 * cache / shape.map_bytes(batch, dtype.itemsize)))
+        generator = torch.Generator(device).manual_seed(0)
         side = (shape.side, shape.side)
-        offset = torch.rand(batch, 2 * TAPS, *side, generator=generator, device=device) * 4 - 2
-        tensors = (
-            draw(batch, shape.channels, *side),
-            offset,
-            draw(batch, TAPS, *side),
-            draw(shape.out_channels, shape.channels, 3, 3) / (shape.channels * TAPS) ** 0.5,
-            draw(shape.out_channels),
-        )
-        return cls(*(tensor.to(dtype) for tensor in tensors))
+
+        def draw(*sizes: int) -> Tensor:
+            return torch.randn(sizes, generator=generator, device=device)
+
+        weight = (draw(shape.out_channels, shape.channels, 3, 3) / (shape.channels * TAPS) ** 0.5).to(dtype)
+        bias = draw(shape.out_channels).to(dtype)
+        return [
+            cls(
+                draw(batch, shape.channels, *side).to(dtype),
+                (torch.rand(batch, 2 * TAPS, *side, generator=generator, device=device) * 4 - 2).to(dtype),
+                draw(batch, TAPS, *side).to(dtype),
+                weight,
+                bias,
+            )
+            for _ in range(count)
+        ]
 
     def truth(self, images: int) -> Tensor:
         """Output of the first `images` images in FP64 [N, O, H, W]."""
@@ -98,14 +85,10 @@ class Contender(ABC):
     """One way to run a layer.
 
     Attributes:
-        name: As the tables show it.
-        graph: Whether it is timed as a CUDA graph.
-        last: Whether it is measured after all others.
+        graph: Whether it is timed as a CUDA graph; else on the default stream, as it is launched.
     """
 
-    name: str
     graph = True
-    last = False
 
     @staticmethod
     def truth(inputs: Inputs, images: int) -> Tensor:
@@ -120,32 +103,37 @@ class Contender(ABC):
             SkippedError: If it cannot run here.
         """
 
+    def facts(self) -> dict[str, Any]:
+        """What is worth a note about the layer that was prepared last."""
+        return {}
+
 
 class Ours(Contender):
     """The plugin's kernels, called directly; as TensorRT does it, every tactic is timed and the fastest kept.
 
-    Attributes:
-        times_us: Of each tactic, for the layer that was prepared last.
-        tactic: The fastest of them.
+    The mask's sigmoid is part of them.
+
+    Args:
+        kernels: The library.
+        tf32: Whether FP32 tensors may be rounded to TF32.
     """
 
-    name = "dcnv2"
-
-    def __init__(self, library: Path, *, tf32: bool) -> None:
-        self._kernels = Kernels(library)
+    def __init__(self, kernels: Kernels, *, tf32: bool) -> None:
+        self._kernels = kernels
         self._tf32 = tf32
-        self.times_us: dict[int, float] = {}
-        self.tactic = 0
+        self._times_us: dict[int, float] = {}
 
     def prepare(self, shape: Shape, batch: int, sets: Sequence[Inputs]) -> list[Run]:
         """See `Contender`."""
         linear = sets[0].input.dtype == torch.float32
+        # Repacked once, for all: as the kernel wants it, the layer keeps it without a copy.
+        weight = sets[0].weight.contiguous(memory_format=torch.channels_last)
         layers = [
             Layer(
                 one.input,
                 torch.cat([one.offset, one.logits], dim=1),
                 None,
-                one.weight,
+                weight,
                 one.bias,
                 packed=True,
                 channels_last=not linear,
@@ -154,25 +142,29 @@ class Ours(Contender):
             )
             for one in sets
         ]
-        self.times_us = {}
+        self._times_us = {}
         for tactic in self._kernels.tactics(layers[0]):
-            size = self._kernels.workspace_size(layers[0], tactic)
-            for layer in layers:
-                layer.use_workspace(size)
-            runs: list[Run] = [partial(self._kernels.run, layer, tactic) for layer in layers]
-            self.times_us[tactic] = time_us(runs, graph=True, repeats=5)
-        self.tactic = min(self.times_us, key=lambda tactic: self.times_us[tactic])
-        size = self._kernels.workspace_size(layers[0], self.tactic)
+            self._times_us[tactic] = time_runs(self._runs(layers, tactic), graph=True, repeats=5).us
+        if not self._times_us:
+            raise SkippedError("the library has no kernel for this layer")
+        return self._runs(layers, min(self._times_us, key=lambda tactic: self._times_us[tactic]))
+
+    def facts(self) -> dict[str, Any]:
+        """The fastest tactic, and microseconds of all."""
+        fastest = min(self._times_us, key=lambda tactic: self._times_us[tactic])
+        return {"tactic": fastest, "tactics_us": self._times_us}
+
+    def _runs(self, layers: Sequence[Layer], tactic: int) -> list[Run]:
+        size = self._kernels.workspace_size(layers[0], tactic)
         for layer in layers:
             layer.use_workspace(size)
-        return [partial(self._kernels.run, layer, self.tactic) for layer in layers]
+        return [partial(self._kernels.run, layer, tactic) for layer in layers]
 
 
 class Torchvision(Contender):
     """`torchvision.ops.deform_conv2d`, its mask computed beforehand."""
 
-    name = "torchvision"
-    # It launches on the default stream, so a graph of it would hold only a part.
+    # It launches on the default stream: a CUDA graph would hold a part of it, another stream time a part.
     graph = False
 
     def prepare(self, shape: Shape, batch: int, sets: Sequence[Inputs]) -> list[Run]:
@@ -191,68 +183,105 @@ class Torchvision(Contender):
         ]
 
 
+class Compiled(Contender):
+    """The same under `torch.compile`, which gets the mask's sigmoid to fuse; without CUDA graphs."""
+
+    graph = False
+
+    def prepare(self, shape: Shape, batch: int, sets: Sequence[Inputs]) -> list[Run]:
+        """See `Contender`."""
+
+        def layer(data: Tensor, offset: Tensor, logits: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return deform_conv2d(data, offset, weight, bias, padding=1, mask=logits.sigmoid())
+
+        # Else it gives up after so many shapes, and runs the rest uncompiled.
+        torch.compiler.reset()
+        compiled = torch.compile(layer, dynamic=False, fullgraph=True)
+        return [partial(compiled, one.input, one.offset, one.logits, one.weight, one.bias) for one in sets]
+
+
 class Convolution(Contender):
     """A plain 3x3 convolution of the same shape by cuDNN, channels-last."""
 
-    name = "plain convolution, cuDNN"
     truth = staticmethod(plain_truth)
 
     def prepare(self, shape: Shape, batch: int, sets: Sequence[Inputs]) -> list[Run]:
         """See `Contender`."""
         torch.backends.cudnn.benchmark = True
-        last = [
-            [tensor.contiguous(memory_format=torch.channels_last) for tensor in (one.input, one.weight)]
+        last = torch.channels_last
+        weight = sets[0].weight.contiguous(memory_format=last)
+        return [
+            partial(
+                torch.nn.functional.conv2d,
+                one.input.contiguous(memory_format=last),
+                weight,
+                one.bias,
+                padding=1,
+            )
             for one in sets
         ]
-        return [
-            partial(torch.nn.functional.conv2d, data, weight, one.bias, padding=1)
-            for one, (data, weight) in zip(sets, last, strict=True)
-        ]
 
 
-def host_time_us(runs: Sequence[Run], *, repeats: int) -> float:
-    """Median time of one run on the CPU in microseconds, over `repeats` rounds through all of them."""
-    runs[0]()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for run in runs:
-            run()
-        times.append((time.perf_counter() - start) * 1e6 / len(runs))
-    return statistics.median(times)
+@dataclass(frozen=True)
+class Timed:
+    """What was timed: median microseconds of one run, and the outputs that the timed runs left."""
+
+    us: float
+    outputs: list[Tensor]
 
 
-def time_us(runs: Sequence[Run], *, graph: bool, repeats: int) -> float:
-    """Median time of one run in microseconds, over `repeats` rounds through all of them.
+def time_runs(runs: Sequence[Run], *, graph: bool, repeats: int) -> Timed:
+    """Time rounds through all the runs, on the device where their outputs lie.
+
+    Outputs are filled with NaN before the first timed round: what is timed must have written them.
 
     Args:
         runs: Called one after another, on inputs that are together larger than the L2 cache.
-        graph: Replay them from a CUDA graph; else what the host costs to launch them counts too.
+        graph: Replay them from a CUDA graph; else on the default stream, where what the host needs to launch
+            them counts too.
         repeats: Rounds.
     """
-    stream = torch.cuda.Stream() if graph else torch.cuda.current_stream()
+    cuda = runs[0]().is_cuda
+    outputs: list[Tensor] = []
+
+    def all_runs() -> None:
+        # Kept for the round, so that each run writes to memory of its own.
+        outputs[:] = [run() for run in runs]
+
+    def poison() -> None:
+        for output in outputs:
+            output.fill_(math.nan)
+
+    if not cuda:
+        all_runs()
+        poison()
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            all_runs()
+            times.append(time.perf_counter() - start)
+        return Timed(statistics.median(times) * 1e6 / len(runs), outputs)
+
+    stream = torch.cuda.Stream() if graph else torch.cuda.default_stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        for run in runs[:3]:
-            run()
-        torch.cuda.synchronize()
-
-        def round_through() -> None:
-            for run in runs:
-                run()
-
-        replay = round_through
+        all_runs()
+        replay: Callable[[], None] = all_runs
         if graph:
+            torch.cuda.synchronize()
+            outputs.clear()
             captured = torch.cuda.CUDAGraph()
             with torch.cuda.graph(captured, stream=stream):
-                round_through()
+                all_runs()
             replay = captured.replay
+        poison()
         replay()
         times = []
         for _ in range(repeats):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record(stream)
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record(stream)
             replay()
-            stop.record(stream)
-            stop.synchronize()
-            times.append(start.elapsed_time(stop) * 1000 / len(runs))
-    return statistics.median(times)
+            after.record(stream)
+            after.synchronize()
+            times.append(before.elapsed_time(after) / 1000)
+    return Timed(statistics.median(times) * 1e6 / len(runs), outputs)

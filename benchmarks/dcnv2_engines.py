@@ -11,19 +11,19 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from benchmarks import tensorrt_engine
-from benchmarks.dcnv2_contenders import TAPS, Contender, Inputs, Run, Shape, SkippedError, plain_truth
+from benchmarks.dcnv2_contenders import Contender, Inputs, Run, plain_truth
+from benchmarks.roofline import TAPS, Shape
+from benchmarks.workers import SkippedError
 from export import plan_engine
-from export.errors import ExportError
 
 
 class OnnxRuntime(Contender):
     """ONNX Runtime's DeformConv on the CPU."""
 
-    name = "ONNX Runtime"
     graph = False
 
     def prepare(self, shape: Shape, batch: int, sets: Sequence[Inputs]) -> list[Run]:
-        """See `Contender`. Weights are the first set's."""
+        """See `Contender`."""
         import onnxruntime
 
         model = deform_conv_model(shape, sets[0]).SerializeToString()
@@ -42,20 +42,19 @@ class LayerEngine(Contender):
 
     Args:
         batches: That it will run with.
+        tf32: Whether FP32 tensors may be rounded to TF32.
 
     Raises:
-        SkippedError: If there is no TensorRT.
+        PlanError: If there is no TensorRT.
     """
 
     channels_last = False
 
-    def __init__(self, batches: Sequence[int]) -> None:
+    def __init__(self, batches: Sequence[int], *, tf32: bool) -> None:
         self._batches = list(batches)
+        self._tf32 = tf32
         self._engines: dict[Shape, Any] = {}
-        try:
-            self._trt = plan_engine.load_tensorrt()
-        except (ExportError, ImportError) as error:
-            raise SkippedError(str(error)) from None
+        self._trt = plan_engine.load_tensorrt()
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
 
     def model(self, shape: Shape, inputs: Inputs) -> onnx.ModelProto:
@@ -67,33 +66,34 @@ class LayerEngine(Contender):
         raise NotImplementedError
 
     def prepare(self, shape: Shape, batch: int, sets: Sequence[Inputs]) -> list[Run]:
-        """See `Contender`. Weights are the first set's."""
-        trt = self._trt
+        """See `Contender`."""
         if shape not in self._engines:
-            runtime = trt.Runtime(self._logger)
+            runtime = self._trt.Runtime(self._logger)
             engine = runtime.deserialize_cuda_engine(self._build(shape, sets[0]))
+            if engine is None:
+                raise SkippedError(f"TensorRT cannot load the engine that it built for {shape}")
             self._engines[shape] = runtime, engine
         _, engine = self._engines[shape]
         context = engine.create_execution_context()
+        if context is None:
+            raise SkippedError("TensorRT made no execution context: is there memory left?")
         stream = torch.cuda.current_stream()
         context.set_optimization_profile_async(self._batches.index(batch), stream.cuda_stream)
         stream.synchronize()
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         runs: list[Run] = []
         for inputs in sets:
-            bound = self.tensors(inputs)
-            if self.channels_last:
-                last = torch.channels_last
-                bound = {name: tensor.contiguous(memory_format=last) for name, tensor in bound.items()}
+            bound = {
+                name: tensor.contiguous(memory_format=layout) for name, tensor in self.tensors(inputs).items()
+            }
             for name, tensor in bound.items():
                 context.set_input_shape(name, tuple(tensor.shape))
-            bound["output"] = torch.full(
+            bound["output"] = torch.empty(
                 (batch, shape.out_channels, shape.side, shape.side),
-                float("nan"),
                 dtype=inputs.input.dtype,
-                device="cuda",
+                device=inputs.input.device,
+                memory_format=layout,
             )
-            if self.channels_last:
-                bound["output"] = bound["output"].contiguous(memory_format=torch.channels_last)
             runs.append(partial(self._run, context, bound))
         return runs
 
@@ -119,6 +119,8 @@ class LayerEngine(Contender):
             for tensor in (network.get_input(0), network.get_output(0)):
                 tensor.allowed_formats = 1 << int(form)
         config = builder.create_builder_config()
+        if hasattr(trt.BuilderFlag, "TF32") and not self._tf32:
+            config.clear_flag(trt.BuilderFlag.TF32)
         for batch in self._batches:
             profile = builder.create_optimization_profile()
             for name, tensor in self.tensors(inputs).items():
@@ -131,18 +133,15 @@ class LayerEngine(Contender):
 
 
 class NvidiaPlugin(LayerEngine):
-    """ModulatedDeformConv2d, which is what TensorRT makes of a DeformConv; its mask computed beforehand."""
+    """ModulatedDeformConv2d, which is what TensorRT makes of a DeformConv; its mask computed beforehand.
 
-    name = "NVIDIA's plugin, TensorRT"
-    # Was seen to hang in the CUDA graph of a whole network: everything else is measured before it.
-    last = True
+    Raises:
+        PlanError: If there is no TensorRT, or no cuBLAS of the name that the plugin asks for.
+    """
 
-    def __init__(self, batches: Sequence[int]) -> None:
-        super().__init__(batches)
-        try:
-            tensorrt_engine._load_cublas()
-        except ExportError as error:
-            raise SkippedError(str(error)) from None
+    def __init__(self, batches: Sequence[int], *, tf32: bool) -> None:
+        super().__init__(batches, tf32=tf32)
+        tensorrt_engine.load_cublas()
         self._trt.init_libnvinfer_plugins(self._logger, "")
 
     def tensors(self, inputs: Inputs) -> dict[str, Tensor]:
@@ -157,7 +156,6 @@ class NvidiaPlugin(LayerEngine):
 class TensorRTConvolution(LayerEngine):
     """A plain 3x3 convolution of the same shape, channels-last at both ends: the limit."""
 
-    name = "plain convolution, TensorRT"
     channels_last = True
     truth = staticmethod(plain_truth)
 

@@ -54,6 +54,10 @@ class Layer:
         weight_ohwi: Repack the weights beforehand.
         relu: Clamp the output at zero.
         allow_tf32: For FP32 tensors.
+
+    Attributes:
+        tensors: By name, laid out as the kernel reads them.
+        output: [N, O, H', W'].
     """
 
     def __init__(
@@ -77,13 +81,13 @@ class Layer:
         allow_tf32: bool = False,
     ) -> None:
         batch, channels, height, width = input.shape
-        self._kept: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
         offset_channels = self._keep("offset", offset, channels_last, pad_channels)
         mask_channels = 0 if mask is None else self._keep("mask", mask, channels_last, pad_channels)
         self._keep("input", input, channels_last, pad=False)
-        self._kept["weight"] = (weight.permute(0, 2, 3, 1) if weight_ohwi else weight).contiguous()
+        self.tensors["weight"] = (weight.permute(0, 2, 3, 1) if weight_ohwi else weight).contiguous()
         if bias is not None:
-            self._kept["bias"] = bias.contiguous()
+            self.tensors["bias"] = bias.contiguous()
         out_shape = (batch, weight.shape[0], *offset.shape[2:])
         self.output = torch.empty(
             out_shape,
@@ -108,26 +112,26 @@ class Layer:
             *(groups, offset_groups),
             *(packed, weight_ohwi, relu, allow_tf32),
         )
-        self._tensors = _Tensors(**{name: kept.data_ptr() for name, kept in self._kept.items()})
-        self._tensors.output = self.output.data_ptr()
+        self._pointers = _Tensors(**{name: kept.data_ptr() for name, kept in self.tensors.items()})
+        self._pointers.output = self.output.data_ptr()
 
     def _keep(self, name: str, tensor: Tensor, channels_last: bool, pad: bool) -> int:
         if channels_last:
             tensor = tensor.permute(0, 2, 3, 1)
             if pad:
                 tensor = torch.nn.functional.pad(tensor, (0, -tensor.shape[3] % 8), value=float("nan"))
-        self._kept[name] = tensor.contiguous()
+        self.tensors[name] = tensor.contiguous()
         return tensor.shape[3] if channels_last else 0
 
     def use_workspace(self, size: int) -> None:
         """Make room for `size` bytes that a tactic asks for."""
-        self._kept["workspace"] = torch.empty(max(size, 1), dtype=torch.uint8, device=self.output.device)
-        self._tensors.workspace = self._kept["workspace"].data_ptr()
+        self.tensors["workspace"] = torch.empty(max(size, 1), dtype=torch.uint8, device=self.output.device)
+        self._pointers.workspace = self.tensors["workspace"].data_ptr()
 
     @property
     def references(self) -> tuple[Any, Any]:
         """Pointers to the problem and to the tensors, for a call into the library."""
-        return ctypes.byref(self.problem), ctypes.byref(self._tensors)
+        return ctypes.byref(self.problem), ctypes.byref(self._pointers)
 
 
 class Kernels:

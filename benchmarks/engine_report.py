@@ -11,7 +11,7 @@ NAMES = {
     "plugin": "TensorRT FP16, this project's plugin",
     "plugin-stream": "the same without a CUDA graph",
     "nvidia": "TensorRT FP16, NVIDIA's plugin, without a CUDA graph",
-    "compile": "torch.compile, reduce-overhead, FP16, channels-last",
+    "compile": "torch.compile, default mode, FP16, channels-last, without a CUDA graph",
     "eager": "PyTorch",
     "onnxruntime": "ONNX Runtime, FP32",
 }
@@ -19,13 +19,35 @@ NAMES = {
 
 def write(output_dir: Path, results: dict[str, Any]) -> None:
     """Write engine.json and engine.md."""
-    report.write(output_dir, "engine", results=results, markdown=_markdown(results))
+    report.write(
+        output_dir, "engine", results=results | {"goals": goals(results)}, markdown=_markdown(results)
+    )
 
 
 def line(row: dict[str, Any]) -> str:
     """One contender in one line."""
     times = ", ".join(f"batch {batch} {ms:.2f} ms" for batch, ms in row["median_ms"].items())
     return f"{row['model']}, {row['contender']}: {', '.join(filter(None, [times, _remark(row)]))}"
+
+
+def goals(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The project's goals for dla_34 at batch 8, as `report.goal` has them."""
+    rows = {row["contender"]: row for row in results["rows"] if row["model"] == "dla_34"}
+    ms = {name: row["median_ms"].get(8) for name, row in rows.items()}
+    ours = ms.get(OURS)
+    compiled, nvidia = (ms[name] / ours if ours and ms.get(name) else None for name in ("compile", "nvidia"))
+    layers = rows[OURS]["layers_ms"].get(8) if OURS in rows else None
+    what = "dla_34 FP16, batch 8"
+    return [
+        report.goal(f"{what}: throughput by `torch.compile`'s", compiled, at_least=2),
+        report.goal(f"{what}: throughput by that with NVIDIA's plugin", nvidia, at_least=2.2),
+        report.goal(f"{what}: DCN layers' share of the time", share(layers), at_most=0.2),
+    ]
+
+
+def share(layers: dict[str, float] | None) -> float | None:
+    """Of the DCN layers in the time of all; None if it is not known."""
+    return layers["dcn"] / (layers["dcn"] + layers["other"]) if layers else None
 
 
 def _markdown(results: dict[str, Any]) -> str:
@@ -37,6 +59,8 @@ def _markdown(results: dict[str, Any]) -> str:
         "  plan. DCN: share of the DCNv2 layers, by TensorRT's layer profiler.\n"
     )
     rows = results["rows"]
+    if results["device"] == "cuda":
+        text += f"\n## Goals\n\n{report.goals_table(goals(results))}"
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
         batches = sorted({batch for row in own for batch in row["median_ms"]})
@@ -58,9 +82,8 @@ def _cells(row: dict[str, Any], batch: int, ours: float | None) -> list[object]:
     ms = row["median_ms"].get(batch)
     if ms is None:
         return [None, None, None, None]
-    layers = row["layers_ms"].get(batch)
-    share = f"{layers['dcn'] / (layers['dcn'] + layers['other']):.0%}" if layers else "-"
-    return [ms, ms / ours if ours else None, 1000 * batch / ms, share]
+    part = share(row["layers_ms"].get(batch))
+    return [ms, ms / ours if ours else None, 1000 * batch / ms, "-" if part is None else f"{part:.0%}"]
 
 
 def _remark(row: dict[str, Any]) -> str:

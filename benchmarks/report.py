@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from export import contract
+
 PACKAGES = (
     *("numpy", "opencv-python-headless", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision"),
     *("tensorrt", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings", "polygraphy", "tritonclient"),
@@ -108,6 +110,34 @@ def write(output_dir: Path, name: str, *, results: Mapping[str, Any], markdown: 
         partial = output_dir / f"{name}{suffix}.part"
         partial.write_text(text)
         partial.replace(output_dir / f"{name}{suffix}")
+
+
+def goal(
+    what: str, found: float | None, *, at_least: float | None = None, at_most: float | None = None
+) -> dict[str, Any]:
+    """One of the project's goals: what was found, None if nothing was, and whether it is reached."""
+    limit = at_most if at_least is None else at_least
+    assert limit is not None
+    expected = f"at {'most' if at_least is None else 'least'} {limit:g}"
+    reached = None if found is None else found <= limit if at_least is None else found >= limit
+    return {"goal": what, "expected": expected, "found": found, "reached": reached}
+
+
+def goals_table(goals: Iterable[Mapping[str, Any]]) -> str:
+    """The results of `goal` as a Markdown table."""
+    verdicts = {None: "unproven", True: "reached", False: "missed"}
+    rows = [[one["goal"], one["expected"], one["found"], verdicts[one["reached"]]] for one in goals]
+    return markdown_table(["goal", "expected", "found", ""], rows)
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """An argparse type: height and width of the network's frames."""
+    sides = [int(side) for side in text.split("x") if side.isdigit()]
+    if len(sides) != 2 or any(side < 1 or side % contract.SIDE_MULTIPLE for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected HxW of multiples of {contract.SIDE_MULTIPLE}"
+        )
+    return sides[0], sides[1]
 
 
 def choices(known: Collection[str]) -> Callable[[str], list[str]]:

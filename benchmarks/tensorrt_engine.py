@@ -1,8 +1,11 @@
 """A TensorRT engine on PyTorch's memory and streams."""
 
 import ctypes
+import json
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +14,10 @@ import numpy as np
 import onnx
 import torch
 
-from export import contract, plan_engine, precision, rewrite
+from export import contract, plan_description, plan_engine, precision, rewrite
+from export.errors import ExportError
+from export.files import sha256, write_together
+from export.plan_description import PlanDescription, find_gpu
 from export.plan_engine import PlanError
 
 __all__ = ["Engine", "PlanError"]
@@ -19,12 +25,44 @@ __all__ = ["Engine", "PlanError"]
 DCN_OPERATORS = ("DeformConv", "DCNv2")
 
 
+class Execution:
+    """An execution context and its memory, alive as long as this is: a CUDA graph keeps neither.
+
+    Attributes:
+        tensors: Inputs and outputs by name.
+    """
+
+    def __init__(self, context: Any, tensors: dict[str, torch.Tensor]) -> None:
+        self._context = context
+        self._graph: Any = None
+        self.tensors = tensors
+
+    def __call__(self) -> None:
+        """Enqueue it on CUDA's current stream."""
+        if self._graph is not None:
+            self._graph.replay()
+        elif not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise RuntimeError("TensorRT could not run the engine")
+
+    def capture(self) -> None:
+        """Run it once; from then on calls replay a CUDA graph of it."""
+        self()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self()
+        self._graph = graph
+
+
 class Engine:
     """An FP16 engine of a detector.
 
     Attributes:
         dcn_nodes: Names of the DCN nodes in the ONNX file.
+        device: Where its tensors lie.
     """
+
+    device = "cuda"
 
     def __init__(self, trt: Any, serialized: bytes, dcn_nodes: Sequence[str]) -> None:
         self.trt = trt
@@ -40,10 +78,10 @@ class Engine:
     def load(
         cls, plan: Path, *, onnx_path: Path, batch: Sequence[int], plugin: str, library: Path | None
     ) -> "Engine":
-        """Load the plan, or build and keep it if there is none.
+        """Load the plan; one that is not there, or not of this model, plugin and machine, is built and kept.
 
         Args:
-            plan: The file, in FP16 as `export.to_plan` makes it.
+            plan: The file, in FP16 as `export.to_plan` makes it; a .json beside it describes it.
             onnx_path: What to build from: a detector with DeformConv nodes.
             batch: The batch sizes to serve.
             plugin: `dcnv2` (ours) or `nvidia`.
@@ -52,56 +90,60 @@ class Engine:
         Raises:
             PlanError: There is no GPU, no TensorRT or no plugin, or it cannot be built.
         """
-        if not torch.cuda.is_available():
+        gpu = find_gpu()
+        if gpu is None or not torch.cuda.is_available():
             raise PlanError("found no NVIDIA GPU")
         trt = plan_engine.load_tensorrt()
         model = onnx.load(onnx_path)
         names = [node.name for node in model.graph.node if node.op_type in DCN_OPERATORS]
+        loaded = None
         if plugin == "nvidia":
-            _load_cublas()
+            load_cublas()
             trt.init_libnvinfer_plugins(trt.Logger(trt.Logger.ERROR), "")
         elif names:
-            plan_engine.load_plugin(trt, library)
-        if not plan.is_file():
+            loaded = plan_engine.load_plugin(trt, library)
+        sizes = (min(batch), sorted(batch)[len(batch) // 2], max(batch))
+        facts = PlanDescription(
+            tensorrt=trt.__version__,
+            gpu=gpu.name,
+            compute_capability=gpu.compute_capability,
+            precision="fp16",
+            plugin_sha256=sha256(loaded) if loaded else "",
+            onnx_sha256=sha256(onnx_path),
+            profiles=plan_engine.profiles(model, sizes),
+        )
+        reasons = misfits(plan, facts)
+        if reasons:
+            print(f"building {plan}: {'; '.join(reasons)}", file=sys.stderr)
             half = precision.to_fp16(rewrite.to_deform_conv(model))
-            sizes = (min(batch), sorted(batch)[len(batch) // 2], max(batch))
             serialized, _ = plan_engine.build(
                 trt,
                 # Left alone, DeformConv is NVIDIA's plugin to TensorRT's parser.
                 half if plugin == "nvidia" else rewrite.to_dcnv2(half),
-                shapes=plan_engine.profiles(model, sizes),
+                shapes=facts.profiles,
                 tf32=True,
             )
-            partial = plan.with_name(plan.name + ".part")
-            partial.write_bytes(serialized)
-            partial.replace(plan)
+            text = json.dumps({"plan": asdict(facts)}, indent=1)
+            write_together({plan: serialized, plan.with_suffix(".json"): text.encode()})
         return cls(trt, plan.read_bytes(), names)
 
-    def bind(
-        self, frames: np.ndarray, *, profiler: Any = None
-    ) -> tuple[Callable[[], None], dict[str, torch.Tensor]]:
-        """A context for frames uint8 [N, H, W, 3].
-
-        Returns:
-            A call that runs it on CUDA's current stream, and all its tensors by name.
-        """
+    def bind(self, frames: np.ndarray, *, profiler: Any = None) -> Execution:
+        """A context for frames uint8 [N, H, W, 3], which its memory then holds."""
         context = self.engine.create_execution_context()
+        if context is None:
+            raise PlanError("TensorRT made no execution context: is there memory left?")
         if profiler is not None:
             context.profiler = profiler
-        tensors = {contract.FRAME.name: torch.from_numpy(frames).cuda()}
+        tensors = {contract.FRAME.name: torch.from_numpy(frames).to(self.device)}
         context.set_input_shape(contract.FRAME.name, tuple(frames.shape))
         for index in range(self.engine.num_io_tensors):
             name = self.engine.get_tensor_name(index)
             if name not in tensors:
                 dtype = getattr(torch, np.dtype(self.trt.nptype(self.engine.get_tensor_dtype(name))).name)
-                tensors[name] = torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device="cuda")
+                shape = tuple(context.get_tensor_shape(name))
+                tensors[name] = torch.empty(shape, dtype=dtype, device=self.device)
             context.set_tensor_address(name, tensors[name].data_ptr())
-
-        def run() -> None:
-            if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-                raise RuntimeError("TensorRT could not run the engine")
-
-        return run, tensors
+        return Execution(context, tensors)
 
     def profile(self, frames: np.ndarray, *, seconds: float) -> dict[str, float]:
         """Milliseconds per run in DCN layers and in all others: sums of each layer's median.
@@ -109,7 +151,7 @@ class Engine:
         Profiling adds to each layer's time; the share is what counts.
         """
         profiler = _profiler(self.trt)
-        run, _ = self.bind(frames, profiler=profiler)
+        run = self.bind(frames, profiler=profiler)
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             for _ in range(3):
@@ -125,6 +167,16 @@ class Engine:
             is_dcn = any(mentions(layer, node) for node in self.dcn_nodes)
             sums["dcn" if is_dcn else "other"] += median(times)
         return sums
+
+
+def misfits(plan: Path, facts: PlanDescription) -> list[str]:
+    """Why a plan must be built, by the .json beside it; empty if it fits."""
+    if not plan.is_file():
+        return [f"no {plan}"]
+    try:
+        return plan_description.misfits(plan_description.read(plan), asdict(facts))
+    except ExportError as error:
+        return [str(error)]
 
 
 def mentions(layer: str, node: str) -> bool:
@@ -155,8 +207,12 @@ def _profiler(trt: Any) -> Any:
     return Profiler()
 
 
-def _load_cublas() -> None:
-    """NVIDIA's plugin opens libcublas.so.12 itself, computes nothing without it, and does not say so."""
+def load_cublas() -> None:
+    """Load cuBLAS under CUDA 12's name: without it NVIDIA's plugin computes nothing, and does not say so.
+
+    Raises:
+        PlanError: There is none.
+    """
     try:
         ctypes.CDLL("libcublas.so.12", mode=ctypes.RTLD_GLOBAL)
     except OSError:

@@ -1,0 +1,128 @@
+"""What bounds a DCNv2 layer: products, memory traffic, and the reads of a gather, from a GPU's peak figures.
+
+    python -m benchmarks.roofline [--batch 1,8,32] [--precision fp16]
+
+Needs no GPU. The figures are those that NVIDIA publishes for an H200 unless options say otherwise.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks import report
+
+TAPS = 9
+CORNERS = 4
+ELEMENT_BYTES = {"fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4}
+
+# H200 SXM, dense: 989 TFLOP/s FP16, 494 TF32, 67 FP32; 4.8 TB/s; 132 SMs at 1.98 GHz, each of which takes
+# 128 bytes a clock from its L1 cache and shared memory together.
+H200_TFLOPS = {"fp16": 989.0, "bf16": 989.0, "tf32": 494.0, "fp32": 67.0}
+H200_TB_PER_S = 4.8
+H200_L1_TB_PER_S = 132 * 1.98e9 * 128 / 1e12
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer with a 3x3 kernel, stride and padding 1, on square maps: channels and side in pixels."""
+
+    channels: int
+    out_channels: int
+    side: int
+
+    def __str__(self) -> str:
+        return f"{self.channels}→{self.out_channels} @ {self.side}"
+
+    def flops(self, batch: int) -> float:
+        """Of the products alone: a multiplication and an addition each."""
+        return 2.0 * batch * self.side**2 * self.channels * self.out_channels * TAPS
+
+    def map_bytes(self, batch: int, element: int) -> int:
+        """Input, offsets, mask and output, once each, of `element` bytes a value."""
+        return element * batch * self.side**2 * (self.channels + self.out_channels + 3 * TAPS)
+
+    def bytes(self, batch: int, element: int) -> int:
+        """Least traffic: the maps and the weights, once each."""
+        return self.map_bytes(batch, element) + element * self.channels * self.out_channels * TAPS
+
+    def gather_bytes(self, batch: int, element: int) -> int:
+        """Through L1 and shared memory: four corners a sample, which is written once and read once."""
+        return element * batch * self.side**2 * self.channels * TAPS * (CORNERS + 2)
+
+
+NETWORKS: dict[str, list[Shape]] = {
+    "dla_34": [
+        Shape(512, 256, 16),
+        Shape(256, 256, 32),
+        *[Shape(256, 128, 32)] * 2,
+        *[Shape(128, 128, 64)] * 2,
+        *[Shape(128, 64, 64)] * 4,
+        *[Shape(64, 64, 128)] * 5,
+        Shape(256, 64, 32),
+    ],
+    "resdcn_18": [Shape(512, 256, 16), Shape(256, 128, 32), Shape(128, 64, 64)],
+}
+"""DCN layers of each network at 512x512, a shape as often as the network has it."""
+
+
+def roofline_us(shape: Shape, batch: int, element: int, *, tflops: float, tb_per_s: float) -> float:
+    """Least time of a layer, microseconds: its products and its traffic at full rate, whichever is longer."""
+    return max(shape.flops(batch) / tflops, shape.bytes(batch, element) / tb_per_s) / 1e6
+
+
+def table(network: str, batches: Sequence[int], options: argparse.Namespace) -> str:
+    """The bounds of each of a network's layers, and of all together, as Markdown."""
+    element = ELEMENT_BYTES[options.precision]
+    tflops = options.tflops or H200_TFLOPS[options.precision]
+    columns = [
+        "layer",
+        "count",
+        "batch",
+        "GFLOP",
+        "MB",
+        "products, µs",
+        "memory, µs",
+        "gather, µs",
+        "bound by",
+    ]
+    rows: list[list[object]] = []
+    for batch in batches:
+        sums = [0.0] * 5
+        for shape in dict.fromkeys(NETWORKS[network]):
+            times = NETWORKS[network].count(shape)
+            work = (shape.flops(batch), shape.bytes(batch, element), shape.gather_bytes(batch, element))
+            rates = (tflops, options.tb_per_s, options.l1_tb_per_s)
+            bounds = [amount / rate / 1e6 for amount, rate in zip(work, rates, strict=True)]
+            names = ("products", "memory", "gather")
+            longest = names[bounds.index(max(bounds))]
+            values = [work[0] / 1e9, work[1] / 1e6, *bounds]
+            rows.append([str(shape), times, batch, *values, longest])
+            sums = [total + times * value for total, value in zip(sums, values, strict=True)]
+        rows.append(["**sum**", len(NETWORKS[network]), batch, *sums, ""])
+    return report.markdown_table(columns, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables; returns the exit code."""
+    options = _parser().parse_args(argv)
+    for network in options.models:
+        print(f"{network}, {options.precision}\n\n{table(network, options.batch, options)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.roofline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", type=report.choices(NETWORKS), default=["dla_34"])
+    parser.add_argument("--batch", type=report.numbers, default=[1, 8, 32])
+    parser.add_argument("--precision", choices=ELEMENT_BYTES, default="fp16")
+    parser.add_argument("--tflops", type=float, help="peak of the products")
+    parser.add_argument("--tb-per-s", type=float, default=H200_TB_PER_S, help="peak of the memory")
+    parser.add_argument("--l1-tb-per-s", type=float, default=H200_L1_TB_PER_S, help="of all L1 caches")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
