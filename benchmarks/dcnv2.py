@@ -139,7 +139,7 @@ def _run_process(
                     ceilings[contender] = said
                 elif event == "skipped":
                     return left, said["reason"]
-                elif event == "failed":
+                elif event == "failed" and left:
                     left.pop(0)["skipped"][contender] = f"failed: {said['reason']}"
                 elif event == "layer":
                     row = left.pop(0)

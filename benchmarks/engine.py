@@ -163,7 +163,8 @@ def _run(
                     row["median_ms"][said["batch"]] = said["median_ms"]
                 elif event == "layers":
                     row["layers_ms"][said.pop("batch")] = said
-                else:
+                # What crashes after its last word has done its work.
+                elif row["status"] != "done":
                     row |= {"status": event, "reason": said.get("reason", "")}
     return row
 

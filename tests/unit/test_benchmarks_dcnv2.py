@@ -216,6 +216,14 @@ def test_after_a_failure_another_process_goes_on(monkeypatch):
     assert ceilings == {"nvidia": {"tflops": 1.0, "tb_per_s": 2.0}}
 
 
+def test_a_crash_after_the_last_layer_costs_nothing(monkeypatch):
+    rows = rows_of(1)
+    said = [{"event": "layer", "us": 5.0, "error": 0.1}, {"event": "failed", "reason": "ended with -11"}]
+    run_contender(monkeypatch, [said], rows)
+    assert rows[0]["us"] == {"nvidia": 5.0}
+    assert not rows[0]["skipped"]
+
+
 def test_what_always_fails_is_given_up(monkeypatch):
     rows = rows_of(5)
     failures = [[{"event": "failed", "reason": "hung"}] for _ in range(dcnv2.FAILURES)]
