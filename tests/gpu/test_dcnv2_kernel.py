@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 
 from torchvision.ops import deform_conv2d  # noqa: E402
 
-from benchmarks.dcnv2_library import Kernels, Layer  # noqa: E402
+from benchmarks.dcnv2_library import KernelError, Kernels, Layer  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -194,6 +194,40 @@ def test_offsets_out_of_range_count_as_zero_samples(kernels, value):
     tensors[1] = tensors[1].masked_fill(away, value)
     for tactic, output in run_all(kernels, tensors, offset_type=FLOAT):
         assert error(output, truth) < 1e-3, tactic
+
+
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT], ids=["fp16", "bf16", "tf32"])
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+def test_samples_outside_are_zero_beside_infinite_pixels(kernels, value, dtype):
+    torch.manual_seed(8)
+    tensors = draw(1, 72, 16, 16, 64, dtype=dtype)
+    side = torch.arange(16, device="cuda")
+    taps = torch.arange(9, device="cuda")[:, None, None]
+    places = torch.stack(
+        [side[:, None] - 1 + taps // 3 + 0 * side, side[None, :] - 1 + taps % 3 + 0 * side[:, None]], dim=1
+    ).flatten(0, 1)
+    # All into the lower right, far from the first pixels; some then away from there.
+    offset = 4 + 10 * torch.rand(1, 18, 16, 16, device="cuda") - places
+    away = torch.rand_like(offset) < 0.2
+    tensors[1] = offset.masked_fill(away, 1e6)
+    truth = torchvision(tensors)
+    tensors[0][..., :2, :2] = float("inf")
+    tensors[1] = offset.masked_fill(away, value)
+    for tactic, output in run_all(kernels, tensors, offset_type=FLOAT, tf32=True):
+        assert error(output, truth) < (1e-2 if dtype == BFLOAT else 1e-3), tactic
+
+
+def test_tactic_that_cannot_run_is_refused_and_nothing_stays_behind(kernels):
+    torch.manual_seed(9)
+    data, offset, logits, weight, bias = draw(1, 64, 16, 16, 64)
+    layer = Layer(data, torch.cat([offset, logits], dim=1), None, weight, bias, packed=True)
+    best = kernels.tactics(layer)[0]
+    expected = kernels.run(layer, best).clone()
+    # No such shapes; more blocks than a cluster has; fewer steps than eight blocks need.
+    for tactic in (0, 16 * 9, 16 * 2 + 4, 16 * 2 + 3):
+        with pytest.raises(KernelError, match="cudaErrorNotSupported"):
+            kernels.run(layer, tactic)
+        assert torch.equal(kernels.run(layer, best), expected)
 
 
 def test_empty_batch(kernels):

@@ -11,6 +11,14 @@ namespace dcnv2 {
 template <class T>
 using CornerWeights = std::conditional_t<T::kType == DataType::kFloat, Vec16, Vec8>;
 
+// Of a sample that counts nothing: it lies outside the image, or its mask is zero.
+DCNV2_DEVICE bool allZero(const Vec8& weights) {
+  return ((weights.words[0] | weights.words[1]) & 0x7fff7fffu) == 0;
+}
+DCNV2_DEVICE bool allZero(const Vec16& weights) {
+  return (weights.words[0] | weights.words[1] | weights.words[2] | weights.words[3]) << 1 == 0;
+}
+
 // Products and sums are FP32, and rounded once; FP16 has its own, below.
 template <class T>
 DCNV2_DEVICE Vec16 blend(const Vec16 (&corners)[4], const Vec8& weights) {

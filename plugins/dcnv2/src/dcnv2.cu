@@ -2,9 +2,8 @@
 #include <algorithm>
 
 #include "dcnv2.h"
-#include "generic.h"
+#include "plan.h"
 #include "repack.h"
-#include "tactic.h"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define DCNV2_WARPGROUPS true
@@ -35,122 +34,84 @@ __global__ void __launch_bounds__(kWarps * 32, kResident)
   Tile<T, kOut, kPixels, kWarps, DCNV2_WARPGROUPS>::run(arguments);
 }
 
-struct Device {
-  int32_t major = 8;
-  int32_t multiprocessors = 80;
-  int32_t shared_bytes = 99 << 10;  // the least of all supported devices
-
-  // Engines are also built where there is no GPU.
-  Device() {
-    int device;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
-            cudaSuccess) {
-      cudaGetLastError();
-    }
+Device currentDevice() {
+  Device found;
+  int device;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&found.major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&found.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
+          cudaSuccess) {
+    cudaGetLastError();
+    return {};
   }
-};
-
-// What a tile shape would cost; `blocks` is zero where it cannot run.
-struct Plan {
-  int32_t tactic = 0;
-  int64_t blocks = 0;
-  double cost = 0.0;
-};
-
-template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps, int32_t kResident>
-Plan planTile(const Problem& problem, const Device& device, int32_t shape, int32_t log_split) {
-  using Shape = TileShape<T, kOut, kPixels, kWarps>;
-  const int32_t split = 1 << log_split;
-  const int64_t shared = Shape::sharedBytes(problem, split);
-  const int32_t steps = Shape::steps(problem);
-  if (shared > device.shared_bytes || (split > 1 && (device.major < 9 || steps < 2 * split))) return {};
-  const int64_t blocks = Shape::blocks(problem, split);
-  const int64_t widest =
-      std::max({Shape::outTiles(problem), Shape::columnTiles(problem), Shape::rowTiles(problem)});
-  if (blocks * widest > int64_t{UINT32_MAX}) return {};  // where Divisor is exact
-  const int64_t resident = std::clamp<int64_t>((228 << 10) / (shared + 1024), 1, kResident);
-  const int64_t waves =
-      (blocks + device.multiprocessors * resident - 1) / (device.multiprocessors * resident);
-  // Cycles of shared memory and cache: gathers and products of a step; filling the pipeline and writing out.
-  const double step = 5.0 * kPixels + 1.5 * kOut;
-  const double cost = static_cast<double>(waves * resident) *
-                      (steps * step / split + 8.0 * kPixels + 400.0 * (log_split > 0));
-  return {tacticNumber(shape, log_split), blocks, cost + 2000.0 * static_cast<double>(waves)};
+  return found;
 }
 
-template <class T>
-int32_t rankTiles(const Problem& problem, const Device& device, Plan* plans) {
-  int32_t count = 0;
-  for (int32_t log_split = 0; log_split <= kMaxLogSplit; ++log_split) {
-#define DCNV2_PLAN(number, out, ...)                                                  \
-  if (out == 64 || out - 64 < problem.out_channels) {                                 \
-    plans[count] = planTile<T, out, __VA_ARGS__>(problem, device, number, log_split); \
-    if (plans[count].blocks > 0) ++count;                                             \
-  }
-    DCNV2_TILES(DCNV2_PLAN)
-#undef DCNV2_PLAN
-  }
-  std::sort(plans, plans + count, [](const Plan& a, const Plan& b) { return a.cost < b.cost; });
-  return count;
+struct Launch {
+  int64_t blocks;
+  int32_t threads;
+  int64_t shared_bytes;
+  int32_t cluster;
+  cudaStream_t stream;
+};
+
+// Returns this launch's own error, not an earlier one, and leaves none behind for a later call to find.
+template <class... Parameters, class... Arguments>
+cudaError_t launchKernel(void (*kernel)(Parameters...), const Launch& launch, const Arguments&... arguments) {
+  if (launch.blocks > INT32_MAX) return cudaErrorNotSupported;
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = {static_cast<unsigned>(launch.blocks), 1, 1};
+  config.blockDim = {static_cast<unsigned>(launch.threads), 1, 1};
+  config.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
+  config.stream = launch.stream;
+  config.attrs = &cluster;
+  config.numAttrs = launch.cluster > 1 ? 1 : 0;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(launch.shared_bytes));
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
 }
 
 size_t weightBytes(const Problem& p) {
   const size_t elements = static_cast<size_t>(p.out_channels) * p.channels * p.kernel_h * p.kernel_w;
-  return (elements * (p.type == DataType::kFloat ? 4 : 2) + kAlignment - 1) / kAlignment * kAlignment;
+  return (elements * elementBytes(p) + kAlignment - 1) / kAlignment * kAlignment;
 }
 
 template <class Storage>
 cudaError_t transpose(const void* from, void* to, int32_t batch, int32_t rows, int32_t columns,
                       cudaStream_t stream) {
-  const int64_t blocks = Transpose<Storage>::blocks(batch, rows, columns);
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  transposeKernel<Storage><<<static_cast<unsigned>(blocks), Transpose<Storage>::kThreads,
-                             Transpose<Storage>::kSharedBytes, stream>>>(from, to, rows, columns);
-  return cudaGetLastError();
-}
-
-template <class T>
-cudaError_t launchGeneric(const Problem& problem, const Tensors& tensors, cudaStream_t stream) {
-  const int64_t blocks = Generic<T>::blocks(problem);
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  genericKernel<T><<<static_cast<unsigned>(blocks), Generic<T>::kThreads, Generic<T>::kSharedBytes, stream>>>(
-      problem, tensors);
-  return cudaGetLastError();
+  using Kernel = Transpose<Storage>;
+  return launchKernel(
+      transposeKernel<Storage>,
+      {Kernel::blocks(batch, rows, columns), Kernel::kThreads, Kernel::kSharedBytes, 1, stream}, from, to,
+      rows, columns);
 }
 
 template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps, int32_t kResident>
-cudaError_t launchTile(const Problem& problem, const Tensors& tensors, int32_t tactic, cudaStream_t stream) {
+cudaError_t launchTile(const Problem& problem, const Tensors& tensors, const Plan& plan,
+                       cudaStream_t stream) {
   using Shape = TileShape<T, kOut, kPixels, kWarps>;
-  auto* kernel = tileKernel<T, kOut, kPixels, kWarps, kResident>;
-  const int32_t split = splitOf(tactic);
-  const int64_t blocks = Shape::blocks(problem, split);
-  const int64_t shared = Shape::sharedBytes(problem, split);
-  if (blocks > INT32_MAX || shared > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(split), 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = {static_cast<unsigned>(blocks), 1, 1};
-  config.blockDim = {Shape::kThreads, 1, 1};
-  config.dynamicSmemBytes = static_cast<size_t>(shared);
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = split > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, Shape::arguments(problem, tensors, tactic % 16));
+  const int32_t split = splitOf(plan.tactic);
+  return launchKernel(tileKernel<T, kOut, kPixels, kWarps, kResident>,
+                      {plan.blocks, Shape::kThreads, Shape::sharedBytes(problem, split), split, stream},
+                      Shape::arguments(problem, tensors, plan.tactic % 16));
 }
 
 template <class T>
 cudaError_t launch(const Problem& problem, const Tensors& tensors, int32_t tactic, cudaStream_t stream) {
   if (problem.batch == 0 || problem.out_height == 0 || problem.out_width == 0) return cudaSuccess;
-  if (!Offsets<T>::fits(problem)) return cudaErrorInvalidConfiguration;
-  if (tactic == kGeneric) return launchGeneric<T>(problem, tensors, stream);
-  if (!tileRuns(problem)) return cudaErrorNotSupported;
+  const Plan plan = planTactic(problem, currentDevice(), tactic);
+  if (plan.blocks == 0) return cudaErrorNotSupported;
+  if (tactic == kGeneric) {
+    return launchKernel(genericKernel<T>,
+                        {plan.blocks, Generic<T>::kThreads, Generic<T>::kSharedBytes, 1, stream}, problem,
+                        tensors);
+  }
 
   using Storage = typename T::Storage;
   Tensors packed = tensors;
@@ -172,7 +133,7 @@ cudaError_t launch(const Problem& problem, const Tensors& tensors, int32_t tacti
   switch (shapeOf(tactic)) {
 #define DCNV2_LAUNCH(number, ...) \
   case number:                    \
-    return launchTile<T, __VA_ARGS__>(packedProblem(problem), packed, tactic, stream);
+    return launchTile<T, __VA_ARGS__>(packedProblem(problem), packed, plan, stream);
     DCNV2_TILES(DCNV2_LAUNCH)
 #undef DCNV2_LAUNCH
     default:
@@ -183,17 +144,16 @@ cudaError_t launch(const Problem& problem, const Tensors& tensors, int32_t tacti
 }  // namespace
 
 int32_t tactics(const Problem& problem, int32_t* numbers, int32_t capacity) noexcept {
-  Plan plans[16 * (kMaxLogSplit + 1)];
-  int32_t count = 0;
-  if (tileRuns(problem)) {
-    const Problem packed = packedProblem(problem);
-    const Device device;
-    count = problem.type == DataType::kFloat ? rankTiles<Float>(packed, device, plans)
-                                             : rankTiles<Half>(packed, device, plans);
+  Plan plans[kTileTactics];
+  const int32_t tiles = rankTiles(problem, currentDevice(), plans);
+  for (int32_t i = 0; i < std::min(tiles + 1, capacity); ++i) {
+    numbers[i] = i < tiles ? plans[i].tactic : kGeneric;
   }
-  plans[count++].tactic = kGeneric;
-  for (int32_t i = 0; i < std::min(count, capacity); ++i) numbers[i] = plans[i].tactic;
-  return count;
+  return tiles + 1;
+}
+
+bool canRun(const Problem& problem, int32_t tactic) noexcept {
+  return planTactic(problem, currentDevice(), tactic).blocks > 0;
 }
 
 size_t workspaceSize(const Problem& problem, int32_t tactic) noexcept {

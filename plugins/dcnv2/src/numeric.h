@@ -46,7 +46,7 @@ DCNV2_FN Value loadReadOnly(const Value* address) {
 #endif
 }
 
-// Division of numbers below 2^26 by one that the host knows: a multiplication.
+// Division by a number that the host knows: a multiplication.
 struct Divisor {
   int32_t value;
   uint32_t reciprocal;
@@ -55,6 +55,8 @@ struct Divisor {
     return {value, static_cast<uint32_t>(((1ull << 32) + static_cast<uint32_t>(value) - 1) /
                                          static_cast<uint32_t>(value))};
   }
+  // Whether every number up to `number` is divided exactly.
+  static constexpr bool exact(int64_t number, int64_t value) { return number * value <= INT64_C(0xffffffff); }
   DCNV2_FN int32_t divide(int32_t number) const {
     if (value == 1) return number;
     return static_cast<int32_t>(static_cast<uint64_t>(static_cast<uint32_t>(number)) * reciprocal >> 32);

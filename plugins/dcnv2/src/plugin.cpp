@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <stdexcept>
 
 #include "plugin_log.h"
@@ -18,13 +17,7 @@ using nvinfer1::PluginTensorDesc;
 
 constexpr int32_t kSuccess = 0;
 constexpr int32_t kFailure = -1;
-
-std::vector<int32_t> tacticsOf(const Problem& problem) {
-  std::vector<int32_t> numbers(16);
-  const int32_t count = tactics(problem, numbers.data(), static_cast<int32_t>(numbers.size()));
-  numbers.resize(std::min<size_t>(count, numbers.size()));
-  return numbers;
-}
+constexpr size_t kTimedTactics = 16;  // the best guesses: each one costs time in every build
 
 // The layer at one point of the optimization profile: `extent` is its minimum, optimum or maximum.
 Problem problemAt(const Attributes& attributes, const DynamicPluginTensorDesc* inputs,
@@ -54,7 +47,6 @@ Plugin::Plugin(const Plugin& other) : Plugin(other.name_, other.attributes_) {
   tactics_ = other.tactics_;
   tactic_ = other.tactic_;
   problem_ = other.problem_;
-  usable_ = other.usable_;
   problem_tactic_ = other.problem_tactic_;
 }
 
@@ -114,15 +106,19 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t i
     checkShapes(attributes_, shapes.data(), input_count);
     for (const auto extent : {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::max})
       problemAt(attributes_, inputs, outputs[0], extent);
-    tactics_ = tacticsOf(problemAt(attributes_, inputs, outputs[0], &DynamicPluginTensorDesc::opt));
+    const Problem usual = problemAt(attributes_, inputs, outputs[0], &DynamicPluginTensorDesc::opt);
+    tactics_.resize(kTimedTactics);
+    const int32_t count = tactics(usual, tactics_.data(), kTimedTactics);
+    tactics_.resize(std::min<size_t>(count, kTimedTactics));
     return kSuccess;
   });
 }
 
 size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t,
                                 const DynamicPluginTensorDesc* outputs, int32_t) const noexcept {
-  // What no device has makes the build fail; too little would let the kernels write beyond it.
-  return guarded(name_, std::numeric_limits<size_t>::max(), [&] {
+  // What no device has makes the build fail; too little would let the kernels write beyond it. Less than the
+  // largest size, which TensorRT would round up to none.
+  return guarded(name_, size_t{1} << 48, [&] {
     return workspaceSize(problemAt(attributes_, inputs, outputs[0], &DynamicPluginTensorDesc::max),
                          kAnyTactic);
   });
@@ -145,15 +141,14 @@ int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, int32_t, const Plu
                               int32_t) noexcept {
   return guarded(name_, kFailure, [&] {
     problem_ = makeProblem(attributes_, inputs, outputs[0]);
-    usable_ = tacticsOf(problem_);
     chooseTactic();
     return kSuccess;
   });
 }
 
 void Plugin::chooseTactic() noexcept {
-  const bool chosen = std::find(usable_.begin(), usable_.end(), tactic_) != usable_.end();
-  problem_tactic_ = chosen || usable_.empty() ? tactic_ : usable_.front();
+  problem_tactic_ = tactic_;
+  if (problem_.batch > 0 && !canRun(problem_, tactic_)) tactics(problem_, &problem_tactic_, 1);
 }
 
 int32_t Plugin::enqueue(const PluginTensorDesc*, const PluginTensorDesc*, const void* const* inputs,

@@ -74,9 +74,8 @@ class Plugin final : public nvinfer1::IPluginV3,
   std::vector<int32_t> tactics_;  // of the last configurePlugin
   int32_t tactic_ = 0;            // TensorRT's choice; 0: ours
 
-  Problem problem_{};            // of the last onShapeChange
-  std::vector<int32_t> usable_;  // tactics that run it
-  int32_t problem_tactic_ = 0;   // the one that does
+  Problem problem_{};           // of the last onShapeChange
+  int32_t problem_tactic_ = 0;  // what runs it
 };
 
 }  // namespace dcnv2

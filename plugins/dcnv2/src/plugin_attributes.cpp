@@ -12,6 +12,7 @@ using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
 
 constexpr int32_t kAny = std::numeric_limits<int32_t>::max();
+constexpr int32_t kFar = 32767;  // so that coordinates fit 32 bits
 
 struct Slot {
   const char* name;
@@ -21,9 +22,9 @@ struct Slot {
 };
 
 std::array<Slot, 9> slots(Attributes& a) {
-  return {{{"stride", a.stride.data(), 2, 1, kAny},
-           {"padding", a.padding.data(), 2, 0, kAny},
-           {"dilation", a.dilation.data(), 2, 1, kAny},
+  return {{{"stride", a.stride.data(), 2, 1, kFar},
+           {"padding", a.padding.data(), 2, 0, kFar},
+           {"dilation", a.dilation.data(), 2, 1, kFar},
            {"groups", &a.groups, 1, 1, kAny},
            {"deformable_group", &a.deformable_group, 1, 1, kAny},
            {"packed_offset_mask", &a.packed_offset_mask, 1, 0, 1},
@@ -54,9 +55,11 @@ void read(const PluginField& field, const Slot& slot) {
   for (int32_t i = 0; i < slot.length; ++i) {
     const int64_t value = valueAt(field, std::min(i, length - 1));
     if (value < slot.lowest || value > slot.highest) {
-      throw std::invalid_argument(
-          "attribute " + name + " is " + std::to_string(value) + ", expected " +
-          (slot.highest == kAny ? "at least " + std::to_string(slot.lowest) : "0 or 1"));
+      throw std::invalid_argument("attribute " + name + " is " + std::to_string(value) + ", expected " +
+                                  (slot.highest == kAny
+                                       ? "at least " + std::to_string(slot.lowest)
+                                       : std::to_string(slot.lowest) + (slot.highest == 1 ? " or " : " to ") +
+                                             std::to_string(slot.highest)));
     }
     slot.values[i] = static_cast<int32_t>(value);
   }

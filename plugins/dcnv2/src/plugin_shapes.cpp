@@ -1,6 +1,5 @@
 #include "plugin_shapes.h"
 
-#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -14,6 +13,7 @@ using nvinfer1::PluginTensorDesc;
 using nvinfer1::TensorFormat;
 
 constexpr int64_t kUnknown = -1;
+constexpr int64_t kDimensions = int64_t{1} << 30;  // coordinates, paddings added, fit 32 bits
 
 std::string text(int64_t value) { return value == kUnknown ? "?" : std::to_string(value); }
 
@@ -160,8 +160,8 @@ Problem makeProblem(const Attributes& attributes, const PluginTensorDesc* inputs
   for (int32_t i = 0; i < a.inputCount(); ++i) {
     shapes[i] = inputs[i].dims;
     for (int32_t d = 0; d < shapes[i].nbDims; ++d) {
-      if (shapes[i].d[d] > std::numeric_limits<int32_t>::max()) {
-        throw std::invalid_argument("dimension " + text(shapes[i].d[d]) + ", expected less than 2^31");
+      if (shapes[i].d[d] >= kDimensions) {
+        throw std::invalid_argument("dimension " + text(shapes[i].d[d]) + ", expected less than 2^30");
       }
     }
   }

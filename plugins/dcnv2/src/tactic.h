@@ -23,7 +23,11 @@ constexpr int32_t kGeneric = 1;
 constexpr int32_t tacticNumber(int32_t shape, int32_t log_split) { return 16 * shape + log_split; }
 constexpr int32_t shapeOf(int32_t tactic) { return tactic / 16; }
 constexpr int32_t splitOf(int32_t tactic) { return 1 << tactic % 16; }
-constexpr int32_t kMaxLogSplit = 3;
+constexpr int32_t kMaxLogSplit = 3;  // as large as a cluster may be everywhere
+
+#define DCNV2_COUNT(...) +1
+constexpr int32_t kTileTactics = (DCNV2_TILES(DCNV2_COUNT)) * (kMaxLogSplit + 1);
+#undef DCNV2_COUNT
 
 // `p` as the tensor-core kernel sees it: channels-last input and packed weights, if need be copies of them.
 inline Problem packedProblem(const Problem& p) {
@@ -33,22 +37,24 @@ inline Problem packedProblem(const Problem& p) {
   return packed;
 }
 
+inline int32_t elementBytes(const Problem& p) { return p.type == DataType::kFloat ? 4 : 2; }
+
 inline int64_t imageBytes(const Problem& p) {
-  return static_cast<int64_t>(p.height) * p.width * p.input_stride * (p.type == DataType::kFloat ? 4 : 2);
+  return static_cast<int64_t>(p.height) * p.width * p.input_stride * elementBytes(p);
 }
 
-// Whether the tensor-core kernel computes layers of this kind, unless they are too large for its indices.
+// Whether the tensor-core kernel computes layers of this kind, at some number of channels and some size.
 inline bool tileRunsKind(const Problem& p) {
-  const bool single = p.type == DataType::kFloat;
-  const int32_t vector = single ? 4 : 8;
-  const int32_t stride = packedProblem(p).input_stride;
-  return (!single || p.allow_tf32) && p.groups == 1 && p.channels % vector == 0 && stride % vector == 0 &&
-         (p.offset_groups == 1 || p.channels / p.offset_groups % (8 * vector) == 0);
+  return (p.type != DataType::kFloat || p.allow_tf32) && p.groups == 1;
 }
 
 // Whether the tensor-core kernel computes `p` at all, whatever the tile.
 inline bool tileRuns(const Problem& p) {
-  return tileRunsKind(p) && imageBytes(packedProblem(p)) <= INT32_MAX && Offsets<Float>::fits(p);
+  const int32_t vector = 16 / elementBytes(p);
+  const int64_t weight_row = static_cast<int64_t>(p.channels) * p.kernel_h * p.kernel_w * elementBytes(p);
+  return tileRunsKind(p) && p.channels % vector == 0 && packedProblem(p).input_stride % vector == 0 &&
+         (p.offset_groups == 1 || p.channels / p.offset_groups % (8 * vector) == 0) &&
+         imageBytes(packedProblem(p)) <= INT32_MAX && weight_row <= INT32_MAX && Offsets<Float>::fits(p);
 }
 
 }  // namespace dcnv2

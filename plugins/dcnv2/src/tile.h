@@ -202,8 +202,10 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
 #pragma unroll
     for (int32_t i = 0; i < kAtOnce; ++i) {
       const int32_t gather = index * kAtOnce + i;
-      store(tile + sample_targets_[gather % 2] + gather / 2 * 8 * kRowBytes,
-            blend<T>(batch.corners[i], batch.weights[i]));
+      Vec16 blended = blend<T>(batch.corners[i], batch.weights[i]);
+      // Its corners are any four pixels, and zero times infinity is not zero.
+      if (allZero(batch.weights[i])) blended = {};
+      store(tile + sample_targets_[gather % 2] + gather / 2 * 8 * kRowBytes, blended);
     }
   }
 

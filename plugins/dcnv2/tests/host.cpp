@@ -1,19 +1,18 @@
 // libdcnv2_host.so, or a part of the host test.
 #include "host.h"
 
-#include "generic.h"
-#include "tactic.h"
+#include "plan.h"
 
 using namespace dcnv2;
 
 namespace {
 
 template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps>
-void runTile(const Problem& problem, const Tensors& tensors, int32_t tactic, bool warpgroups) {
+void runTile(const Problem& problem, const Tensors& tensors, const Plan& plan, bool warpgroups) {
   using Shape = TileShape<T, kOut, kPixels, kWarps>;
-  const int32_t split = splitOf(tactic);
-  const TileArguments arguments = Shape::arguments(problem, tensors, tactic % 16);
-  emulation::launch(Shape::blocks(problem, split), split, Shape::kThreads,
+  const int32_t split = splitOf(plan.tactic);
+  const TileArguments arguments = Shape::arguments(problem, tensors, plan.tactic % 16);
+  emulation::launch(plan.blocks, split, Shape::kThreads,
                     static_cast<size_t>(Shape::sharedBytes(problem, split)), [&] {
                       if (warpgroups) {
                         Tile<T, kOut, kPixels, kWarps, true>::run(arguments);
@@ -25,16 +24,19 @@ void runTile(const Problem& problem, const Tensors& tensors, int32_t tactic, boo
 
 template <class T>
 int32_t run(const Problem& problem, const Tensors& tensors, int32_t tactic, bool warpgroups) {
+  if (problem.batch == 0) return 0;
+  const Plan plan = planTactic(problem, kHostDevice, tactic);
+  if (plan.blocks == 0) return 1;
   if (tactic == kGeneric) {
-    emulation::launch(Generic<T>::blocks(problem), 1, Generic<T>::kThreads, Generic<T>::kSharedBytes,
+    emulation::launch(plan.blocks, 1, Generic<T>::kThreads, Generic<T>::kSharedBytes,
                       [&] { Generic<T>::run(problem, tensors); });
     return 0;
   }
-  if (!tileRuns(problem) || !problem.weight_ohwi) return 1;
+  if (problem.layout != Layout::kNHWC || !problem.weight_ohwi) return 1;
   switch (shapeOf(tactic)) {
-#define DCNV2_RUN(number, out, pixels, warps, ...)                        \
-  case number:                                                            \
-    runTile<T, out, pixels, warps>(problem, tensors, tactic, warpgroups); \
+#define DCNV2_RUN(number, out, pixels, warps, ...)                      \
+  case number:                                                          \
+    runTile<T, out, pixels, warps>(problem, tensors, plan, warpgroups); \
     return 0;
     DCNV2_TILES(DCNV2_RUN)
 #undef DCNV2_RUN

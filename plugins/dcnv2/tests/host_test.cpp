@@ -6,8 +6,6 @@
 #include <limits>
 #include <random>
 
-#include "tactic.h"
-
 using namespace dcnv2;
 
 namespace {
@@ -49,8 +47,9 @@ Case generate(std::mt19937& random, int32_t index) {
   p.out_channels = p.groups * pick(1, tile ? 70 : 9);
   p.height = pick(1, 12);
   p.width = pick(1, 12);
-  p.kernel_h = pick(1, 3);
-  p.kernel_w = pick(1, 3);
+  const bool deep = index % 8 == 6;  // enough steps for a split by eight
+  p.kernel_h = deep ? 3 : pick(1, 3);
+  p.kernel_w = deep ? 3 : pick(1, 3);
   p.stride_h = pick(1, 2);
   p.stride_w = pick(1, 2);
   p.padding_h = pick(0, 2);
@@ -254,38 +253,110 @@ double run(const Case& c, const std::vector<double>& truth, int32_t tactic, bool
   return norm == 0.0 ? std::sqrt(difference) : std::sqrt(difference / norm);
 }
 
-}  // namespace
+// Relative to FP64, of the tensor-core kernels.
+double tileLimit(DataType type) { return type == DataType::kBfloat16 ? 1.5e-2 : 2e-3; }
 
-int main() {
+bool close(const char* name, int32_t index, int32_t tactic, double error, double limit) {
+  if (error <= limit) return true;
+  std::printf("%s %d, tactic %d: relative error %g, expected at most %g\n", name, index, tactic, error,
+              limit);
+  return false;
+}
+
+Problem withTiles(Problem p) {
+  p.layout = Layout::kNHWC;
+  p.input_stride = (p.channels + 7) / 8 * 8;
+  return p;
+}
+
+// Generated layers; returns how many runs failed.
+int32_t testGenerated() {
   constexpr int32_t kCases = 240;
   std::mt19937 random(20261123);
   int32_t failures = 0;
-  int32_t tiles = 0;
+  int32_t splits[kMaxLogSplit + 1] = {};
   for (int32_t index = 0; index < kCases; ++index) {
     const Case c = generate(random, index);
     const std::vector<double> truth = define(c);
     const DataType type = c.problem.type;
-    const auto check = [&](int32_t tactic, bool warpgroups, double limit) {
-      const double error = run(c, truth, tactic, warpgroups);
-      if (error <= limit) return;
-      ++failures;
-      std::printf("case %d, tactic %d: relative error %g, expected at most %g\n", index, tactic, error,
-                  limit);
-    };
-    check(kGeneric, false, type == DataType::kFloat ? 1e-5 : type == DataType::kHalf ? 1e-3 : 8e-3);
-    Problem packed = c.problem;
-    packed.layout = Layout::kNHWC;
-    packed.input_stride = (packed.channels + 7) / 8 * 8;
-    if (!tileRuns(packed) || !packed.weight_ohwi) continue;
-    ++tiles;
+    failures += !close("case", index, kGeneric, run(c, truth, kGeneric, false),
+                       type == DataType::kFloat  ? 1e-5
+                       : type == DataType::kHalf ? 1e-3
+                                                 : 8e-3);
+    const Problem tiled = withTiles(c.problem);
+    if (!tileRuns(tiled) || !tiled.weight_ohwi) continue;
     // Small shapes more often than large ones: a block of those takes long here.
-    const int32_t shape = index % 8 == 0 ? 1 + index / 8 % 8 : (index % 4 == 0 ? 2 : 6);
-    const int32_t log_split = TileShape<Half, 64, 64, 4>::steps(packed) >= 4 ? index / 2 % 3 : 0;
-    check(tacticNumber(shape, log_split), index / 2 % 2 == 0,
-          type == DataType::kFloat  ? 2e-3
-          : type == DataType::kHalf ? 2e-3
-                                    : 1.5e-2);
+    const int32_t number = index / 2;
+    const int32_t shape = number % 4 == 0 ? 1 + number / 4 % 8 : (number % 2 == 0 ? 2 : 6);
+    int32_t log_split = index % 8 == 6 ? kMaxLogSplit : number % 3;
+    while (log_split > 0 && planTactic(tiled, kHostDevice, tacticNumber(shape, log_split)).blocks == 0) {
+      --log_split;
+    }
+    ++splits[log_split];
+    const int32_t tactic = tacticNumber(shape, log_split);
+    failures += !close("case", index, tactic, run(c, truth, tactic, number / 32 % 2 == 0), tileLimit(type));
   }
-  std::printf("%d cases, %d of them on tiles, %d failures\n", kCases, tiles, failures);
-  return failures == 0 && tiles >= 40 ? 0 : 1;
+  std::printf("%d cases, %d of them on whole tiles, on tiles split by two %d, by four %d, by eight %d\n",
+              kCases, splits[0], splits[1], splits[2], splits[3]);
+  for (const int32_t count : splits) failures += count < 10;
+  return failures;
+}
+
+// A sample outside the image is zero, even where the first pixels are infinite; all others are finite.
+int32_t testInfinitePixels() {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  constexpr double kAway[] = {1e30, -1e30, std::numeric_limits<double>::quiet_NaN(), kInfinity};
+  std::mt19937 random(5);
+  int32_t failures = 0;
+  for (int32_t index = 0; index < 6; ++index) {
+    Case c = generate(random, 0);
+    Problem& p = c.problem;
+    p.type = static_cast<DataType>(index % 3);
+    p.offset_type = DataType::kFloat;
+    p.layout = Layout::kNHWC;
+    p.batch = p.groups = p.offset_groups = 1;
+    p.channels = 72;
+    p.out_channels = 24;
+    p.height = p.width = p.out_height = p.out_width = 8;
+    p.kernel_h = p.kernel_w = 3;
+    p.stride_h = p.stride_w = p.padding_h = p.padding_w = p.dilation_h = p.dilation_w = 1;
+    p.packed_offset_mask = p.relu = c.has_mask = false;
+    p.weight_ohwi = true;
+    const auto draw = [&](std::vector<double>& values, size_t size, double low, double high) {
+      values.resize(size);
+      for (double& value : values) value = heldAs(p.type, std::uniform_real_distribution(low, high)(random));
+    };
+    draw(c.input, 72 * 64, -1.0, 1.0);
+    draw(c.weight, 24 * 72 * 9, -0.1, 0.1);
+    draw(c.bias, 24, -1.0, 1.0);
+    c.mask.assign(9 * 64, 1.0);
+    for (size_t i = 0; i < c.input.size(); ++i) {
+      if (i % 64 / 8 < 2 && i % 8 < 2) c.input[i] = i % 2 ? kInfinity : -kInfinity;
+    }
+    // Every tap is sent into the lower right quarter, and some are then sent away.
+    c.offset.resize(18 * 64);
+    for (size_t i = 0; i < c.offset.size(); ++i) {
+      const auto tap = static_cast<int32_t>(i / 128);
+      const bool row = i / 64 % 2 == 0;
+      const int32_t at =
+          row ? static_cast<int32_t>(i % 64 / 8) - 1 + tap / 3 : static_cast<int32_t>(i % 8) - 1 + tap % 3;
+      const double target = std::uniform_real_distribution(4.0, 7.9)(random);
+      c.offset[i] = random() % 4 == 0 ? kAway[random() % 4] : held<Float>(target - at);
+    }
+    const std::vector<double> truth = define(c);
+    const int32_t tactic = index < 3 ? kGeneric : tacticNumber(6, 1);
+    for (const bool warpgroups : {false, true}) {
+      failures +=
+          !close("infinite pixels", index, tactic, run(c, truth, tactic, warpgroups), tileLimit(p.type));
+    }
+  }
+  return failures;
+}
+
+}  // namespace
+
+int main() {
+  const int32_t failures = testGenerated() + testInfinitePixels();
+  std::printf("%d failures\n", failures);
+  return failures == 0 ? 0 : 1;
 }

@@ -1,97 +1,10 @@
 // The plugin through TensorRT's own interfaces: attributes, messages, shapes, formats, serialization. Needs
 // no GPU.
-#include "plugin.h"
-
-#include <algorithm>
-#include <cstdio>
-#include <functional>
-#include <memory>
-#include <string>
-#include <vector>
-
-#include "plugin_creator.h"
-#include "plugin_log.h"
+#include "plugin_testing.h"
 
 namespace {
 
-using nvinfer1::DataType;
-using nvinfer1::Dims;
-using nvinfer1::DynamicPluginTensorDesc;
-using nvinfer1::IPluginV3;
-using nvinfer1::IPluginV3OneBuild;
-using nvinfer1::IPluginV3OneRuntime;
-using nvinfer1::PluginCapabilityType;
-using nvinfer1::PluginField;
-using nvinfer1::PluginFieldCollection;
-using nvinfer1::PluginFieldType;
-using nvinfer1::TensorFormat;
-using nvinfer1::TensorRTPhase;
-
-int failures = 0;
-
-#define CHECK(condition, ...)                                                     \
-  do {                                                                            \
-    if (!(condition)) {                                                           \
-      ++failures;                                                                 \
-      std::fprintf(stderr, "%s:%d: %s failed: ", __FILE__, __LINE__, #condition); \
-      std::fprintf(stderr, __VA_ARGS__);                                          \
-      std::fputc('\n', stderr);                                                   \
-    }                                                                             \
-  } while (false)
-
-struct Recorder final : nvinfer1::ILogger {
-  std::string text;
-  void log(Severity, const char* message) noexcept override { text += std::string(message) + "\n"; }
-} recorder;
-
 nvinfer1::ILogger* recorderSource() { return &recorder; }
-
-// What `step` logs.
-std::string messages(const std::function<void()>& step) {
-  recorder.text.clear();
-  step();
-  return recorder.text;
-}
-
-void checkMessage(const std::string& message, const std::string& expected) {
-  CHECK(message.find(expected) != std::string::npos, "found '%s', expected '%s'", message.c_str(),
-        expected.c_str());
-}
-
-// An attribute as a test writes it.
-struct Attribute {
-  const char* name;
-  std::vector<int32_t> values;
-};
-
-std::unique_ptr<IPluginV3> create(const std::vector<PluginField>& fields,
-                                  TensorRTPhase phase = TensorRTPhase::kBUILD) {
-  static dcnv2::PluginCreator creator;
-  const PluginFieldCollection collection{static_cast<int32_t>(fields.size()), fields.data()};
-  return std::unique_ptr<IPluginV3>(creator.createPlugin("layer1.conv", &collection, phase));
-}
-
-std::unique_ptr<IPluginV3> create(const std::vector<Attribute>& attributes) {
-  std::vector<PluginField> fields;
-  for (const Attribute& a : attributes) {
-    fields.emplace_back(a.name, a.values.data(), PluginFieldType::kINT32,
-                        static_cast<int32_t>(a.values.size()));
-  }
-  return create(fields);
-}
-
-template <class Capability>
-Capability& capability(IPluginV3& plugin, PluginCapabilityType type) {
-  return *static_cast<Capability*>(plugin.getCapabilityInterface(type));
-}
-
-IPluginV3OneBuild& build(IPluginV3& plugin) {
-  return capability<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
-}
-
-IPluginV3OneRuntime& runtime(IPluginV3& plugin) {
-  return capability<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME);
-}
 
 std::string serialized(IPluginV3& plugin) {
   std::string text;
@@ -103,27 +16,6 @@ std::string serialized(IPluginV3& plugin) {
     }
   }
   return text;
-}
-
-DynamicPluginTensorDesc tensor(const std::vector<int64_t>& shape, DataType type = DataType::kFLOAT,
-                               TensorFormat format = TensorFormat::kLINEAR) {
-  DynamicPluginTensorDesc result{};
-  result.desc.type = type;
-  result.desc.format = format;
-  result.desc.dims.nbDims = static_cast<int32_t>(shape.size());
-  std::copy(shape.begin(), shape.end(), result.desc.dims.d);
-  result.min = result.opt = result.max = result.desc.dims;
-  return result;
-}
-
-// A 3x3 layer, 8 -> 16 channels, on 10x12; the last one is the output.
-std::vector<DynamicPluginTensorDesc> layer(int64_t batch = 2) {
-  return {tensor({batch, 8, 10, 12}),
-          tensor({batch, 18, 10, 12}),
-          tensor({batch, 9, 10, 12}),
-          tensor({16, 8, 3, 3}),
-          tensor({16}),
-          tensor({batch, 16, 10, 12})};
 }
 
 void testRoundTrip() {
@@ -167,9 +59,11 @@ void testAttributeForms() {
 
 void testAttributeErrors() {
   const std::pair<Attribute, const char*> cases[] = {
-      {{"stride", {0}}, "attribute stride is 0, expected at least 1"},
-      {{"stride", {1, 0}}, "attribute stride is 0, expected at least 1"},
-      {{"padding", {-1}}, "attribute padding is -1, expected at least 0"},
+      {{"stride", {0}}, "attribute stride is 0, expected 1 to 32767"},
+      {{"stride", {1, 0}}, "attribute stride is 0, expected 1 to 32767"},
+      {{"padding", {-1}}, "attribute padding is -1, expected 0 to 32767"},
+      {{"padding", {1, 32768}}, "attribute padding is 32768, expected 0 to 32767"},
+      {{"dilation", {INT32_MAX}}, "attribute dilation is 2147483647, expected 1 to 32767"},
       {{"padding", {1, 1, 1, 1}}, "attribute padding has 4 values, expected 1 or 2 (height, width)"},
       {{"dilation", {}}, "attribute dilation has 0 values, expected 1 or 2 (height, width)"},
       {{"groups", {1, 2}}, "attribute groups has 2 values, expected 1"},
@@ -256,25 +150,6 @@ void testDynamicShapes() {
   checkShape({{"padding", {1}}}, tensors, "offset has height 11, expected 10 (the output's)");
 }
 
-void testWorkspace() {
-  const auto plugin = create({{"padding", {1}}});
-  auto tensors = layer();
-  for (auto& t : tensors) t.desc.type = DataType::kHALF;
-  const auto size = [&] { return build(*plugin).getWorkspaceSize(tensors.data(), 5, &tensors[5], 1); };
-  constexpr size_t kWeight = 2304;  // 16 * 8 * 3 * 3 halves, a multiple of 256
-  CHECK(size() == kWeight + 2 * 8 * 10 * 12 * 2, "%zu", size());
-
-  // Beyond the largest image of the tensor-core kernels a smaller one may still be copied.
-  for (const size_t i : {0, 1, 2, 5}) {
-    tensors[i].desc.dims.d[2] = tensors[i].desc.dims.d[3] = -1;
-    tensors[i].max.d[2] = tensors[i].max.d[3] = 20000;
-  }
-  CHECK(size() == kWeight + 2 * size_t{INT32_MAX}, "%zu", size());
-
-  tensors[1].max.d[2] = 19999;
-  messages([&] { CHECK(size() == SIZE_MAX, "%zu", size()); });
-}
-
 void testFormats() {
   const auto plugin = create(std::vector<Attribute>{});
   const DataType types[] = {DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT8,
@@ -342,56 +217,6 @@ void testFormats() {
   CHECK(!build(*plugin).supportsFormatCombination(0, tensors.data(), 4, 1), "four inputs");
 }
 
-int32_t enqueue(int64_t batch) {
-  const auto plugin = create({{"padding", {1}}});
-  const std::unique_ptr<IPluginV3> attached(runtime(*plugin).attachToContext(nullptr));
-  std::vector<nvinfer1::PluginTensorDesc> descs;
-  for (const auto& t : layer(batch)) descs.push_back(t.desc);
-  CHECK(runtime(*attached).onShapeChange(descs.data(), 5, &descs[5], 1) == 0, "batch %d",
-        static_cast<int>(batch));
-  const void* inputs[5] = {};
-  void* outputs[1] = {};
-  return runtime(*attached).enqueue(descs.data(), &descs[5], inputs, outputs, nullptr, nullptr);
-}
-
-void testEnqueue() {
-  CHECK(enqueue(0) == 0, "an empty batch");
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0) return;
-  int32_t status = 0;
-  const std::string message = messages([&] { status = enqueue(2); });
-  CHECK(status != 0, "a launch without a GPU");
-  checkMessage(message, "node 'layer1.conv': tactic");
-}
-
-// TensorRT sets tactic and shape in either order: the failing launch's message tells which tactic ran.
-void testTacticOrder() {
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0) return;
-  auto tensors = layer();
-  for (auto& t : tensors) t.desc.type = DataType::kHALF;
-  const auto plugin = create({{"padding", {1}}});
-  build(*plugin).configurePlugin(tensors.data(), 5, &tensors[5], 1);
-  std::vector<int32_t> numbers(build(*plugin).getNbTactics());
-  build(*plugin).getValidTactics(numbers.data(), static_cast<int32_t>(numbers.size()));
-  CHECK(numbers.size() > 1, "%zu tactics", numbers.size());
-  std::vector<nvinfer1::PluginTensorDesc> descs;
-  for (const auto& t : tensors) descs.push_back(t.desc);
-  runtime(*plugin).onShapeChange(descs.data(), 5, &descs[5], 1);
-  const void* inputs[5] = {};
-  void* outputs[1] = {};
-  for (const int32_t number : numbers) {
-    runtime(*plugin).setTactic(number);
-    const std::unique_ptr<IPluginV3> clone(plugin->clone());
-    for (IPluginV3* each : {plugin.get(), clone.get()}) {
-      checkMessage(messages([&] {
-                     runtime(*each).enqueue(descs.data(), &descs[5], inputs, outputs, nullptr, nullptr);
-                   }),
-                   "tactic " + std::to_string(number) + " failed");
-    }
-  }
-}
-
 }  // namespace
 
 int main() {
@@ -401,10 +226,8 @@ int main() {
   testAttributeErrors();
   testShapeErrors();
   testDynamicShapes();
-  testWorkspace();
   testFormats();
-  testEnqueue();
-  testTacticOrder();
+  testRuns();
   if (failures == 0) std::puts("passed");
   return failures == 0 ? 0 : 1;
 }
