@@ -15,7 +15,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from clients.detections import Detections
-from clients.errors import CenterNetError, RejectedError, SharedMemoryError, UnavailableError
+from clients.errors import (
+    CenterNetError,
+    DeadlineError,
+    RejectedError,
+    SharedMemoryError,
+    UnavailableError,
+)
 from clients.retry import RetryPolicy, with_retries
 from clients.shared_memory import Region, RegionPool
 from clients.transport import TRANSPORTS, Tls, Transport
@@ -50,6 +56,9 @@ class AsyncCenterNetClient:
         tls: Encrypts the connection.
         headers: Sent with every request, for example an API key.
         shared_memory: `none`, `system` or `cuda`: how a picture reaches a server on the same machine.
+
+    Raises:
+        SharedMemoryError: `cuda`, and there is no GPU.
     """
 
     def __init__(
@@ -140,7 +149,7 @@ class AsyncCenterNetClient:
         Raises:
             RejectedError: The server cannot decode the picture, or does not know the model.
             UnavailableError: No server answered, retries included.
-            DeadlineError: No answer in time.
+            DeadlineError: No answer in time, retries included.
         """
         model = self.model if isinstance(picture, bytes) else f"{self.model}_frames"
         inputs, payload = await self._inputs(picture)
@@ -190,8 +199,8 @@ class AsyncCenterNetClient:
     async def _with_retries(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Says once, for all requests in flight, that the server is away; a lone hiccup is not worth it."""
 
-        def on_pause(error: UnavailableError, retry: int) -> None:
-            if retry and not self._away:
+        def on_pause(error: CenterNetError, retry: int) -> None:
+            if (retry or isinstance(error, DeadlineError)) and not self._away:
                 self._away = True
                 LOGGER.warning("%s: %s; trying again for up to %g s", self.url, error, self._retry.deadline_s)
 

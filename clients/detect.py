@@ -137,7 +137,7 @@ class Run:
             for number, (picture, detections, error) in enumerate(answers):
                 try:
                     if detections is None:
-                        raise _gone(error, f"{number} of {len(pictures)} pictures")
+                        raise self._failure(error, f"{number} of {len(pictures)} pictures")
                     self._tables.add(picture.name, detections)
                     self.write(self.entries(picture, detections))
                     if self.folder:
@@ -167,7 +167,8 @@ class Run:
                 answers = self._client.detect_many(stream, load=Frame.picture, threshold=self._threshold)
                 for frame, detections, error in answers:
                     if detections is None:
-                        self._report(f"{video.name} frame {frame.number}", _gone(error, f"{frames} frames"))
+                        failure = self._failure(error, f"{frames} frames")
+                        self._report(f"{video.name} frame {frame.number}", failure)
                     else:
                         time_s = round(frame.time_s, 3)
                         self.write([output.entry(video.name, detections, frame=frame.number, time_s=time_s)])
@@ -184,6 +185,12 @@ class Run:
             self._report(video.name, error)
         else:
             self._tables.add_video(video.name, labels, frames=frames)
+            if stream.problem:
+                self._report(video.name, SourceError(stream.problem))
+
+    def _failure(self, error: Exception | None, done: str) -> Exception:
+        options.end_if_gone(self._client, error, done)
+        return error or CenterNetError("no answer")
 
     def _report(self, name: str, error: Exception) -> None:
         self.failed += 1
@@ -212,13 +219,6 @@ def coco_entries(annotations: coco.Annotations | None, picture: Picture, detecti
             image_id = annotations.image_ids[known]
             return coco.results(image_id, detections, category_id=coco.by_name(annotations))
     raise SourceError(f"{annotations.path} has no such picture")
-
-
-def _gone(error: Exception | None, done: str) -> Exception:
-    """Ends the run when the server is gone for good: the others would fail alike, each after a long wait."""
-    if isinstance(error, UnavailableError):
-        raise UnavailableError(f"the server has gone after {done}: {error}")
-    return error or CenterNetError("no answer")
 
 
 def _draw(picture: Picture, detections: Detections) -> np.ndarray:

@@ -14,7 +14,7 @@ class UnavailableError(CenterNetError):
 
 
 class DeadlineError(CenterNetError):
-    """The server took the request but did not answer in time."""
+    """No answer in time, retries included: the server is too slow, or its machine has vanished."""
 
 
 class RejectedError(CenterNetError):

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from clients import coco, options, output
 from clients.client import Answer, CenterNetClient
-from clients.errors import CenterNetError, UnavailableError
+from clients.errors import CenterNetError
 from clients.progress_file import ProgressFile
 from clients.sources import Picture
 
@@ -158,13 +158,9 @@ class Evaluation:
                 if detections is not None:
                     rows = coco.results(ids[picture], detections, category_id=category_id)
                     progress_file.add(ids[picture], rows)
-                elif isinstance(error, UnavailableError):
-                    done = len(progress_file.done)
-                    raise UnavailableError(
-                        f"the server has gone after {done} of {len(ids)} pictures, "
-                        f"run again to go on: {error}"
-                    )
                 else:
+                    progress = f"{len(progress_file.done)} of {len(ids)} pictures, run again to go on"
+                    options.end_if_gone(self._client, error, progress)
                     self._failed.add(ids[picture])
                     self._console.print(f"evaluate.py: {picture.name}: {error}", markup=False, soft_wrap=True)
 

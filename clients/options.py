@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from clients.client import CenterNetClient
-from clients.errors import CenterNetError
+from clients.errors import CenterNetError, DeadlineError, SharedMemoryError, UnavailableError
 from clients.retry import RetryPolicy
 from clients.transport import PORTS, Tls
 from export.errors import ExportError
@@ -34,14 +34,18 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
         "--concurrency", type=count, default=8, metavar="N", help="requests in flight (default: 8)"
     )
     group.add_argument(
-        "--timeout-s", type=_positive, default=10.0, metavar="S", help="for one answer (default: 10)"
+        "--timeout-s",
+        type=_positive,
+        default=10.0,
+        metavar="S",
+        help="for one answer, then it is asked again (default: 10)",
     )
     group.add_argument(
         "--retries",
         type=_natural,
         default=20,
         metavar="N",
-        help="while the server is unavailable (default: 20)",
+        help="while the server is unavailable or silent (default: 20)",
     )
     group.add_argument(
         "--deadline-s",
@@ -83,18 +87,36 @@ def client(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Ce
         if arguments.ssl
         else None
     )
-    return CenterNetClient(
-        arguments.url or f"localhost:{PORTS[arguments.protocol]}",
-        protocol=arguments.protocol,
-        model=arguments.model,
-        concurrency=arguments.concurrency,
-        retry=RetryPolicy(
-            retries=arguments.retries, timeout_s=arguments.timeout_s, deadline_s=arguments.deadline_s
-        ),
-        tls=tls,
-        headers=dict(arguments.header),
-        shared_memory=arguments.shared_memory,
-    )
+    try:
+        return CenterNetClient(
+            arguments.url or f"localhost:{PORTS[arguments.protocol]}",
+            protocol=arguments.protocol,
+            model=arguments.model,
+            concurrency=arguments.concurrency,
+            retry=RetryPolicy(
+                retries=arguments.retries, timeout_s=arguments.timeout_s, deadline_s=arguments.deadline_s
+            ),
+            tls=tls,
+            headers=dict(arguments.header),
+            shared_memory=arguments.shared_memory,
+        )
+    except SharedMemoryError as error:
+        parser.error(str(error))
+
+
+def end_if_gone(client: CenterNetClient, error: Exception | None, done: str) -> None:
+    """Ends the run when the server is gone for good: the others would fail alike, each after a long wait.
+
+    Raises:
+        UnavailableError: It is; `error` is what became of a picture, after `done`.
+    """
+    try:
+        if isinstance(error, UnavailableError):
+            raise error
+        if isinstance(error, DeadlineError):  # Too slow for this picture, or gone?
+            client.check_ready()
+    except UnavailableError as gone:
+        raise UnavailableError(f"the server has gone after {done}: {gone}") from error
 
 
 @dataclass

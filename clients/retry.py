@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from clients.errors import DeadlineError, UnavailableError
+from clients.errors import CenterNetError, DeadlineError, UnavailableError
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ class RetryPolicy:
 
     Attributes:
         retries: Attempts after the first.
-        timeout_s: Longest wait for the answer to one attempt.
+        timeout_s: Longest wait for the answer to one attempt, which is then given up and made again.
         deadline_s: Longest time for all attempts and the pauses between them.
         first_pause_s: Pause before the first retry; each further one is twice as long.
         longest_pause_s: Where the doubling ends.
@@ -41,9 +41,9 @@ class RetryPolicy:
 async def with_retries(
     attempt: Callable[[], Awaitable[T]],
     policy: RetryPolicy,
-    on_pause: Callable[[UnavailableError, int], None] = lambda error, retry: None,
+    on_pause: Callable[[CenterNetError, int], None] = lambda error, retry: None,
 ) -> T:
-    """Awaits `attempt()` until it answers; only `UnavailableError` is tried again.
+    """Awaits `attempt()` until it answers; only `UnavailableError` and silence are tried again.
 
     Args:
         attempt: Called once for each attempt.
@@ -52,21 +52,23 @@ async def with_retries(
 
     Raises:
         UnavailableError: The last attempt's, when retries or time are used up.
-        DeadlineError: No answer to an attempt within `timeout_s`, or what was left of `deadline_s`.
+        DeadlineError: No answer to the last attempt, when retries or time are used up.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + policy.deadline_s
+    begin = loop.time()
+    deadline = begin + policy.deadline_s
     pauses_s = enumerate(policy.pauses_s())
     while True:
-        limit_s = min(policy.timeout_s, deadline - loop.time())
+        error: CenterNetError
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(min(policy.timeout_s, deadline - loop.time())):
                 return await attempt()
         except TimeoutError:
-            raise DeadlineError(f"no answer within {limit_s:.1f} s") from None
-        except UnavailableError as error:
-            retry, pause_s = next(pauses_s, (0, None))
-            if pause_s is None or loop.time() + pause_s >= deadline:
-                raise
-            on_pause(error, retry)
+            error = DeadlineError(f"no answer within {loop.time() - begin:.1f} s")
+        except UnavailableError as unavailable:
+            error = unavailable
+        retry, pause_s = next(pauses_s, (0, None))
+        if pause_s is None or loop.time() + pause_s >= deadline:
+            raise error
+        on_pause(error, retry)
         await asyncio.sleep(pause_s)

@@ -132,20 +132,32 @@ class CudaRegion(Region):
             Exception
         ) as error:  # The bindings raise their own and RuntimeError, according to what is missing.
             raise SharedMemoryError(
-                f"no CUDA shared memory: {error}; use '--shared-memory system'"
+                f"no CUDA shared memory: {_reason(error)}; use '--shared-memory system'"
             ) from error
 
     def _registration(self) -> tuple[Any, ...]:
         return self._library.get_raw_handle(self._handle), 0, self.byte_size
 
 
+def _reason(error: Exception) -> str:
+    """CUDA's own words: the bindings raise them as bytes, below an error that does not repeat them."""
+    words = error.__cause__ and error.__cause__.args
+    return words[0].decode() if words and isinstance(words[0], bytes) else str(error)
+
+
 REGIONS: dict[str, type[Region]] = {"system": SystemRegion, "cuda": CudaRegion}
 
 
 class RegionPool:
-    """The regions of one client, as many as it had requests in flight at once."""
+    """The regions of one client, as many as it had requests in flight at once.
+
+    Raises:
+        SharedMemoryError: `kind` is `cuda`, and there is no GPU.
+    """
 
     def __init__(self, kind: str, transport: Transport) -> None:
+        if kind == "cuda":
+            CudaRegion(1).destroy()  # Known before the first picture: it is the caller's mistake.
         self._make = REGIONS[kind]
         self._transport = transport
         self._all: list[Region] = []

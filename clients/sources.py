@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Video:
     Attributes:
         address: What OpenCV opens: a path, a pattern like `frame_%04d.png`, a URL or a camera's number.
         relative: Where an annotated copy belongs below the output folder.
-        live: It has no end of its own.
+        live: A camera or a URL: it may have no end of its own.
     """
 
     name: str
@@ -102,7 +103,13 @@ class Video:
 
 
 class OpenVideo:
-    """Frames of a `Video`, in order. A context manager."""
+    """Frames of a `Video`, in order. A context manager.
+
+    Attributes:
+        fps: Frames per second.
+        frame_count: About how many frames there are, or None if nobody knows.
+        problem: Why there were fewer frames than there should be, once they have been iterated.
+    """
 
     def __init__(self, video: Video) -> None:
         # OpenCV and FFmpeg write their own lines beside the one that this program writes.
@@ -125,7 +132,8 @@ class OpenVideo:
             self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         self.fps: float = self._capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
         frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.frame_count: int | None = frames if frames > 0 and not video.live else None
+        self.frame_count: int | None = frames if frames > 0 else None
+        self.problem = ""
 
     def __enter__(self) -> OpenVideo:
         return self
@@ -134,15 +142,33 @@ class OpenVideo:
         self._capture.release()
 
     def __iter__(self) -> Iterator[Frame]:
-        number = 0
+        import cv2
+
+        number, shown_s = 0, 0.0
         while True:
             read, pixels = self._capture.read()
             if not read:
                 break
+            shown_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             yield Frame(number, number / self.fps, pixels)
             number += 1
         if not number:
             raise SourceError("no frame could be read")
+        # Not raised: the frames before, some still being answered, are good.
+        self.problem = self._missing(number, shown_s)
+
+    def _missing(self, frames: int, shown_s: float) -> str:
+        """What is wrong when no frame follows these, the last one shown at `shown_s`; nothing is empty."""
+        count, live = self.frame_count, self._video.live
+        if count is None:
+            return f"stream lost after {frames} frames; their results are kept" if live else ""
+        # Some containers know the frames, others the seconds, from which OpenCV makes a count.
+        duration_s = (not live and _mp4_duration_s(Path(str(self._video.address)))) or count / self.fps
+        tolerance = max(2.0, min(self.fps, count / 20))
+        if frames >= count - tolerance or shown_s >= duration_s - tolerance / self.fps:
+            return ""
+        cause = "stream lost" if live else "the file is cut or damaged"
+        return f"{cause}: {frames} of about {count} frames could be read; their results are kept"
 
 
 def find(arguments: Iterable[str]) -> Iterator[Picture | Video]:
@@ -208,6 +234,29 @@ def _file(path: Path, relative: Path) -> Picture | Video:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return Video(str(path), str(path), relative.with_suffix(".mp4"))
     return Picture(str(path), path, relative)
+
+
+def _mp4_duration_s(path: Path) -> float | None:
+    """Seconds that an MP4 or QuickTime file shows; None for others.
+
+    Its count of frames includes those that were trimmed away in a phone, which nobody is shown.
+    """
+    if path.suffix.lower() not in {".m4v", ".mov", ".mp4"}:
+        return None
+    with path.open("rb") as file:
+        while len(header := file.read(16)) == 16:
+            size, kind = struct.unpack_from(">I4s", header)
+            if kind == b"moov" and header[12:] == b"mvhd":
+                movie = file.read(32)
+                place, form = (20, ">IQ") if movie[0] == 1 else (12, ">II")
+                timescale, duration = struct.unpack_from(form, movie, place)
+                return duration / max(timescale, 1)
+            if size == 1:
+                (size,) = struct.unpack_from(">Q", header, 8)
+            if size < 8:
+                break
+            file.seek(size - 16, os.SEEK_CUR)
+    return None
 
 
 def _bounded(file: BinaryIO) -> bytes:

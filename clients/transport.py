@@ -105,6 +105,10 @@ class GrpcTransport(Transport):
             # By default the pause before it dials again grows to two minutes.
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            # A machine that has vanished closes no connection: without these every retry would wait on it.
+            ("grpc.min_reconnect_backoff_ms", 5000),
+            ("grpc.keepalive_time_ms", 5000),
+            ("grpc.keepalive_timeout_ms", 5000),
         ]
         tls = self._tls
         return self._aio.InferenceServerClient(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import clips
 import cv2
 import exported
 import numpy as np
@@ -183,7 +184,7 @@ def test_a_client_that_is_left_early_cleans_up(client: CenterNetClient) -> None:
 
 def test_a_deadline(server) -> None:
     with (
-        CenterNetClient(server.grpc_url, retry=RetryPolicy(timeout_s=0.001)) as client,
+        CenterNetClient(server.grpc_url, retry=RetryPolicy(timeout_s=0.001, retries=1)) as client,
         pytest.raises(DeadlineError, match="no answer within"),
     ):
         client.detect(encode(picture(2000, 2000)))
@@ -278,6 +279,27 @@ def test_a_video_that_fails_is_a_line_and_the_rest_goes_on(run, capsys, tmp_path
     (line,) = capsys.readouterr().err.splitlines()
     assert "first.mp4: the drawing would replace the picture" in line
     assert (clips[0].parent / "second.mp4").is_file()
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_a_video_that_breaks_off_keeps_its_results(run, capsys, tmp_path: Path, kind: str) -> None:
+    results, out = tmp_path / "out.jsonl", tmp_path / "out"
+    with clips.stream(20) as address:
+        clip = clips.cut(clips.write(tmp_path / "clip.avi", 30, "MJPG")) if kind == "file" else address
+        assert run(clip, "--json", results, "--output-dir", out) == 1
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
+    entries = [json.loads(line) for line in results.read_text().splitlines()]
+    frames = len(entries)
+    assert frames >= 15
+    assert [entry["frame"] for entry in entries] == list(range(frames))
+    assert all(entry["detections"] for entry in entries)
+    expected = f"cut or damaged: {frames} of about 30" if kind == "file" else f"lost after {frames} frames"
+    assert line.startswith(f"detect.py: {clip}: ")
+    assert expected in line
+    assert f"in {frames} frames" in output.out
+    (annotated,) = out.iterdir()
+    assert cv2.VideoCapture(str(annotated)).get(cv2.CAP_PROP_FRAME_COUNT) == frames
 
 
 def test_runs_as_a_script(server, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,33 @@ def test_a_pause_beyond_the_deadline_is_not_begun() -> None:
     assert server.calls == 1
 
 
-def test_an_attempt_ends_with_its_time() -> None:
+def test_a_silent_server_is_asked_again_until_the_deadline() -> None:
+    calls = 0
+
     async def hang() -> None:
+        nonlocal calls
+        calls += 1
         await asyncio.sleep(60)
 
-    with pytest.raises(DeadlineError, match=r"no answer within 0\.1 s"):
-        asyncio.run(with_retries(hang, RetryPolicy(timeout_s=0.1)))
+    policy = RetryPolicy(timeout_s=0.1, deadline_s=0.5, first_pause_s=0.001, longest_pause_s=0.001)
+    begin = time.monotonic()
+    with pytest.raises(DeadlineError, match=r"no answer within 0\.[5-9] s"):
+        asyncio.run(with_retries(hang, policy))
+    assert 0.45 < time.monotonic() - begin < 1
+    assert 3 <= calls <= 6
+
+
+def test_an_answer_after_silence() -> None:
+    server = Server(2, TimeoutError())
+    assert asyncio.run(with_retries(server, QUICK)) == "answer"
+    assert server.calls == 3
+
+
+def test_silence_uses_up_the_retries_too() -> None:
+    server = Server(99, TimeoutError())
+    with pytest.raises(DeadlineError):
+        asyncio.run(with_retries(server, QUICK))
+    assert server.calls == 5
 
 
 def test_pauses_double_up_to_a_limit_and_differ_between_clients() -> None:

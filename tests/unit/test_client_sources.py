@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import clips
 import cv2
 import numpy as np
 import pytest
@@ -128,6 +129,58 @@ def test_frames_of_an_image_sequence(tmp_path: Path) -> None:
     assert [frame.number for frame in frames] == [0, 1, 2]
     assert [int(frame.pixels[0, 0, 0]) for frame in frames] == [0, 100, 200]
     assert frames[2].time_s == pytest.approx(2 / stream.fps)
+
+
+def watch(word: object) -> tuple[int, str]:
+    """How many frames there were, and the problem after them."""
+    (video,) = sources.find([str(word)])
+    assert isinstance(video, Video)
+    with video.open() as stream:
+        return len(list(stream)), stream.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.avi", "MJPG"), ("a.mkv", "mp4v"), ("a.mp4", "mp4v"), ("a.mov", "mp4v")]
+)
+def test_a_file_that_was_cut_says_so(tmp_path: Path, name: str, codec: str) -> None:
+    clip = clips.write(tmp_path / name, 40, codec)
+    if clip.suffix in (".mp4", ".mov"):
+        clips.describe_first(clip)
+    assert watch(clip) == (40, "")
+    frames, problem = watch(clips.cut(clip))
+    assert 15 < frames < 35
+    assert problem.startswith(f"the file is cut or damaged: {frames} of about 40 frames could be read")
+
+
+def test_an_mp4_file_without_its_end_is_no_video(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="OpenCV"):
+        watch(clips.cut(clips.write(tmp_path / "a.mp4")))
+
+
+def test_zeros_where_frames_should_be(tmp_path: Path) -> None:
+    clip = clips.describe_first(clips.write(tmp_path / "a.mp4"))
+    whole = clip.stat().st_size
+    clips.cut(clip).write_bytes(clip.read_bytes().ljust(whole, b"\0"))
+    assert "cut or damaged" in watch(clip)[1]
+
+
+def test_a_wrong_count_is_not_believed(tmp_path: Path) -> None:
+    clip = clips.write(tmp_path / "a.ts")
+    assert cv2.VideoCapture(str(clip)).get(cv2.CAP_PROP_FRAME_COUNT) > 70
+    assert watch(clip) == (40, "")
+
+
+def test_a_trimmed_file_is_whole(tmp_path: Path) -> None:
+    clip = clips.trim(clips.write(tmp_path / "a.mp4", 40), hidden=15)
+    assert cv2.VideoCapture(str(clip)).get(cv2.CAP_PROP_FRAME_COUNT) == 40
+    assert watch(clip) == (25, "")
+
+
+def test_a_stream_that_ends_is_lost() -> None:
+    with clips.stream(12) as address:
+        frames, problem = watch(address)
+    assert 10 <= frames <= 13
+    assert problem == f"stream lost after {frames} frames; their results are kept"
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
