@@ -40,4 +40,4 @@ def test_all_24_coins_are_found(coins_server):
     coins, boxes = linear_sum_assignment(overlap, maximize=True)
     matched = overlap[coins, boxes]
     assert (matched >= 0.5).sum() == 24, f"IoU of each coin: {np.sort(matched).round(2)}"
-    assert len(found) - 24 <= 1, f"scores: {found.scores.round(2)}"
+    assert len(found) == 24, f"scores: {found.scores.round(2)}"
