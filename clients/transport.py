@@ -107,8 +107,9 @@ class GrpcTransport(Transport):
             ("grpc.max_reconnect_backoff_ms", 1000),
             # A machine that has vanished closes no connection: without these every retry would wait on it.
             ("grpc.min_reconnect_backoff_ms", 5000),
-            ("grpc.keepalive_time_ms", 5000),
-            ("grpc.keepalive_timeout_ms", 5000),
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.ping_timeout_ms", 20_000),
         ]
         tls = self._tls
         return self._aio.InferenceServerClient(
