@@ -10,7 +10,12 @@ from benchmarks.triton_server import STEPS
 
 Rows = list[dict[str, Any]]
 
-GOALS = {"latency_ratio": "≤ 1.15", "throughput_ratio": "≥ 0.9", "postprocess_ms": "< 0.3"}
+RATIOS = {
+    "latency": ("alone", "p50_ms"),
+    "throughput": ("saturation", "throughput"),
+    "cpu": ("saturation", "cpu_ms"),
+}
+"""What is compared: under which load, and which figure of a row."""
 
 LOAD_COLUMNS = {
     "pictures/s": "throughput",
@@ -22,109 +27,123 @@ LOAD_COLUMNS = {
 
 
 def write(output_dir: Path, results: dict[str, Any]) -> None:
-    """Write server.json, server.md and, for each model, server_MODEL.svg."""
+    """Write server.json, server.md and server_NETWORK_MODEL.svg for each network and ensemble."""
     rows = results["rows"]
     results = results | {"comparison": compare(rows)}
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    for model in models:
-        _plot(output_dir / _plot_name(model), model, [row for row in rows if row["model"] == model])
-    report.write(output_dir, "server", results=results, markdown=_markdown(results, models))
+    for (network, model), own in _groups(rows, "network", "model"):
+        _plot(output_dir / _plot_name(network, model), f"{network}, {model}", own)
+    report.write(output_dir, "server", results=results, markdown=_markdown(results))
 
 
 def compare(rows: Rows) -> Rows:
-    """The server against one process, for each model and kind of shared memory: medians over the repeats.
+    """The server against one process, for each network, model and kind of shared memory.
 
-    Ratios are taken within a repeat: `latency_ratio` is p50 at concurrency 1 by p50 of one picture at a time,
-    `throughput_ratio` the best concurrency by the best batch size, `cpu_ratio` the least processor time for a
-    picture by the least.
+    Each of `latency` (p50 of one request at a time), `throughput` and `cpu` (processor time for a picture,
+    both at saturation) has the medians of `server` and `process` over the repeats, their `ratio`, and the
+    `low` and `high` ratio within a repeat, between which it always lies; `postprocess_ms` likewise `median`,
+    `low` and `high`. Without a process, there are no ratios.
     """
     found = []
-    for model, shared_memory in dict.fromkeys((r["model"], r.get("shared_memory")) for r in rows):
-        if shared_memory is None:
+    compared = [row for row in rows if "repeat" in row]
+    for (network, model, memory), served in _groups(compared, "network", "model", "shared_memory"):
+        if memory is None:
             continue
-        repeats = []
-        for repeat in {row["repeat"] for row in rows}:
-            own = [row for row in rows if row["model"] == model and row["repeat"] == repeat]
-            server = [row for row in own if row.get("shared_memory") == shared_memory]
-            repeats.append(_compare_repeat(server, [row for row in own if "concurrency" not in row]))
-        keys = repeats[0].keys()
-        medians = {key: _median(repeat[key] for repeat in repeats) for key in keys}
-        found.append({"model": model, "shared_memory": shared_memory} | medians)
+        process = [
+            row
+            for row in compared
+            if (row["network"], row["model"]) == (network, model) and "concurrency" not in row
+        ]
+        one = {"network": network, "model": model, "shared_memory": memory}
+        for name, (load, figure) in RATIOS.items():
+            one[name] = _ratio(_by_repeat(served, load, figure), _by_repeat(process, load, figure))
+        steps = [row["breakdown_ms"]["postprocess"] for row in served if row["load"] == "alone"]
+        one["postprocess_ms"] = {"median": median(steps), "low": min(steps), "high": max(steps)}
+        one["concurrency"] = _one(served, "saturation", "concurrency")
+        one["batch"] = _one(process, "saturation", "batch")
+        found.append(one)
     return found
 
 
-def _compare_repeat(server: Rows, process: Rows) -> dict[str, float | None]:
-    alone = next((row for row in server if row["concurrency"] == 1), None)
-    single = next((row["p50_ms"] for row in process), None)
-    best = max(row["throughput"] for row in server)
-    process_best = max((row["throughput"] for row in process), default=None)
-    p50 = alone["p50_ms"] if alone else None
-    cpu_ms = min((row["cpu_ms"] for row in server if row["cpu_ms"] is not None), default=None)
-    process_cpu_ms = min((row["cpu_ms"] for row in process), default=None)
+def _by_repeat(rows: Rows, load: str, figure: str) -> dict[int, float]:
+    return {row["repeat"]: row[figure] for row in rows if row["load"] == load and row[figure] is not None}
+
+
+def _one(rows: Rows, load: str, figure: str) -> int | None:
+    return next((row[figure] for row in rows if row["load"] == load), None)
+
+
+def _ratio(server: dict[int, float], process: dict[int, float]) -> dict[str, float | None]:
+    middles = [median(side.values()) if side else None for side in (server, process)]
+    ratios = [server[repeat] / process[repeat] for repeat in server if repeat in process]
     return {
-        "p50_ms": p50,
-        "process_p50_ms": single,
-        "latency_ratio": p50 / single if p50 and single else None,
-        "throughput": best,
-        "process_throughput": process_best,
-        "throughput_ratio": best / process_best if process_best else None,
-        "cpu_ratio": cpu_ms / process_cpu_ms if cpu_ms and process_cpu_ms else None,
-        "postprocess_ms": (alone or server[0])["breakdown_ms"]["postprocess"],
+        "server": middles[0],
+        "process": middles[1],
+        "ratio": middles[0] / middles[1] if middles[0] is not None and middles[1] else None,
+        "low": min(ratios, default=None),
+        "high": max(ratios, default=None),
     }
 
 
-def _markdown(results: Mapping[str, Any], models: Iterable[str]) -> str:
-    rows, network, picture = results["rows"], results["network"], results["picture"]
-    height, width = network["input_size"]
-    repeats = len({row["repeat"] for row in rows})
+def _markdown(results: Mapping[str, Any]) -> str:
+    rows, picture, networks = results["rows"], results["picture"], results["networks"]
+    repeats = len({row["repeat"] for row in rows if "repeat" in row})
     text = (
         "# Serving\n\n"
         + report.environment_lines(results["environment"])
-        + f"- Network: {network['arch']}, {height}x{width}, on {network['variant']}\n"
-        f"- Picture: {picture['size'][1]}x{picture['size'][0]} pixels, {picture['bytes'] // 1000} kB\n"
-        f"- Client: perf_analyzer on the same machine, gRPC; all figures are medians of {repeats} repeats\n\n"
+        + "".join(
+            f"- Network {name}: {facts['arch']}, {'x'.join(map(str, facts['input_size']))}, "
+            f"{facts['variant']}\n"
+            for name, facts in networks.items()
+        )
+        + f"- Picture: {picture['size'][1]}x{picture['size'][0]} pixels, {picture['bytes'] // 1000} kB\n"
+        "- Client: perf_analyzer on the same machine, gRPC; its processor time is in no column\n"
+        f"- Duration: {results['minutes']:.1f} minutes\n\n"
         "## Beside the same work in one process\n\n"
-        "Latency with one request in flight against one picture at a time; throughput of the best\n"
-        "concurrency against that of the best batch size; least processor time for a picture, client not\n"
-        "counted.\n\n" + _comparison_table(results["comparison"])
+        f"Medians of {repeats} repeats, in which server and process take turns; ratios are those of the\n"
+        "medians, and in brackets the lowest and the highest within a repeat. Latency: p50 of one\n"
+        "request at a time. Throughput: with the requests in flight and the batch size that were fastest\n"
+        "in the sweep.\n\n" + _comparison_table(results["comparison"])
     )
-    for model in models:
-        own = [row for row in rows if row["model"] == model]
-        text += f"\n## {model}\n\n![Latency against throughput]({_plot_name(model)})\n\n{_load_table(own)}"
-        text += f"\nWhere the mean request's milliseconds go:\n\n{_breakdown_table(own)}"
+    for (network, model), own in _groups(rows, "network", "model"):
+        text += f"\n## {network}, {model}\n\n![Latency against throughput]({_plot_name(network, model)})\n\n"
+        text += f"{_load_table(own)}\nWhere the mean request's milliseconds go:\n\n{_breakdown_table(own)}"
     return text
 
 
 def _comparison_table(comparison: Rows) -> str:
-    columns = {
-        "model": "model",
-        "shared memory": "shared_memory",
-        "p50, ms": "p50_ms",
-        "one process, ms": "process_p50_ms",
-        f"ratio ({GOALS['latency_ratio']})": "latency_ratio",
-        "pictures/s": "throughput",
-        "one process, /s": "process_throughput",
-        f"ratio ({GOALS['throughput_ratio']})": "throughput_ratio",
-        "CPU ratio": "cpu_ratio",
-        f"postprocess, ms ({GOALS['postprocess_ms']})": "postprocess_ms",
-    }
-    return report.markdown_table(
-        list(columns), [[row[key] for key in columns.values()] for row in comparison]
-    )
+    columns = [
+        *("network", "model", "shared memory", "p50, ms", "one process", "ratio (≤ 1.15)", "pictures/s"),
+        *("in flight", "one process", "batch", "ratio (≥ 0.9)", "CPU ratio", "postprocess, ms (< 0.3)"),
+    ]
+    table = []
+    for one in comparison:
+        latency, throughput, cpu = (one[name] for name in RATIOS)
+        step = one["postprocess_ms"]
+        table.append(
+            [
+                *(one["network"], one["model"], one["shared_memory"]),
+                *(latency["server"], latency["process"], _spread(latency, "ratio")),
+                *(throughput["server"], one["concurrency"], throughput["process"], one["batch"]),
+                *(_spread(throughput, "ratio"), _spread(cpu, "ratio"), _spread(step, "median")),
+            ]
+        )
+    return report.markdown_table(columns, table)
+
+
+def _spread(figures: Mapping[str, float | None], middle: str) -> str | None:
+    value, low, high = (figures[name] for name in (middle, "low", "high"))
+    return None if value is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _load_table(rows: Rows) -> str:
     table = []
-    for key, group in _groups(
-        rows, lambda row: (row.get("concurrency"), row.get("shared_memory"), _batch(row))
-    ):
-        concurrency, shared_memory, batch = key
-        load = "one process" if concurrency is None else f"{concurrency}"
+    for (concurrency, memory, batch), group in _loads(rows):
+        load = "one process" if concurrency is None else str(concurrency)
         figures = [_median(row[name] for row in group) for name in LOAD_COLUMNS.values()]
-        batch = batch or _median(row["batch"] for row in group)
-        table.append([load, shared_memory or "", *figures, batch])
-    columns = ["concurrency", "shared memory", *LOAD_COLUMNS, "batch"]
-    return report.markdown_table(columns, table)
+        table.append(
+            [load, memory or "", *figures, batch or median(row["batch"] for row in group), len(group)]
+        )
+    return report.markdown_table(["concurrency", "shared memory", *LOAD_COLUMNS, "batch", "runs"], table)
 
 
 def _breakdown_table(rows: Rows) -> str:
@@ -132,43 +151,51 @@ def _breakdown_table(rows: Rows) -> str:
     parts = [name for step in STEPS for name in (f"{step}_queue", step)]
     parts = ["transport", "handover", *(part for part in parts if part in served[0]["breakdown_ms"])]
     table = []
-    for key, group in _groups(served, lambda row: (row["concurrency"], row["shared_memory"])):
-        figures = [_median(row["breakdown_ms"][part] for row in group) for part in parts]
-        table.append([*map(str, key), *figures])
+    for (concurrency, memory), group in _groups(served, "concurrency", "shared_memory"):
+        figures = [median(row["breakdown_ms"][part] for row in group) for part in parts]
+        table.append([str(concurrency), memory, *figures])
     return report.markdown_table(
-        ["concurrency", "shared memory", *(p.replace("_", ": ") for p in parts)], table
+        ["concurrency", "shared memory", *(part.replace("_", ": ") for part in parts)], table
     )
 
 
-def _plot(path: Path, model: str, rows: Rows) -> None:
+def _plot(path: Path, title: str, rows: Rows) -> None:
     series: dict[str, list[tuple[float, float]]] = {}
-    for _, group in _groups(
-        rows, lambda row: (row.get("concurrency"), row.get("shared_memory"), _batch(row))
-    ):
-        memory = group[0].get("shared_memory")
+    for (_, memory, _), group in _loads(rows):
         name = {None: "one process", "none": "server", "system": "server, shared memory"}[memory]
         point = median(row["throughput"] for row in group), median(row["p50_ms"] for row in group)
         series.setdefault(name, []).append(point)
     report.line_plot(
         path,
         series,
-        title=f"{model}: latency against throughput",
+        title=f"{title}: latency against throughput",
         x_label="pictures per second",
         y_label="p50 latency, ms",
         log_y=True,
     )
 
 
-def _plot_name(model: str) -> str:
-    return f"server_{model}.svg"
+def _plot_name(network: str, model: str) -> str:
+    return f"server_{network}_{model}.svg"
 
 
-def _batch(row: Mapping[str, Any]) -> int | None:
-    """The batch size that was chosen, rather than found."""
-    return None if "concurrency" in row else row["batch"]
+def _loads(rows: Rows) -> Iterable[tuple[tuple, Rows]]:
+    """Rows of the same load: concurrency and shared memory, or the process's batch size."""
+    return _group(
+        rows,
+        lambda row: (
+            row.get("concurrency"),
+            row.get("shared_memory"),
+            None if "concurrency" in row else row["batch"],
+        ),
+    )
 
 
-def _groups(rows: Rows, key: Callable[[dict[str, Any]], tuple]) -> Iterable[tuple[tuple, Rows]]:
+def _groups(rows: Rows, *names: str) -> Iterable[tuple[tuple, Rows]]:
+    return _group(rows, lambda row: tuple(row.get(name) for name in names))
+
+
+def _group(rows: Rows, key: Callable[[dict[str, Any]], tuple]) -> Iterable[tuple[tuple, Rows]]:
     groups: dict[tuple, Rows] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)

@@ -126,24 +126,24 @@ class Statistics:
         return usage
 
 
-def breakdown(ensemble: str, usage: dict[str, Usage], *, client_ms: float) -> dict[str, float]:
-    """Where the mean request's milliseconds went; they add up to what the client saw.
+def breakdown(ensemble: str, usage: dict[str, Usage], *, transport_ms: float) -> dict[str, float]:
+    """Where the mean request's milliseconds went.
 
     Args:
         ensemble: The model that was asked.
-        usage: Of all models, during the load.
-        client_ms: Mean latency that the client saw.
+        usage: Of all models, between two readings with no request in flight.
+        transport_ms: From client to server and back.
 
     Returns:
-        `transport` (client to server and back), `STEP_queue` and `STEP` for each step of the ensemble, and
-        `handover` (the rest inside the server: outputs on their way to the next step or to the answer).
+        `transport`, `handover` (outputs on their way to the next step or to the answer), and `STEP_queue` and
+        `STEP` for each step of the ensemble.
     """
     # Not compute_output: it goes on while the next step, or the client, has the outputs already.
     own = ("compute_input", "compute_infer")
-    parts = {"transport": client_ms - usage[ensemble].total_ms}
+    steps = {}
     for step, model in STEPS.items():
         if model in usage:
-            parts[f"{step}_queue"] = usage[model].parts_ms["queue"]
-            parts[step] = sum(usage[model].parts_ms[part] for part in own)
-    parts["handover"] = client_ms - sum(parts.values())
-    return parts
+            steps[f"{step}_queue"] = usage[model].parts_ms["queue"]
+            steps[step] = sum(usage[model].parts_ms[part] for part in own)
+    handover_ms = usage[ensemble].total_ms - sum(steps.values())
+    return {"transport": transport_ms, "handover": handover_ms} | steps

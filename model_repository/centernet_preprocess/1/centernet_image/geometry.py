@@ -65,7 +65,8 @@ def _warp_exactly(image: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> np.
         taken = np.take(image, lines, axis=0, mode="clip")
         taken[(lines < 0) | (lines >= len(image))] = 0
         # With whole positions, nothing is rounded; outside the picture is black.
-        ends = cv2.remap(taken, sources[: 2 * count], None, cv2.INTER_NEAREST).reshape(2 * count, 2, -1)
+        ends = cv2.remap(taken, sources[: 2 * count], np.empty(0), cv2.INTER_NEAREST)
+        ends = ends.reshape(2 * count, 2, -1)
         values = _between(ends[:, 0], ends[:, 1], across)
         values = _between(values[:count], values[count:], down[start:stop, None])
         out[start:stop, left:right] = np.rint(values, out=values).reshape(count, -1, 3)
