@@ -133,7 +133,7 @@ GEOMETRIES = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     geometry=GEOMETRIES,
     batch=st.integers(1, 3),

@@ -11,6 +11,9 @@ triton = pytest.importorskip("triton", reason="its package has the disassembler"
 pytestmark = pytest.mark.plugin
 
 LIBRARY = Path(__file__).parents[2] / "build/dcnv2/trt10/libdcnv2.so"
+TILE_SHAPES = 8
+"""Of `DCNV2_TILES` in tactic.h."""
+
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -30,7 +33,7 @@ def kernels(architecture: str) -> dict[str, str]:
 )
 def test_tensor_cores_and_wide_loads(architecture, product):
     found = kernels(architecture)
-    assert len(found) >= 2
+    assert len(found) == 2 * TILE_SHAPES
     for name, code in found.items():
         assert re.search(rf"\b{product}\.", code), name
         # Four corners of at least one pixel, 16 bytes each; weights past the registers.
@@ -39,6 +42,7 @@ def test_tensor_cores_and_wide_loads(architecture, product):
 
 
 def test_nothing_is_spilled_on_hopper():
-    for name, code in kernels("sm_90a").items():
-        if "4Half" in name:
-            assert not re.search(r"\b(LDL|STL)\b", code), name
+    found = {name: code for name, code in kernels("sm_90a").items() if "4Half" in name}
+    assert len(found) == TILE_SHAPES
+    for name, code in found.items():
+        assert not re.search(r"\b(LDL|STL)\b", code), name

@@ -20,12 +20,12 @@ def onnx_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     network = create(request.param, {"hm": 80, "reg": 2, "wh": 2})
     checkpoint = tmp_path_factory.mktemp(request.param) / "checkpoint.pth"
     torch.save({"state_dict": network.state_dict()}, checkpoint)
-    return exported.export(checkpoint, "--input-size", "256x384")
+    return exported.export(checkpoint, "--input-size", "128x192")
 
 
-@pytest.mark.parametrize(
-    ("precision", "target", "batch"), [("fp32", "SM86", "1"), ("fp16", "SM120", "1,8,32")]
-)
+@pytest.mark.parametrize("batch", ["1", "1,8,32"], ids=["static", "dynamic"])
+@pytest.mark.parametrize("target", ["SM86", "SM120"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_network_builds(onnx_file: Path, precision: str, target: str, batch: str, tmp_path: Path) -> None:
     find_tensorrt("rtx")
     library = find_library("rtx")
