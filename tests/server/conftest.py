@@ -1,7 +1,6 @@
 """Real Triton servers as fixtures; each starts once, when a test first wants it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import exported
@@ -13,14 +12,20 @@ from servers import Server, make_repository, start, stop
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     """`serve(repository, *arguments)` starts a server; all end with the session."""
-    with ExitStack() as stack:
+    processes = []
 
-        def factory(repository: Path, *arguments: str) -> Server:
-            server = start(repository, tmp_path_factory.mktemp("server"), *arguments)
-            stack.callback(stop, server.process)
-            return server
+    def factory(repository: Path, *arguments: str) -> Server:
+        server = start(repository, tmp_path_factory.mktemp("server"), *arguments)
+        processes.append(server.process)
+        return server
 
+    try:
         yield factory
+    finally:
+        for process in processes:  # All at once: each takes seconds to end.
+            process.terminate()
+        for process in processes:
+            stop(process)
 
 
 @pytest.fixture(scope="session")
