@@ -98,29 +98,58 @@ class Offsets {
     pairs_ = nhwc_ && p.offset_stride % 2 == 0;
   }
 
+  // What memory holds of one sample where offsets of 16 bits lie in pairs, for a caller that reads several
+  // before it uses the first.
+  struct Raw {
+    uint32_t offset;
+    typename T::Storage mask;
+  };
+  DCNV2_FN bool inPairs() const { return pairs_ && !single_; }
+
+  DCNV2_FN Raw read(int32_t offset_group, int32_t tap, int32_t out_y, int32_t out_x) const {
+    const Problem& p = problem_;
+    const int32_t first = offset_group * p.kernel_h * p.kernel_w + tap;
+    const int32_t pixel = out_y * p.out_width + out_x;
+    const int32_t at = pixel * p.offset_stride;
+    Raw raw = {loadReadOnly(reinterpret_cast<const uint32_t*>(offset_) + at / 2 + first), {}};
+    if (mask_ != nullptr) {
+      const int32_t mask_at = p.packed_offset_mask ? at + 2 * total_ : pixel * p.mask_stride;
+      raw.mask = loadReadOnly(reinterpret_cast<const typename T::Storage*>(mask_) + mask_at + first);
+    }
+    return raw;
+  }
+  DCNV2_FN Sample sampleAt(const Raw& raw, int32_t kernel_y, int32_t kernel_x, int32_t out_y,
+                           int32_t out_x) const {
+    float mask = mask_ != nullptr ? T::load(raw.mask) : 1.0f;
+    if (problem_.packed_offset_mask) mask = sigmoid(mask);
+    return sampleAt(T::load(static_cast<typename T::Storage>(raw.offset & 0xffffu)),
+                    T::load(static_cast<typename T::Storage>(raw.offset >> 16)), mask, kernel_y, kernel_x,
+                    out_y, out_x);
+  }
+
   // The sample of one output pixel and tap. Coordinates and weights are FP32 whatever the tensors are.
   DCNV2_FN Sample sampleAt(int32_t offset_group, int32_t tap, int32_t kernel_y, int32_t kernel_x,
                            int32_t out_y, int32_t out_x) const {
+    if (inPairs()) return sampleAt(read(offset_group, tap, out_y, out_x), kernel_y, kernel_x, out_y, out_x);
     const Problem& p = problem_;
     const int32_t first = offset_group * p.kernel_h * p.kernel_w + tap;
     const int32_t pixel = out_y * p.out_width + out_x;
     const int32_t step = nhwc_ ? 1 : p.out_height * p.out_width;
     const int32_t at = nhwc_ ? pixel * p.offset_stride : pixel;
     const int32_t mask_at = nhwc_ && !p.packed_offset_mask ? pixel * p.mask_stride : at;
-    float y;
-    float x;
-    if (pairs_ && !single_) {
-      const uint32_t both = loadReadOnly(reinterpret_cast<const uint32_t*>(offset_) + at / 2 + first);
-      y = T::load(static_cast<typename T::Storage>(both & 0xffffu));
-      x = T::load(static_cast<typename T::Storage>(both >> 16));
-    } else {
-      y = load(offset_, at + 2 * first * step);
-      x = load(offset_, at + (2 * first + 1) * step);
-    }
+    const float y = load(offset_, at + 2 * first * step);
+    const float x = load(offset_, at + (2 * first + 1) * step);
     float mask = 1.0f;
     if (mask_ != nullptr)
       mask = load(mask_, mask_at + (p.packed_offset_mask ? 2 * total_ + first : first) * step);
     if (p.packed_offset_mask) mask = sigmoid(mask);
+    return sampleAt(y, x, mask, kernel_y, kernel_x, out_y, out_x);
+  }
+
+ private:
+  DCNV2_FN Sample sampleAt(float y, float x, float mask, int32_t kernel_y, int32_t kernel_x, int32_t out_y,
+                           int32_t out_x) const {
+    const Problem& p = problem_;
     return sample(static_cast<float>(out_y * p.stride_h - p.padding_h + kernel_y * p.dilation_h) + y,
                   static_cast<float>(out_x * p.stride_w - p.padding_w + kernel_x * p.dilation_w) + x, mask,
                   p.height, p.width);

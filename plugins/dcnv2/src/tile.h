@@ -112,36 +112,77 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
     return problem_.offset_groups == 1 ? 0 : channel / (problem_.channels / problem_.offset_groups);
   }
 
-  // Threads take neighbours in the order in which the offsets lie in memory: of a pixel, or of a row.
+  // A sample that this thread prepares. Threads take neighbours in the order in which the offsets lie in
+  // memory: of a pixel, or of a row.
+  struct Item {
+    int32_t slot, pixel, y, x;
+    int32_t group, tap, kernel_y, kernel_x;
+    bool kept, inside;
+  };
+  DCNV2_DEVICE Item itemAt(int32_t index) const {
+    const Problem& p = problem_;
+    Item item;
+    item.pixel = index;
+    item.slot = index / kPixels;
+    if (p.offset_layout == Layout::kNHWC) {
+      item.slot = splitOff(item.pixel, arguments_.slots);
+    } else {
+      item.pixel = index % kPixels;
+    }
+    item.kept = item.pixel < kPixels && item.slot < (slot_per_step_ ? end_ - begin_ : arguments_.slots.value);
+    item.y = tile_y_ + item.pixel / Shape::kColumns;
+    item.x = tile_x_ + item.pixel % Shape::kColumns;
+    item.inside = item.kept && item.y < p.out_height && item.x < p.out_width;
+    item.group = slot_per_step_ ? begin_ + item.slot : item.slot;
+    item.tap = splitOff(item.group, arguments_.taps);
+    if (slot_per_step_) item.group = offsetGroup(item.group * kDepth);
+    item.kernel_y = arguments_.kernel_w.divide(item.tap);
+    item.kernel_x = item.tap - item.kernel_y * p.kernel_w;
+    return item;
+  }
+
   DCNV2_DEVICE void prepareSamples() const {
     const Offsets<T> offsets(problem_, arguments_.tensors, image_);
-    const int32_t slots = slot_per_step_ ? end_ - begin_ : arguments_.slots.value;
-    const bool nhwc = problem_.offset_layout == Layout::kNHWC;
+    const int32_t count = arguments_.slots.value * kPixels;
+    if (!offsets.inPairs()) {
 #pragma unroll 2
-    for (int32_t i = thread(); i < arguments_.slots.value * kPixels; i += kThreads) {
-      int32_t pixel = i;
-      const int32_t in_pixel = splitOff(pixel, arguments_.slots);
-      const int32_t slot = nhwc ? in_pixel : i / kPixels;
-      if (!nhwc) pixel = i % kPixels;
-      if (slot < slots) prepareSample(offsets, pixel, slot);
+      for (int32_t i = thread(); i < count; i += kThreads) {
+        const Item item = itemAt(i);
+        Sample at = {};
+        if (item.inside) {
+          at = offsets.sampleAt(item.group, item.tap, item.kernel_y, item.kernel_x, item.y, item.x);
+        }
+        keepSample(item, at);
+      }
+      return;
+    }
+    // As many as a thread has of a 3x3 kernel in the usual tile: read all, then use them.
+    constexpr int32_t kAhead = 5;
+    for (int32_t first = thread(); first < count; first += kAhead * kThreads) {
+      typename Offsets<T>::Raw raw[kAhead];
+#pragma unroll
+      for (int32_t i = 0; i < kAhead; ++i) {
+        const Item item = itemAt(first + i * kThreads);
+        raw[i] = {};
+        if (item.inside) raw[i] = offsets.read(item.group, item.tap, item.y, item.x);
+      }
+#pragma unroll
+      for (int32_t i = 0; i < kAhead; ++i) {
+        const Item item = itemAt(first + i * kThreads);
+        Sample at = {};
+        if (item.inside) at = offsets.sampleAt(raw[i], item.kernel_y, item.kernel_x, item.y, item.x);
+        keepSample(item, at);
+      }
     }
   }
 
-  DCNV2_DEVICE void prepareSample(const Offsets<T>& offsets, int32_t pixel, int32_t slot) const {
+  DCNV2_DEVICE void keepSample(const Item& item, const Sample& at) const {
+    if (!item.kept) return;
     const Problem& p = problem_;
-    const int32_t y = tile_y_ + pixel / Shape::kColumns;
-    const int32_t x = tile_x_ + pixel % Shape::kColumns;
-    int32_t group = slot_per_step_ ? begin_ + slot : slot;
-    const int32_t tap = splitOff(group, arguments_.taps);
-    if (slot_per_step_) group = offsetGroup(group * kDepth);
-    const int32_t kernel_y = arguments_.kernel_w.divide(tap);
-    const int32_t kernel_x = tap - kernel_y * p.kernel_w;
-    Sample at = {};
-    if (y < p.out_height && x < p.out_width) at = offsets.sampleAt(group, tap, kernel_y, kernel_x, y, x);
     const auto offset = static_cast<uint32_t>((at.top * p.width + at.left) * p.input_stride * Shape::kBytes);
-    char* slot_offsets = kept() + slot * Shape::kSlotBytes;
-    char* target = slot_offsets + kPixels * 4 + pixel * Shape::kWeightBytes;
-    reinterpret_cast<uint32_t*>(slot_offsets)[pixel] = offset;
+    char* slot_offsets = kept() + item.slot * Shape::kSlotBytes;
+    char* target = slot_offsets + kPixels * 4 + item.pixel * Shape::kWeightBytes;
+    reinterpret_cast<uint32_t*>(slot_offsets)[item.pixel] = offset;
     if constexpr (Shape::kBytes == 2) {
       store(target, Vec8{{pack<T>(at.weights[0], at.weights[1]), pack<T>(at.weights[2], at.weights[3])}});
     } else {
