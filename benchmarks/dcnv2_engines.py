@@ -139,6 +139,9 @@ class NvidiaPlugin(LayerEngine):
         PlanError: If there is no TensorRT, or no cuBLAS of the name that the plugin asks for.
     """
 
+    # In a CUDA graph its output is wrong.
+    graph = False
+
     def __init__(self, batches: Sequence[int], *, tf32: bool) -> None:
         super().__init__(batches, tf32=tf32)
         tensorrt_engine.load_cublas()

@@ -48,7 +48,7 @@ class Decode(nn.Module):
         scores = hm.sigmoid()
         scores = torch.where(scores == max_pool2d(scores, 3, stride=1, padding=1), scores, 0.0)
         # The original's K best of each class and then of all are the K best of all.
-        scores, index = scores.flatten(1).topk(self.top_k)
+        scores, index = _top_k(scores.flatten(1, 2), self.top_k)
         cell = index % (height * width)
         centre = torch.stack([cell % width, cell // width], 1).float()
         centre = centre + (0.5 if reg is None else _at(reg.flatten(2), cell))
@@ -58,6 +58,21 @@ class Decode(nn.Module):
             size = _at(wh.unflatten(1, (classes, 2)).transpose(1, 2).flatten(2), index)
         corners = torch.cat([centre - size / 2, centre + size / 2], 1)
         return corners.transpose(1, 2) * STRIDE, scores, (index // (height * width)).int()
+
+
+def _top_k(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The K best of [N, rows, columns] and where they are in [N, rows · columns], each [N, K].
+
+    No other row than the K whose best is best can have one of them. TensorRT sorts all that it is given:
+    80 classes at once take it 4 ms on an H100.
+    """
+    count, columns = rows.shape[1:]
+    if count <= k:
+        best, index = rows.flatten(1).topk(k)
+        return best, index
+    chosen = rows.amax(2).topk(k).indices
+    best, index = rows.gather(1, chosen.unsqueeze(2).expand(-1, -1, columns)).flatten(1).topk(k)
+    return best, chosen.gather(1, index // columns) * columns + index % columns
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:
