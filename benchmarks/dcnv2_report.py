@@ -23,9 +23,9 @@ NAMES = {
 
 NOTE = """\
 - Medians; inputs and outputs rotate through twice the L2 cache, weights stay. Offsets within ±2 pixels.
-- Replayed as a CUDA graph: this project's kernel (mask's sigmoid included), NVIDIA's plugin, plain
-  convolutions. On the default stream without CUDA graphs, so that launching counts: torchvision, and
-  `torch.compile` (default mode, mask's sigmoid included).
+- Replayed as a CUDA graph: this project's kernel (mask's sigmoid included), plain convolutions. On the
+  default stream without CUDA graphs, so that launching counts: torchvision, `torch.compile` (default mode,
+  mask's sigmoid included), and NVIDIA's plugin, whose output is wrong in a CUDA graph.
 - Roofline: products and least traffic at the best rates that this GPU reached in this run.
 - `x`: time by that of this project's kernel.
 """
