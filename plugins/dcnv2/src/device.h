@@ -26,9 +26,13 @@ DCNV2_DEVICE void barrier() { __syncthreads(); }
 
 // A value that all threads of the warp have, for the compiler to know so.
 DCNV2_DEVICE int32_t uniform(int32_t value) { return __shfl_sync(0xffffffffu, value, 0); }
-// Keeps the compiler from taking the sum apart again.
+// Keeps the compiler from taking the sum apart again, or from computing it again.
 DCNV2_DEVICE const char* whole(const char* sum) {
   asm volatile("" : "+l"(sum));
+  return sum;
+}
+DCNV2_DEVICE int32_t whole(int32_t sum) {
+  asm volatile("" : "+r"(sum));
   return sum;
 }
 

@@ -54,6 +54,8 @@ struct Generic {
     constexpr int32_t kOwn = kOut / kParts;
     float sums[kOwn] = {};
     for (int32_t tap = 0; tap < taps; ++tap) {
+      const float y = Offsets<T>::position(out_y, p.stride_h, p.padding_h, tap / p.kernel_w, p.dilation_h);
+      const float x = Offsets<T>::position(out_x, p.stride_w, p.padding_w, tap % p.kernel_w, p.dilation_w);
       int32_t sampled_group = -1;
       Sample at = {};
       for (int32_t depth = 0; depth < group_channels; depth += kDepth) {
@@ -64,7 +66,7 @@ struct Generic {
           if (inside && depth + i < group_channels) {
             const int32_t offset_group = c / (p.channels / p.offset_groups);
             if (offset_group != sampled_group) {
-              at = offsets.sampleAt(offset_group, tap, tap / p.kernel_w, tap % p.kernel_w, out_y, out_x);
+              at = offsets.sampleAt(offset_group * taps + tap, out_y * p.out_width + out_x, y, x);
             }
             sampled_group = offset_group;
             for (int32_t corner = 0; corner < 4; ++corner) {

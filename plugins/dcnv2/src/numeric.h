@@ -52,14 +52,13 @@ struct Divisor {
   uint32_t reciprocal;
 
   static Divisor of(int32_t value) {
-    return {value, static_cast<uint32_t>(((1ull << 32) + static_cast<uint32_t>(value) - 1) /
+    return {value, static_cast<uint32_t>(((UINT64_C(1) << 31) + static_cast<uint32_t>(value) - 1) /
                                          static_cast<uint32_t>(value))};
   }
   // Whether every number up to `number` is divided exactly.
-  static constexpr bool exact(int64_t number, int64_t value) { return number * value <= INT64_C(0xffffffff); }
+  static constexpr bool exact(int64_t number, int64_t value) { return number * value <= INT64_C(1) << 31; }
   DCNV2_FN int32_t divide(int32_t number) const {
-    if (value == 1) return number;
-    return static_cast<int32_t>(static_cast<uint64_t>(static_cast<uint32_t>(number)) * reciprocal >> 32);
+    return static_cast<int32_t>(static_cast<uint64_t>(static_cast<uint32_t>(number)) * reciprocal >> 31);
   }
 };
 

@@ -19,38 +19,32 @@ struct Axis {
   float weights[2];
 };
 
+// A neighbour's weight is max(0, 1 - distance): zero by itself outside the image, and for NaN. Near a border
+// the pair is shifted inwards, and the weights follow.
 DCNV2_FN Axis sampleAxis(float position, int32_t size) {
-  const float floor = floorf(position);
-  const auto low = static_cast<int32_t>(floor);
-  const float upper = position - floor;
-  const float lower = 1.0f - upper;
-  const int32_t last = size > 1 ? size - 2 : 0;
-  const int32_t first = low < 0 ? 0 : (low < last ? low : last);
-  // Near a border one of the two neighbours is outside: its weight is dropped, and the other's moves to where
-  // the pair was shifted.
-  const bool shifted_up = low < first;
-  const bool shifted_down = low > first;
-  return {first,
-          {shifted_up ? upper : (shifted_down ? 0.0f : lower),
-           shifted_up || size < 2 ? 0.0f : (shifted_down ? lower : upper)}};
+  const auto last = static_cast<float>(size > 1 ? size - 2 : 0);
+  const auto first = static_cast<int32_t>(fminf(fmaxf(position, 0.0f), last));
+  const float distance = position - static_cast<float>(first);
+  const float second = fmaxf(1.0f - fabsf(distance - 1.0f), 0.0f);
+  return {first, {fmaxf(1.0f - fabsf(distance), 0.0f), size > 1 ? second : 0.0f}};
 }
 
 DCNV2_FN Sample sample(float y, float x, float mask, int32_t height, int32_t width) {
-  const auto bottom = static_cast<float>(height);
-  const auto right = static_cast<float>(width);
-  // False for NaN, and before any conversion to an integer.
-  if (!(y > -1.0f && y < bottom && x > -1.0f && x < right)) return {0, 0, {0.0f, 0.0f, 0.0f, 0.0f}};
   const Axis rows = sampleAxis(y, height);
   const Axis columns = sampleAxis(x, width);
+  const float upper = rows.weights[0] * mask;
+  const float lower = rows.weights[1] * mask;
   return {rows.first,
           columns.first,
-          {rows.weights[0] * columns.weights[0] * mask, rows.weights[0] * columns.weights[1] * mask,
-           rows.weights[1] * columns.weights[0] * mask, rows.weights[1] * columns.weights[1] * mask}};
+          {upper * columns.weights[0], upper * columns.weights[1], lower * columns.weights[0],
+           lower * columns.weights[1]}};
 }
 
 DCNV2_FN float sigmoid(float value) {
 #ifdef __CUDA_ARCH__
-  return __fdividef(1.0f, 1.0f + __expf(-value));
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value * -1.44269504f));
+  return __fdividef(1.0f, 1.0f + power);
 #else
   return 1.0f / (1.0f + std::exp(-value));
 #endif
@@ -63,13 +57,14 @@ DCNV2_FN int64_t elementIndex(Layout layout, int32_t stride, int32_t count, int3
                                  : ((static_cast<int64_t>(n) * count + c) * height + y) * width + x;
 }
 
-// Offsets and mask of one image.
+// Offsets and mask of one image. The samples of a pixel are numbered offset group by offset group, tap by
+// tap.
 template <class T>
 class Offsets {
   const Problem& problem_;
   const char* offset_;
   const char* mask_;
-  int32_t total_;  // samples of a pixel
+  int32_t mask_stride_;
   bool single_, nhwc_, pairs_;
 
   DCNV2_FN float load(const char* values, int32_t index) const {
@@ -87,72 +82,56 @@ class Offsets {
 
   DCNV2_FN Offsets(const Problem& p, const Tensors& tensors, int32_t n)
       : problem_(p),
-        total_(p.offset_groups * p.kernel_h * p.kernel_w),
+        mask_stride_(p.packed_offset_mask ? p.offset_stride : p.mask_stride),
         single_(p.offset_type == DataType::kFloat),
         nhwc_(p.offset_layout == Layout::kNHWC) {
-    const int64_t pixels = static_cast<int64_t>(n) * p.out_height * p.out_width * (single_ ? 4 : 2);
-    const int32_t channels = (p.packed_offset_mask ? 3 : 2) * total_;
+    const int32_t samples = p.offset_groups * p.kernel_h * p.kernel_w;
+    const int32_t plane = p.out_height * p.out_width;
+    const int64_t pixels = static_cast<int64_t>(n) * plane * (single_ ? 4 : 2);
+    const int32_t channels = (p.packed_offset_mask ? 3 : 2) * samples;
     offset_ = static_cast<const char*>(tensors.offset) + pixels * (nhwc_ ? p.offset_stride : channels);
-    mask_ = p.packed_offset_mask ? offset_ : static_cast<const char*>(tensors.mask);
-    if (!p.packed_offset_mask && mask_ != nullptr) mask_ += pixels * (nhwc_ ? p.mask_stride : total_);
-    pairs_ = nhwc_ && p.offset_stride % 2 == 0;
+    mask_ = static_cast<const char*>(tensors.mask);
+    if (p.packed_offset_mask) {
+      mask_ = offset_ + static_cast<int64_t>(2 * samples) * (nhwc_ ? 1 : plane) * (single_ ? 4 : 2);
+    } else if (mask_ != nullptr) {
+      mask_ += pixels * (nhwc_ ? p.mask_stride : samples);
+    }
+    pairs_ = p.packed_offset_mask && nhwc_ && !single_ && p.offset_stride % 2 == 0;
   }
 
-  // What memory holds of one sample where offsets of 16 bits lie in pairs, for a caller that reads several
-  // before it uses the first.
-  struct Raw {
+  // Whether a sample is a word of offsets and an element of the mask of the same pixel, as in a network of
+  // this project's export. Then a caller may read several before it uses the first.
+  DCNV2_FN bool inPairs() const { return pairs_; }
+  struct Pair {
     uint32_t offset;
     typename T::Storage mask;
   };
-  DCNV2_FN bool inPairs() const { return pairs_ && !single_; }
-
-  DCNV2_FN Raw read(int32_t offset_group, int32_t tap, int32_t out_y, int32_t out_x) const {
-    const Problem& p = problem_;
-    const int32_t first = offset_group * p.kernel_h * p.kernel_w + tap;
-    const int32_t pixel = out_y * p.out_width + out_x;
-    const int32_t at = pixel * p.offset_stride;
-    Raw raw = {loadReadOnly(reinterpret_cast<const uint32_t*>(offset_) + at / 2 + first), {}};
-    if (mask_ != nullptr) {
-      const int32_t mask_at = p.packed_offset_mask ? at + 2 * total_ : pixel * p.mask_stride;
-      raw.mask = loadReadOnly(reinterpret_cast<const typename T::Storage*>(mask_) + mask_at + first);
-    }
-    return raw;
+  DCNV2_FN Pair read(int32_t number, int32_t pixel) const {
+    const int32_t word = pixel * (problem_.offset_stride / 2) + number;
+    return {loadReadOnly(reinterpret_cast<const uint32_t*>(offset_) + word),
+            loadReadOnly(reinterpret_cast<const typename T::Storage*>(mask_) + (2 * word - number))};
   }
-  DCNV2_FN Sample sampleAt(const Raw& raw, int32_t kernel_y, int32_t kernel_x, int32_t out_y,
-                           int32_t out_x) const {
-    float mask = mask_ != nullptr ? T::load(raw.mask) : 1.0f;
-    if (problem_.packed_offset_mask) mask = sigmoid(mask);
-    return sampleAt(T::load(static_cast<typename T::Storage>(raw.offset & 0xffffu)),
-                    T::load(static_cast<typename T::Storage>(raw.offset >> 16)), mask, kernel_y, kernel_x,
-                    out_y, out_x);
+  // `y` and `x` are where the sample lies without its offset. Coordinates and weights are FP32 whatever the
+  // tensors are.
+  DCNV2_FN Sample sampleAt(const Pair& pair, float y, float x) const {
+    return sample(y + T::load(static_cast<typename T::Storage>(pair.offset)),
+                  x + T::load(static_cast<typename T::Storage>(pair.offset >> 16)),
+                  sigmoid(T::load(pair.mask)), problem_.height, problem_.width);
   }
-
-  // The sample of one output pixel and tap. Coordinates and weights are FP32 whatever the tensors are.
-  DCNV2_FN Sample sampleAt(int32_t offset_group, int32_t tap, int32_t kernel_y, int32_t kernel_x,
-                           int32_t out_y, int32_t out_x) const {
-    if (inPairs()) return sampleAt(read(offset_group, tap, out_y, out_x), kernel_y, kernel_x, out_y, out_x);
-    const Problem& p = problem_;
-    const int32_t first = offset_group * p.kernel_h * p.kernel_w + tap;
-    const int32_t pixel = out_y * p.out_width + out_x;
-    const int32_t step = nhwc_ ? 1 : p.out_height * p.out_width;
-    const int32_t at = nhwc_ ? pixel * p.offset_stride : pixel;
-    const int32_t mask_at = nhwc_ && !p.packed_offset_mask ? pixel * p.mask_stride : at;
-    const float y = load(offset_, at + 2 * first * step);
-    const float x = load(offset_, at + (2 * first + 1) * step);
+  DCNV2_FN Sample sampleAt(int32_t number, int32_t pixel, float y, float x) const {
+    const int32_t step = nhwc_ ? 1 : problem_.out_height * problem_.out_width;
+    const int32_t at = nhwc_ ? pixel * problem_.offset_stride : pixel;
     float mask = 1.0f;
-    if (mask_ != nullptr)
-      mask = load(mask_, mask_at + (p.packed_offset_mask ? 2 * total_ + first : first) * step);
-    if (p.packed_offset_mask) mask = sigmoid(mask);
-    return sampleAt(y, x, mask, kernel_y, kernel_x, out_y, out_x);
+    if (mask_ != nullptr) mask = load(mask_, (nhwc_ ? pixel * mask_stride_ : pixel) + number * step);
+    if (problem_.packed_offset_mask) mask = sigmoid(mask);
+    return sample(y + load(offset_, at + 2 * number * step), x + load(offset_, at + (2 * number + 1) * step),
+                  mask, problem_.height, problem_.width);
   }
 
- private:
-  DCNV2_FN Sample sampleAt(float y, float x, float mask, int32_t kernel_y, int32_t kernel_x, int32_t out_y,
-                           int32_t out_x) const {
-    const Problem& p = problem_;
-    return sample(static_cast<float>(out_y * p.stride_h - p.padding_h + kernel_y * p.dilation_h) + y,
-                  static_cast<float>(out_x * p.stride_w - p.padding_w + kernel_x * p.dilation_w) + x, mask,
-                  p.height, p.width);
+  // Where a tap of an output pixel lies on one axis, without its offset.
+  static DCNV2_FN float position(int32_t out, int32_t stride, int32_t padding, int32_t tap,
+                                 int32_t dilation) {
+    return static_cast<float>(out * stride - padding + tap * dilation);
   }
 };
 

@@ -23,9 +23,14 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
 
   const TileArguments& arguments_;
   const Problem& problem_;
-  int32_t rank_, out_first_, tile_x_, tile_y_, image_;
-  int32_t begin_, end_;  // steps
+  // Of a block: which of its cluster's parts of the depth it computes, and of which tile.
+  struct Place {
+    int32_t rank, out_first, x, y, image;
+  };
+  const Place place_;
+  int32_t begin_, steps_;
   bool slot_per_step_;
+  int32_t slots_;  // of samples that it fills
 
   // This thread's part in a gather: one vector of channels of every fourth pixel of the warp, so that eight
   // threads read and write 128 bytes together.
@@ -39,23 +44,16 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
   int32_t sample_targets_[2];  // of even and of odd gathers
   // This thread's part of the weights: one vector of every kWeightRows-th row.
   static constexpr int32_t kWeightRows = kThreads / 8;
-  const char* weight_source_;
-  int64_t weight_row_bytes_;
+  uint32_t weight_source_;  // bytes
   int32_t weight_target_;
 
   DCNV2_DEVICE explicit Tile(const TileArguments& arguments)
-      : arguments_(arguments), problem_(arguments.problem) {
+      : arguments_(arguments), problem_(arguments.problem), place_(placeOf(block())) {
     const Problem& p = problem_;
-    const int32_t split = 1 << arguments.log_split;
-    rank_ = block() & (split - 1);
-    int32_t index = block() >> arguments.log_split;
-    out_first_ = splitOff(index, arguments.out_tiles) * kOut;
-    tile_x_ = splitOff(index, arguments.column_tiles) * Shape::kColumns;
-    tile_y_ = splitOff(index, arguments.row_tiles) * Shape::kRows;
-    image_ = index;
-    begin_ = (arguments.steps * rank_) >> arguments.log_split;
-    end_ = (arguments.steps * (rank_ + 1)) >> arguments.log_split;
-    slot_per_step_ = end_ - begin_ <= arguments.taps.value * p.offset_groups;
+    begin_ = (arguments.steps * place_.rank) >> arguments.log_split;
+    steps_ = ((arguments.steps * (place_.rank + 1)) >> arguments.log_split) - begin_;
+    slot_per_step_ = steps_ <= arguments.taps.value * p.offset_groups;
+    slots_ = slot_per_step_ ? steps_ : arguments.slots.value;
 
     const int32_t vector = thread() % 8;
     vector_channel_ = vector * kVector;
@@ -64,24 +62,36 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
     right_ = static_cast<uint32_t>(p.width > 1 ? pixel_bytes : 0);
     down_ = static_cast<uint32_t>(p.height > 1 ? p.width * pixel_bytes : 0);
     source_ = whole(static_cast<const char*>(arguments.tensors.input) +
-                    static_cast<int64_t>(image_) * p.height * p.width * pixel_bytes);
+                    static_cast<int64_t>(place_.image) * p.height * p.width * pixel_bytes);
     first_ = first;
     sample_targets_[0] = Product::swizzle(first, vector);
     sample_targets_[1] = Product::swizzle(first + 4, vector);
 
     const int32_t row = thread() / 8;
-    weight_row_bytes_ = static_cast<int64_t>(arguments.taps.value) * p.channels * Shape::kBytes;
-    weight_source_ = whole(static_cast<const char*>(arguments.tensors.weight) +
-                           (out_first_ + row) * weight_row_bytes_ + vector * 16);
+    weight_source_ = static_cast<uint32_t>(place_.out_first + row) * weightRowBytes() + vector * 16;
     weight_target_ = Product::swizzle(row, vector);
   }
 
+  DCNV2_DEVICE Place placeOf(int32_t index) const {
+    Place place;
+    place.rank = index & ((1 << arguments_.log_split) - 1);
+    index >>= arguments_.log_split;
+    place.out_first = splitOff(index, arguments_.out_tiles) * kOut;
+    place.x = splitOff(index, arguments_.column_tiles) * Shape::kColumns;
+    place.y = splitOff(index, arguments_.row_tiles) * Shape::kRows;
+    place.image = index;
+    return place;
+  }
   // The remainder; `index` becomes the quotient.
   static DCNV2_DEVICE int32_t splitOff(int32_t& index, const Divisor& divisor) {
     const int32_t quotient = divisor.divide(index);
     const int32_t remainder = index - quotient * divisor.value;
     index = quotient;
     return remainder;
+  }
+
+  DCNV2_DEVICE uint32_t weightRowBytes() const {
+    return static_cast<uint32_t>(arguments_.taps.value * problem_.channels * Shape::kBytes);
   }
 
   static DCNV2_DEVICE char* samples(int32_t stage) { return sharedMemory() + stage * Shape::kStageBytes; }
@@ -92,97 +102,116 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
   // cached.
   struct Step {
     int32_t tap, channel;
-    int32_t slot;  // of its samples
+    int32_t slot;     // of its samples
+    uint32_t vector;  // bytes from a pixel to this thread's channels
   };
-  DCNV2_DEVICE Step stepAt(int32_t index) const {
-    const int32_t chunk = arguments_.taps.divide(index);
-    const int32_t tap = index - chunk * arguments_.taps.value;
-    const int32_t channel = chunk * kDepth;
-    return {tap, channel,
-            slot_per_step_ ? index - begin_ : offsetGroup(channel) * arguments_.taps.value + tap};
+  DCNV2_DEVICE Step firstStep() const {
+    Step step;
+    const int32_t chunk = arguments_.taps.divide(begin_);
+    step.tap = begin_ - chunk * arguments_.taps.value;
+    setChannel(step, chunk * kDepth);
+    step.slot = slot_per_step_ ? 0 : step.slot + step.tap;
+    return step;
   }
   DCNV2_DEVICE void advance(Step& step) const {
     ++step.slot;
     if (++step.tap < arguments_.taps.value) return;
     step.tap = 0;
-    step.channel += kDepth;
-    if (!slot_per_step_) step.slot = offsetGroup(step.channel) * arguments_.taps.value;
+    const int32_t slot = step.slot;
+    setChannel(step, step.channel + kDepth);
+    if (slot_per_step_) step.slot = slot;
   }
-  DCNV2_DEVICE int32_t offsetGroup(int32_t channel) const {
-    return problem_.offset_groups == 1 ? 0 : channel / (problem_.channels / problem_.offset_groups);
+  // The slot becomes the first of the channel's offset group.
+  DCNV2_DEVICE void setChannel(Step& step, int32_t channel) const {
+    step.channel = channel;
+    step.slot = offsetGroup(channel / kDepth) * arguments_.taps.value;
+    // Beyond the last channel the weights are zero, and any finite sample does.
+    step.vector = static_cast<uint32_t>((channel + (hasWeights(step) ? vector_channel_ : 0)) * Shape::kBytes);
   }
+  DCNV2_DEVICE bool hasWeights(const Step& step) const {
+    return step.channel + vector_channel_ < problem_.channels;
+  }
+  DCNV2_DEVICE int32_t offsetGroup(int32_t chunk) const { return arguments_.group_chunks.divide(chunk); }
 
-  // A sample that this thread prepares. Threads take neighbours in the order in which the offsets lie in
-  // memory: of a pixel, or of a row.
+  // A sample that this thread prepares: where it is kept, and where it lies without its offset.
   struct Item {
-    int32_t slot, pixel, y, x;
-    int32_t group, tap, kernel_y, kernel_x;
-    bool kept, inside;
+    uint32_t slot, pixel;
+    int32_t number, out_pixel;  // of its offsets
+    float y, x;
+    bool inside;
   };
+  // Threads take neighbours in the order in which the offsets lie in memory: of a pixel, or of a row.
+  template <Layout kLayout>
   DCNV2_DEVICE Item itemAt(int32_t index) const {
     const Problem& p = problem_;
     Item item;
-    item.pixel = index;
-    item.slot = index / kPixels;
-    if (p.offset_layout == Layout::kNHWC) {
-      item.slot = splitOff(item.pixel, arguments_.slots);
+    int32_t slot = index;
+    if (kLayout == Layout::kNHWC) {
+      item.pixel = static_cast<uint32_t>(arguments_.slots.divide(index));
+      slot -= static_cast<int32_t>(item.pixel) * arguments_.slots.value;
     } else {
-      item.pixel = index % kPixels;
+      item.pixel = static_cast<uint32_t>(index) % kPixels;
+      slot = static_cast<int32_t>(static_cast<uint32_t>(index) / kPixels);
     }
-    item.kept = item.pixel < kPixels && item.slot < (slot_per_step_ ? end_ - begin_ : arguments_.slots.value);
-    item.y = tile_y_ + item.pixel / Shape::kColumns;
-    item.x = tile_x_ + item.pixel % Shape::kColumns;
-    item.inside = item.kept && item.y < p.out_height && item.x < p.out_width;
-    item.group = slot_per_step_ ? begin_ + item.slot : item.slot;
-    item.tap = splitOff(item.group, arguments_.taps);
-    if (slot_per_step_) item.group = offsetGroup(item.group * kDepth);
-    item.kernel_y = arguments_.kernel_w.divide(item.tap);
-    item.kernel_x = item.tap - item.kernel_y * p.kernel_w;
+    item.slot = static_cast<uint32_t>(slot);
+    const int32_t y = place_.y + static_cast<int32_t>(item.pixel / Shape::kColumns);
+    const int32_t x = place_.x + static_cast<int32_t>(item.pixel % Shape::kColumns);
+    item.inside = y < p.out_height && x < p.out_width && slot < slots_;
+    item.out_pixel = y * p.out_width + x;
+    int32_t group = slot_per_step_ ? begin_ + slot : slot;
+    const int32_t tap = splitOff(group, arguments_.taps);
+    if (slot_per_step_) group = offsetGroup(group);
+    item.number = group * arguments_.taps.value + tap;
+    const int32_t kernel_y = arguments_.kernel_w.divide(tap);
+    const int32_t kernel_x = tap - kernel_y * p.kernel_w;
+    item.y = Offsets<T>::position(y, p.stride_h, p.padding_h, kernel_y, p.dilation_h);
+    item.x = Offsets<T>::position(x, p.stride_w, p.padding_w, kernel_x, p.dilation_w);
     return item;
   }
 
   DCNV2_DEVICE void prepareSamples() const {
-    const Offsets<T> offsets(problem_, arguments_.tensors, image_);
+    const Offsets<T> offsets(problem_, arguments_.tensors, place_.image);
     const int32_t count = arguments_.slots.value * kPixels;
-    if (!offsets.inPairs()) {
-#pragma unroll 2
-      for (int32_t i = thread(); i < count; i += kThreads) {
-        const Item item = itemAt(i);
-        Sample at = {};
-        if (item.inside) {
-          at = offsets.sampleAt(item.group, item.tap, item.kernel_y, item.kernel_x, item.y, item.x);
-        }
-        keepSample(item, at);
-      }
-      return;
+    if constexpr (Shape::kBytes == 2) {
+      if (offsets.inPairs()) return preparePairs(offsets, count);
     }
+    const bool nhwc = problem_.offset_layout == Layout::kNHWC;
+#pragma unroll 2
+    for (int32_t i = thread(); i < count; i += kThreads) {
+      const Item item = nhwc ? itemAt<Layout::kNHWC>(i) : itemAt<Layout::kNCHW>(i);
+      Sample at = {};
+      if (item.inside) at = offsets.sampleAt(item.number, item.out_pixel, item.y, item.x);
+      keepSample(item, at);
+    }
+  }
+  DCNV2_DEVICE void preparePairs(const Offsets<T>& offsets, int32_t count) const {
     // As many as a thread has of a 3x3 kernel in the usual tile: read all, then use them.
     constexpr int32_t kAhead = 5;
+#pragma unroll 1
     for (int32_t first = thread(); first < count; first += kAhead * kThreads) {
-      typename Offsets<T>::Raw raw[kAhead];
+      Item items[kAhead];
+      typename Offsets<T>::Pair pairs[kAhead];
 #pragma unroll
       for (int32_t i = 0; i < kAhead; ++i) {
-        const Item item = itemAt(first + i * kThreads);
-        raw[i] = {};
-        if (item.inside) raw[i] = offsets.read(item.group, item.tap, item.y, item.x);
+        items[i] = itemAt<Layout::kNHWC>(first + i * kThreads);
+        pairs[i] = {};
+        if (items[i].inside && first + i * kThreads < count) {
+          pairs[i] = offsets.read(items[i].number, items[i].out_pixel);
+        }
       }
 #pragma unroll
       for (int32_t i = 0; i < kAhead; ++i) {
-        const Item item = itemAt(first + i * kThreads);
-        Sample at = {};
-        if (item.inside) at = offsets.sampleAt(raw[i], item.kernel_y, item.kernel_x, item.y, item.x);
-        keepSample(item, at);
+        if (first + i * kThreads >= count) break;
+        keepSample(items[i], offsets.sampleAt(pairs[i], items[i].y, items[i].x));
       }
     }
   }
 
   DCNV2_DEVICE void keepSample(const Item& item, const Sample& at) const {
-    if (!item.kept) return;
-    const Problem& p = problem_;
-    const auto offset = static_cast<uint32_t>((at.top * p.width + at.left) * p.input_stride * Shape::kBytes);
     char* slot_offsets = kept() + item.slot * Shape::kSlotBytes;
     char* target = slot_offsets + kPixels * 4 + item.pixel * Shape::kWeightBytes;
-    reinterpret_cast<uint32_t*>(slot_offsets)[item.pixel] = offset;
+    reinterpret_cast<uint32_t*>(slot_offsets)[item.pixel] =
+        static_cast<uint32_t>(at.top * problem_.width + at.left) * (problem_.input_stride * Shape::kBytes);
     if constexpr (Shape::kBytes == 2) {
       store(target, Vec8{{pack<T>(at.weights[0], at.weights[1]), pack<T>(at.weights[2], at.weights[3])}});
     } else {
@@ -193,21 +222,24 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
 
   DCNV2_DEVICE void loadWeights(const Step& step, int32_t stage) const {
     const Problem& p = problem_;
-    const char* from = weight_source_ + (step.tap * p.channels + step.channel) * Shape::kBytes;
+    uint32_t from =
+        weight_source_ + static_cast<uint32_t>(step.tap * p.channels + step.channel) * Shape::kBytes;
     char* to = weights(stage) + weight_target_;
-    const int32_t rows = step.channel + vector_channel_ < p.channels ? p.out_channels - out_first_ : 0;
-#pragma unroll
+    const int32_t rows = hasWeights(step) ? p.out_channels - place_.out_first : 0;
+    // TF32 goes through registers, which are scarce.
+#pragma unroll(Shape::kBytes == 2 ? kOut / kWeightRows : 2)
     for (int32_t i = 0; i < kOut / kWeightRows; ++i) {
       const bool valid = thread() / 8 + i * kWeightRows < rows;
+      const char* vector = static_cast<const char*>(arguments_.tensors.weight) + from;
       if constexpr (Shape::kBytes == 2) {
-        copyAsync(to, from, valid);
+        copyAsync(to, vector, valid);
       } else {
         Vec16 loaded = {};
-        if (valid) loaded = loadGlobal(from);
+        if (valid) loaded = loadGlobal(vector);
         for (uint32_t& word : loaded.words) word = roundToTf32(floatOf(word));
         store(to, loaded);
       }
-      from += kWeightRows * weight_row_bytes_;
+      from += kWeightRows * weightRowBytes();
       to += kWeightRows * kRowBytes;
     }
   }
@@ -219,10 +251,6 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
   };
 
   DCNV2_DEVICE void load(Batch& batch, const Step& step, int32_t index) const {
-    // Beyond the last channel the weights are zero, and any finite sample does.
-    const int32_t channel =
-        step.channel + (step.channel + vector_channel_ < problem_.channels ? vector_channel_ : 0);
-    const char* source = source_ + channel * Shape::kBytes;
     const char* offsets = kept() + step.slot * Shape::kSlotBytes;
     const char* weights = offsets + kPixels * 4;
 #pragma unroll
@@ -230,7 +258,7 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
       const int32_t pixel = first_ + 4 * (index * kAtOnce + i);
       const uint32_t offset = reinterpret_cast<const uint32_t*>(offsets)[pixel];
       loadShared(batch.weights[i], weights + pixel * Shape::kWeightBytes);
-      const char* top = whole(source + offset);
+      const char* top = whole(source_ + (offset + step.vector));
       const char* bottom = whole(top + down_);
       batch.corners[i][0] = loadGlobal(top);
       batch.corners[i][1] = loadGlobal(top + right_);
@@ -243,10 +271,14 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
 #pragma unroll
     for (int32_t i = 0; i < kAtOnce; ++i) {
       const int32_t gather = index * kAtOnce + i;
-      Vec16 blended = blend<T>(batch.corners[i], batch.weights[i]);
-      // Its corners are any four pixels, and zero times infinity is not zero.
-      if (allZero(batch.weights[i])) blended = {};
-      store(tile + sample_targets_[gather % 2] + gather / 2 * 8 * kRowBytes, blended);
+      const Vec16 blended = blend<T>(batch.corners[i], batch.weights[i]);
+      char* target = tile + sample_targets_[gather % 2] + gather / 2 * 8 * kRowBytes;
+      // Its corners are any four pixels then, and zero times infinity is not zero.
+      if (allZero(batch.weights[i])) {
+        store(target, Vec16{});
+      } else {
+        store(target, blended);
+      }
     }
   }
 
@@ -256,10 +288,10 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
 #pragma unroll
     for (int32_t i = 0; i < kVector; i += 4) {
       Vec16 part;
-      if (arguments_.log_split == 0) {
-        loadShared(part, own + 4 * i);
-      } else {
+      if (arguments_.log_split > 0) {
         part = loadCluster(own + 4 * i, 0);
+      } else {
+        loadShared(part, own + 4 * i);
       }
 #pragma unroll
       for (int32_t j = 0; j < 4; ++j) sums[i + j] = floatOf(part.words[j]);
@@ -274,46 +306,49 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
     }
   }
 
+  // The first block of a cluster adds it for all.
+  DCNV2_DEVICE typename Product::Bias bias() const {
+    const auto* values = static_cast<const Storage*>(arguments_.tensors.bias);
+    const int32_t count = values == nullptr || place_.rank > 0 ? 0 : problem_.out_channels;
+    return Product::bias(values, place_.out_first, count);
+  }
+
   // Each block of the cluster writes a part of the pixels.
   DCNV2_DEVICE void write() const {
     const Problem& p = problem_;
+    // Computed again: registers are scarce between here and there.
+    const Place place = placeOf(whole(block()));
     constexpr int32_t kGroups = kOut / kVector;
-    const auto* bias_values = static_cast<const Storage*>(arguments_.tensors.bias);
     auto* output = static_cast<Storage*>(arguments_.tensors.output);
     const bool nhwc = p.layout == Layout::kNHWC;
     const bool vectors = nhwc && p.output_stride % kVector == 0 && p.out_channels % kVector == 0;
-    const int32_t first = rank_ * kThreads + thread();
-    const int32_t out = first % kGroups * kVector;
-    const int32_t channel = out_first_ + out;
+    const int32_t out = thread() % kGroups * kVector;
+    const int32_t channel = place.out_first + out;
     const int32_t count = p.out_channels - channel;
     if (count <= 0) return;
-    float bias[kVector];
-#pragma unroll
-    for (int32_t i = 0; i < kVector; ++i) {
-      bias[i] = bias_values != nullptr && i < count ? T::load(bias_values[channel + i]) : 0.0f;
-    }
-    for (int32_t pixel = first / kGroups; pixel < kPixels;
-         pixel += (kThreads / kGroups) << arguments_.log_split) {
-      const int32_t y = tile_y_ + pixel / Shape::kColumns;
-      const int32_t x = tile_x_ + pixel % Shape::kColumns;
+    Storage* image =
+        output + static_cast<int64_t>(place.image) * p.out_height * p.out_width * p.output_stride + channel;
+    constexpr uint32_t kTogether = kThreads / kGroups;
+    for (uint32_t pixel = place.rank * kTogether + thread() / kGroups; pixel < kPixels;
+         pixel += kTogether << arguments_.log_split) {
+      const int32_t y = place.y + static_cast<int32_t>(pixel / Shape::kColumns);
+      const int32_t x = place.x + static_cast<int32_t>(pixel % Shape::kColumns);
       if (y >= p.out_height || x >= p.out_width) continue;
       float values[kVector];
-      total(pixel, out, values);
+      total(static_cast<int32_t>(pixel), out, values);
+      if (p.relu) {
 #pragma unroll
-      for (int32_t i = 0; i < kVector; ++i) {
-        values[i] += bias[i];
-        if (p.relu && values[i] < 0.0f) values[i] = 0.0f;
+        for (int32_t i = 0; i < kVector; ++i) values[i] = values[i] < 0.0f ? 0.0f : values[i];
       }
       if (vectors) {
-        const int64_t index =
-            ((static_cast<int64_t>(image_) * p.out_height + y) * p.out_width + x) * p.output_stride;
-        store(reinterpret_cast<char*>(output + index + channel), packVector<T>(values));
+        const int64_t index = static_cast<int64_t>(y * p.out_width + x) * p.output_stride;
+        store(reinterpret_cast<char*>(image + index), packVector<T>(values));
         continue;
       }
 #pragma unroll
       for (int32_t i = 0; i < kVector; ++i) {
         if (i >= count) break;
-        output[elementIndex(p.layout, p.output_stride, p.out_channels, p.out_height, p.out_width, image_,
+        output[elementIndex(p.layout, p.output_stride, p.out_channels, p.out_height, p.out_width, place.image,
                             channel + i, y, x)] = T::store(values[i]);
       }
     }
@@ -322,22 +357,18 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
  public:
   static DCNV2_DEVICE void run(const TileArguments& arguments) {
     const Tile tile(arguments);
-    typename Product::Sums sums;
-    if constexpr (!kWarpgroups) {
-      for (auto& block_sums : sums) {
-        for (auto& tile_sums : block_sums) {
-          for (float& sum : tile_sums) sum = 0.0f;
-        }
-      }
-    }
-    Step step = tile.stepAt(tile.begin_);
+    Step step = tile.firstStep();
     tile.loadWeights(step, 0);
+    const auto bias = tile.bias();
     tile.prepareSamples();
+    const auto operands = Product::operands(samples(0), weights(0));
     barrier();
     Batch batch;
     tile.load(batch, step, 0);
-    for (int32_t i = tile.begin_; i < tile.end_; ++i) {
-      const int32_t stage = (i - tile.begin_) & 1;
+    typename Product::Sums sums;
+    Product::start(sums, bias);
+    int32_t stage = 0;
+    for (int32_t left = tile.steps_; left > 0; --left) {
 #pragma unroll
       for (int32_t j = 0; j < kBatches; ++j) {
         if (j > 0) tile.load(batch, step, j);
@@ -348,10 +379,11 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
       copyAsyncWait();
       if constexpr (kWarpgroups) warpgroupFence();
       // In flight while the block meets.
-      if (i + 1 < tile.end_) tile.load(batch, step, 0);
+      if (left > 1) tile.load(batch, step, 0);
       barrier();
-      Product::add(sums, samples(stage), weights(stage), i == tile.begin_);
-      if (i + 1 < tile.end_) tile.loadWeights(step, stage ^ 1);
+      Product::add(sums, operands, stage * Shape::kStageBytes);
+      stage ^= 1;
+      if (left > 1) tile.loadWeights(step, stage);
     }
     if constexpr (kWarpgroups) warpgroupWait();
     barrier();

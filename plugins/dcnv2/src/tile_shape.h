@@ -12,7 +12,7 @@ struct TileArguments {
   int32_t
       log_split;  // of the number of blocks that share a tile, each a part of the depth; they form a cluster
   int32_t steps;
-  Divisor taps, kernel_w, slots, out_tiles, column_tiles, row_tiles;
+  Divisor taps, kernel_w, slots, group_chunks, out_tiles, column_tiles, row_tiles;
 };
 
 template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps>
@@ -39,12 +39,14 @@ struct TileShape {
             Divisor::of(taps(p)),
             Divisor::of(p.kernel_w),
             Divisor::of(slots(p, 1 << log_split)),
+            Divisor::of(chunks(p) / p.offset_groups),
             Divisor::of(outTiles(p)),
             Divisor::of(columnTiles(p)),
             Divisor::of(rowTiles(p))};
   }
   static DCNV2_FN int32_t taps(const Problem& p) { return p.kernel_h * p.kernel_w; }
-  static DCNV2_FN int32_t steps(const Problem& p) { return (p.channels + kDepth - 1) / kDepth * taps(p); }
+  static DCNV2_FN int32_t chunks(const Problem& p) { return (p.channels + kDepth - 1) / kDepth; }
+  static DCNV2_FN int32_t steps(const Problem& p) { return chunks(p) * taps(p); }
   static DCNV2_FN int32_t outTiles(const Problem& p) { return (p.out_channels + kOut - 1) / kOut; }
   static DCNV2_FN int32_t columnTiles(const Problem& p) { return (p.out_width + kColumns - 1) / kColumns; }
   static DCNV2_FN int32_t rowTiles(const Problem& p) { return (p.out_height + kRows - 1) / kRows; }

@@ -16,9 +16,9 @@ DCNV2_DEVICE uint64_t matrixDescriptor(const char* tile) {
   return ((sharedAddress(tile) & 0x3ffffu) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
 
-// d = a * b, plus d if `accumulate`: 64 rows of a by kTiles * 8 rows of b, 32 bytes deep.
+// d += a * b: 64 rows of a by kTiles * 8 rows of b, 32 bytes deep.
 template <class T, int kTiles>
-DCNV2_DEVICE void warpgroupMultiply(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulate);
+DCNV2_DEVICE void warpgroupMultiply(float (&d)[kTiles][4], uint64_t a, uint64_t b);
 
 #define DCNV2_D(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define DCNV2_D4(i) DCNV2_D(i), DCNV2_D(i + 1), DCNV2_D(i + 2), DCNV2_D(i + 3)
@@ -36,22 +36,21 @@ DCNV2_DEVICE void warpgroupMultiply(float (&d)[kTiles][4], uint64_t a, uint64_t 
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-#define DCNV2_WGMMA(Type, tiles, shape, tail, registers, a_register, b_register, p_register, ...)           \
-  template <>                                                                                               \
-  DCNV2_DEVICE void warpgroupMultiply<Type, tiles>(float (&d)[tiles][4], uint64_t a, uint64_t b,            \
-                                                   bool accumulate) {                                       \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " p_register ", 0;\nwgmma.mma_async.sync.aligned." shape \
-                 " {" registers "}, " a_register ", " b_register ", p, " tail ";\n}"                        \
-                 : __VA_ARGS__                                                                              \
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                      \
+#define DCNV2_WGMMA(Type, tiles, shape, tail, registers, a_register, b_register, ...)                  \
+  template <>                                                                                          \
+  DCNV2_DEVICE void warpgroupMultiply<Type, tiles>(float (&d)[tiles][4], uint64_t a, uint64_t b) {     \
+    asm volatile("wgmma.mma_async.sync.aligned." shape " {" registers "}, " a_register ", " b_register \
+                 ", " tail ";"                                                                         \
+                 : __VA_ARGS__                                                                         \
+                 : "l"(a), "l"(b));                                                                    \
   }
-#define DCNV2_WGMMA_SIZES(Type, depth, types, tail)                                                          \
-  DCNV2_WGMMA(Type, 4, "m64n32" depth types, tail, DCNV2_R16, "%16", "%17", "%18", DCNV2_D4(0))              \
-  DCNV2_WGMMA(Type, 8, "m64n64" depth types, tail, DCNV2_R32, "%32", "%33", "%34", DCNV2_D4(0), DCNV2_D4(4)) \
-  DCNV2_WGMMA(Type, 16, "m64n128" depth types, tail, DCNV2_R64, "%64", "%65", "%66", DCNV2_D16(0))
-DCNV2_WGMMA_SIZES(Half, "k16", ".f32.f16.f16", "1, 1, 0, 0")
-DCNV2_WGMMA_SIZES(Bfloat16, "k16", ".f32.bf16.bf16", "1, 1, 0, 0")
-DCNV2_WGMMA_SIZES(Float, "k8", ".f32.tf32.tf32", "1, 1")
+#define DCNV2_WGMMA_SIZES(Type, depth, types, tail)                                                   \
+  DCNV2_WGMMA(Type, 4, "m64n32" depth types, tail, DCNV2_R16, "%16", "%17", DCNV2_D4(0))              \
+  DCNV2_WGMMA(Type, 8, "m64n64" depth types, tail, DCNV2_R32, "%32", "%33", DCNV2_D4(0), DCNV2_D4(4)) \
+  DCNV2_WGMMA(Type, 16, "m64n128" depth types, tail, DCNV2_R64, "%64", "%65", DCNV2_D16(0))
+DCNV2_WGMMA_SIZES(Half, "k16", ".f32.f16.f16", "1, 1, 1, 0, 0")
+DCNV2_WGMMA_SIZES(Bfloat16, "k16", ".f32.bf16.bf16", "1, 1, 1, 0, 0")
+DCNV2_WGMMA_SIZES(Float, "k8", ".f32.tf32.tf32", "1, 1, 1")
 #undef DCNV2_WGMMA_SIZES
 #undef DCNV2_WGMMA
 #undef DCNV2_R64

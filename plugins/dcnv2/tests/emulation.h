@@ -199,7 +199,10 @@ inline float element<Float>(uint32_t word, int32_t) {
 inline int32_t thread() { return emulation::self().thread; }
 inline int32_t block() { return emulation::self().block->index; }
 inline int32_t uniform(int32_t value) { return value; }
-inline const char* whole(const char* sum) { return sum; }
+template <class Sum>
+Sum whole(Sum sum) {
+  return sum;
+}
 inline char* sharedMemory() { return emulation::self().block->shared; }
 inline void barrier() { emulation::meet(emulation::self().block->meeting, emulation::machine.threads); }
 inline void clusterBarrier() {
@@ -282,7 +285,7 @@ inline uint64_t matrixDescriptor(const char* tile) { return reinterpret_cast<uin
 
 // The 128-byte swizzle permutes address bits 4 to 6 by bits 7 to 9.
 template <class T, size_t kTiles>
-void warpgroupMultiply(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulate) {
+void warpgroupMultiply(float (&d)[kTiles][4], uint64_t a, uint64_t b) {
   const auto at = [](uint64_t tile, int32_t row, int32_t word) {
     uint64_t address = (tile << 4) + static_cast<uint64_t>(row * 128 + word * 4);
     address ^= (address >> 7 & 7) << 4;
@@ -296,7 +299,6 @@ void warpgroupMultiply(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accum
     for (int32_t i = 0; i < 4; ++i) {
       const int32_t row = thread() % 128 / 32 * 16 + lane / 4 + i / 2 * 8;
       const int32_t column = static_cast<int32_t>(tile) * 8 + lane % 4 * 2 + i % 2;
-      if (!accumulate) d[tile][i] = 0.0f;
       for (int32_t word = 0; word < 8; ++word) {
         for (int32_t half = 0; half < kElements; ++half) {
           d[tile][i] += emulation::element<T>(at(a, row, word), half) *

@@ -26,7 +26,7 @@ void testDivisor() {
   std::mt19937_64 random(7);
   for (int32_t i = 0; i < 200000; ++i) {
     const int64_t value = i < 2000 ? i + 1 : 1 + static_cast<int64_t>(random() >> (33 + random() % 31));
-    const int64_t largest = std::min<int64_t>(UINT32_MAX / value, INT32_MAX);
+    const int64_t largest = std::min<int64_t>((INT64_C(1) << 31) / value, INT32_MAX);
     const Divisor divisor = Divisor::of(static_cast<int32_t>(value));
     const int64_t multiple =
         static_cast<int64_t>(random() % static_cast<uint64_t>(largest + 1)) / value * value;
@@ -37,9 +37,9 @@ void testDivisor() {
       check(quotient == number / value, "quotient", quotient, number / value);
     }
   }
-  // The least product that goes wrong.
-  check(!Divisor::exact(65536, 65537), "exact", 1, 0);
-  check(Divisor::of(65537).divide(65536) == 1, "65536 by 65537", 0, 1);
+  // The least product that goes wrong: not far beyond.
+  check(!Divisor::exact(1016833, 2114), "exact", 1, 0);
+  check(Divisor::of(2114).divide(1016833) == 481, "1016833 by 2114", 481, 480);
 }
 
 // A 3x3 layer of halves, 64 -> 64 channels on 16x16, channels-last.
@@ -93,9 +93,9 @@ void testLimits() {
       p.width = p.out_width = width;
     };
   };
-  checkBlocks("the widest image", whole, 65535, kHopper, wide(65535 * 8));
-  checkBlocks("beyond what Divisor divides", whole, 0, kHopper, wide(65536 * 8));
-  checkBlocks("and the plain kernel", kGeneric, 65536 * 8 / 64, kHopper, wide(65536 * 8));
+  checkBlocks("the widest image", whole, 46340, kHopper, wide(46340 * 8));
+  checkBlocks("beyond what Divisor divides", whole, 0, kHopper, wide(46341 * 8));
+  checkBlocks("and the plain kernel", kGeneric, 46344 * 8 / 64, kHopper, wide(46344 * 8));
 
   const auto large = [](Problem& p) { p.height = p.width = 4096, p.channels = p.input_stride = 64; };
   checkBlocks("an image of 2 GiB", whole, 0, kHopper, large);
