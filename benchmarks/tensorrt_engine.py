@@ -115,7 +115,7 @@ class Engine:
         reasons = misfits(plan, facts)
         if reasons:
             print(f"building {plan}: {'; '.join(reasons)}", file=sys.stderr)
-            half = precision.to_fp16(rewrite.to_deform_conv(model))
+            half = rewrite.to_dense_conv_transpose(precision.to_fp16(rewrite.to_deform_conv(model)))
             serialized, _ = plan_engine.build(
                 trt,
                 # Left alone, DeformConv is NVIDIA's plugin to TensorRT's parser.

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     reference = rewrite.to_deform_conv(model)
     engine, timing_cache = plan_engine.build(
         trt,
-        rewrite.to_dcnv2(_with_precision(reference, options)),
+        rewrite.to_dense_conv_transpose(rewrite.to_dcnv2(_with_precision(reference, options))),
         shapes=facts.profiles,
         # FP32 means FP32: TF32 rounds to as few bits as FP16 does.
         tf32=options.precision != "fp32",

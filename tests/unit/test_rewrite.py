@@ -252,3 +252,32 @@ def test_wrong_number_of_inputs_is_refused():
         rewrite.RewriteError, match="layer: found 3 inputs, expected 4 with packed_offset_mask 1"
     ):
         rewrite.to_deform_conv(rewritten)
+
+
+@pytest.mark.parametrize("groups", [1, 2, CHANNELS])
+def test_only_depthwise_upsampling_becomes_dense(groups):
+    rng = np.random.default_rng(1)
+    weight = rng.normal(0, 1, (CHANNELS, CHANNELS // groups, 4, 3)).astype(np.float32)
+    attributes = {"group": groups, "strides": [2, 2], "pads": [1, 0, 1, 1], "output_padding": [0, 1]}
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("ConvTranspose", ["data", "weight", "bias"], ["out"], "up", **attributes)],
+            "upsampling",
+            [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["n", CHANNELS, 7, 5])],
+            [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", CHANNELS, "h", "w"])],
+            [_constant("weight", weight), _constant("bias", rng.normal(0, 1, CHANNELS).astype(np.float32))],
+        ),
+        opset_imports=[helper.make_opsetid("", 19)],
+        ir_version=9,
+    )
+    rewritten = rewrite.to_dense_conv_transpose(model)
+    (node,) = rewritten.graph.node
+    assert _attributes(node)["group"] == (1 if groups == CHANNELS else groups)
+    feed = {"data": rng.normal(0, 1, (2, CHANNELS, 7, 5)).astype(np.float32)}
+    found, expected = (
+        onnxruntime.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, feed
+        )
+        for each in (rewritten, model)
+    )
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
