@@ -1,7 +1,8 @@
 """Runs one layer by one tactic, for a profiler: its channels in and out, and the side of its square map.
 
 ci/gpu/kernel build out/gpu
-ncu --set full -k regex:tileKernel -c 1 env PYTHONPATH=. python3 ci/gpu/profile.py 64 64 128 --batch 32 --tactic 16
+export PYTHONPATH=.
+ncu --set full -k regex:tileKernel -c 1 python3 ci/gpu/one_layer.py 64 64 128 --batch 32 --tactic 16
 """
 
 import argparse
