@@ -71,6 +71,7 @@ def to_dense_conv_transpose(model: onnx.ModelProto) -> onnx.ModelProto:
     TensorRT has tensor-core kernels for the dense ones alone. Products with zero change no finite sum.
     """
     graph = import_graph(model)
+    made: dict[int, gs.Constant] = {}
     for node in graph.nodes:
         if node.op != "ConvTranspose" or not isinstance(node.inputs[1], gs.Constant):
             continue
@@ -78,9 +79,11 @@ def to_dense_conv_transpose(model: onnx.ModelProto) -> onnx.ModelProto:
         channels, per_group, height, width = weight.values.shape
         if per_group != 1 or node.attrs.get("group", 1) != channels:
             continue
-        dense = np.zeros((channels, channels, height, width), weight.values.dtype)
-        dense[range(channels), range(channels)] = weight.values[:, 0]
-        node.inputs[1] = gs.Constant(f"{weight.name}/dense", dense)
+        if id(weight) not in made:
+            dense = np.zeros((channels, channels, height, width), weight.values.dtype)
+            dense[range(channels), range(channels)] = weight.values[:, 0]
+            made[id(weight)] = gs.Constant(f"{weight.name}/dense", dense)
+        node.inputs[1] = made[id(weight)]
         node.attrs["group"] = 1
     return export_graph(graph, model)
 

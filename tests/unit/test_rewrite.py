@@ -261,7 +261,10 @@ def test_only_depthwise_upsampling_becomes_dense(groups):
     attributes = {"group": groups, "strides": [2, 2], "pads": [1, 0, 1, 1], "output_padding": [0, 1]}
     model = helper.make_model(
         helper.make_graph(
-            [helper.make_node("ConvTranspose", ["data", "weight", "bias"], ["out"], "up", **attributes)],
+            [
+                helper.make_node("ConvTranspose", ["data", "weight", "bias"], ["once"], "once", **attributes),
+                helper.make_node("ConvTranspose", ["once", "weight"], ["out"], "twice", **attributes),
+            ],
             "upsampling",
             [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["n", CHANNELS, 7, 5])],
             [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", CHANNELS, "h", "w"])],
@@ -271,8 +274,8 @@ def test_only_depthwise_upsampling_becomes_dense(groups):
         ir_version=9,
     )
     rewritten = rewrite.to_dense_conv_transpose(model)
-    (node,) = rewritten.graph.node
-    assert _attributes(node)["group"] == (1 if groups == CHANNELS else groups)
+    assert len(rewritten.graph.initializer) == 2
+    assert [_attributes(node)["group"] for node in rewritten.graph.node] == 2 * [groups % CHANNELS or 1]
     feed = {"data": rng.normal(0, 1, (2, CHANNELS, 7, 5)).astype(np.float32)}
     found, expected = (
         onnxruntime.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]).run(

@@ -34,7 +34,9 @@ Plan planTile(const Problem& problem, const Device& device, int32_t tactic) {
   const int64_t blocks = Shape::blocks(problem, split);
   const int64_t widest =
       std::max({Shape::outTiles(problem), Shape::columnTiles(problem), Shape::rowTiles(problem)});
-  if (blocks > INT32_MAX || !Divisor::exact(blocks, widest) || !Divisor::exact(steps, Shape::taps(problem))) {
+  const int64_t chunks = Shape::chunks(problem);
+  if (blocks > INT32_MAX || !Divisor::exact(blocks, widest) || !Divisor::exact(steps, Shape::taps(problem)) ||
+      !Divisor::exact(chunks, chunks)) {
     return {};
   }
   const int64_t resident = std::clamp<int64_t>((228 << 10) / (shared + 1024), 1, kResident);

@@ -52,7 +52,7 @@ inline bool tileRunsKind(const Problem& p) {
 inline bool tileRuns(const Problem& p) {
   const int32_t vector = 16 / elementBytes(p);
   const int64_t weight_row = static_cast<int64_t>(p.channels) * p.kernel_h * p.kernel_w * elementBytes(p);
-  const int64_t weight_rows = (p.out_channels + 255) / 256 * 256;  // of whole tiles
+  const int64_t weight_rows = (static_cast<int64_t>(p.out_channels) + 255) / 256 * 256;  // of whole tiles
   return tileRunsKind(p) && p.channels % vector == 0 && packedProblem(p).input_stride % vector == 0 &&
          (p.offset_groups == 1 || p.channels / p.offset_groups % (8 * vector) == 0) &&
          imageBytes(packedProblem(p)) <= INT32_MAX && weight_row * weight_rows <= INT32_MAX &&
