@@ -57,15 +57,14 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
 
     const int32_t vector = thread() % 8;
     vector_channel_ = vector * kVector;
-    const int32_t first = thread() / 32 * kGathers * 4 + thread() % 32 / 8;
+    first_ = thread() / 32 * kGathers * 4 + thread() % 32 / 8;
     const int32_t pixel_bytes = p.input_stride * Shape::kBytes;
     right_ = static_cast<uint32_t>(p.width > 1 ? pixel_bytes : 0);
     down_ = static_cast<uint32_t>(p.height > 1 ? p.width * pixel_bytes : 0);
     source_ = whole(static_cast<const char*>(arguments.tensors.input) +
                     static_cast<int64_t>(place_.image) * p.height * p.width * pixel_bytes);
-    first_ = first;
-    sample_targets_[0] = Product::swizzle(first, vector);
-    sample_targets_[1] = Product::swizzle(first + 4, vector);
+    sample_targets_[0] = Product::swizzle(first_, vector);
+    sample_targets_[1] = Product::swizzle(first_ + 4, vector);
 
     const int32_t row = thread() / 8;
     weight_source_ = static_cast<uint32_t>(place_.out_first + row) * weightRowBytes() + vector * 16;
@@ -114,10 +113,9 @@ class Tile : TileShape<T, kOut, kPixels, kWarps> {
     return step;
   }
   DCNV2_DEVICE void advance(Step& step) const {
-    ++step.slot;
+    const int32_t slot = ++step.slot;
     if (++step.tap < arguments_.taps.value) return;
     step.tap = 0;
-    const int32_t slot = step.slot;
     setChannel(step, step.channel + kDepth);
     if (slot_per_step_) step.slot = slot;
   }
