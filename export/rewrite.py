@@ -76,11 +76,11 @@ def to_dense_conv_transpose(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op != "ConvTranspose" or not isinstance(node.inputs[1], gs.Constant):
             continue
         weight = node.inputs[1]
-        channels, per_group, height, width = weight.values.shape
+        channels, per_group, *kernel = weight.values.shape
         if per_group != 1 or node.attrs.get("group", 1) != channels:
             continue
         if id(weight) not in made:
-            dense = np.zeros((channels, channels, height, width), weight.values.dtype)
+            dense = np.zeros((channels, channels, *kernel), weight.values.dtype)
             dense[range(channels), range(channels)] = weight.values[:, 0]
             made[id(weight)] = gs.Constant(f"{weight.name}/dense", dense)
         node.inputs[1] = made[id(weight)]

@@ -6,8 +6,8 @@
 namespace dcnv2 {
 
 // Four pixels of the image, `top` and `left` the first of them: (0, 0), (0, 1), (1, 0), (1, 1). All four lie
-// inside the image if it has two rows and two columns (with one, readers must not step). A sample outside it
-// has zero weights.
+// inside the image if it has two rows and two columns (with one, readers must not step) and no side beyond
+// 2^24. A sample outside it has zero weights if its mask is finite, else NaN: mask times nothing.
 struct Sample {
   int32_t top, left;
   float weights[4];

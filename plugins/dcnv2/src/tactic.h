@@ -53,7 +53,10 @@ inline bool tileRuns(const Problem& p) {
   const int32_t vector = 16 / elementBytes(p);
   const int64_t weight_row = static_cast<int64_t>(p.channels) * p.kernel_h * p.kernel_w * elementBytes(p);
   const int64_t weight_rows = (static_cast<int64_t>(p.out_channels) + 255) / 256 * 256;  // of whole tiles
-  return tileRunsKind(p) && p.channels % vector == 0 && packedProblem(p).input_stride % vector == 0 &&
+  // Up to there a float holds every position; `sampleAxis` stays inside the image.
+  constexpr int32_t kLongest = 1 << 24;
+  return tileRunsKind(p) && p.height <= kLongest && p.width <= kLongest && p.channels % vector == 0 &&
+         packedProblem(p).input_stride % vector == 0 &&
          (p.offset_groups == 1 || p.channels / p.offset_groups % (8 * vector) == 0) &&
          imageBytes(packedProblem(p)) <= INT32_MAX && weight_row * weight_rows <= INT32_MAX &&
          Offsets<Float>::fits(p);

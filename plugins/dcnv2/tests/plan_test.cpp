@@ -105,6 +105,19 @@ void testLimits() {
   checkBlocks("and the plain kernel", kGeneric, 0, kHopper, offsets);
   const auto row = [](Problem& p) { p.height = p.width = 1, p.channels = p.input_stride = 1 << 27; };
   checkBlocks("2 GiB of weights for a channel", whole, 0, kHopper, row);
+  const auto depth = [](int32_t channels, int32_t kernel) {
+    return [channels, kernel](Problem& p) {
+      p.height = p.width = 1, p.channels = p.input_stride = channels, p.kernel_h = p.kernel_w = kernel;
+    };
+  };
+  checkBlocks("2 GiB of weights for a tile", whole, 0, kHopper, depth(1 << 19, 3));
+  checkBlocks("the deepest image", whole, 4, kHopper, depth(64 * 46340, 1));
+  checkBlocks("beyond what Divisor divides", whole, 0, kHopper, depth(64 * 46341, 1));
+  const auto sides = [](int32_t side) {
+    return [side](Problem& p) { p.channels = p.input_stride = 8, p.height = 1, p.width = side; };
+  };
+  checkBlocks("the longest side", whole, 4, kHopper, sides(1 << 24));
+  checkBlocks("a side that no float holds", whole, 0, kHopper, sides((1 << 24) + 1));
 
   checkBlocks("12 channels", whole, 0, kHopper, [](Problem& p) { p.channels = 12, p.input_stride = 16; });
   checkBlocks("two groups", whole, 0, kHopper, [](Problem& p) { p.groups = 2; });
