@@ -266,7 +266,7 @@ def test_only_depthwise_upsampling_becomes_dense(groups):
                 helper.make_node("ConvTranspose", ["once", "weight"], ["out"], "twice", **attributes),
             ],
             "upsampling",
-            [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["n", CHANNELS, 7, 5])],
+            [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["n", CHANNELS, 9, 7])],
             [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", CHANNELS, "h", "w"])],
             [_constant("weight", weight), _constant("bias", rng.normal(0, 1, CHANNELS).astype(np.float32))],
         ),
@@ -276,11 +276,4 @@ def test_only_depthwise_upsampling_becomes_dense(groups):
     rewritten = rewrite.to_dense_conv_transpose(model)
     assert len(rewritten.graph.initializer) == 2
     assert [_attributes(node)["group"] for node in rewritten.graph.node] == 2 * [groups % CHANNELS or 1]
-    feed = {"data": rng.normal(0, 1, (2, CHANNELS, 7, 5)).astype(np.float32)}
-    found, expected = (
-        onnxruntime.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]).run(
-            None, feed
-        )
-        for each in (rewritten, model)
-    )
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(rewritten), run(model), rtol=1e-5, atol=1e-5)
