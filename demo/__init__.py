@@ -1,1 +1,1 @@
-"""Trains the small checkpoints that the demo and the accuracy study use."""
+"""The demo: from a checkpoint to boxes on a photograph, without a GPU."""

@@ -8,7 +8,7 @@ import pytest
 from servers import ROOT
 
 from benchmarks import accuracy, accuracy_report
-from demo import scenes
+from training import scenes
 
 pytestmark = pytest.mark.server
 

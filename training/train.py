@@ -13,14 +13,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from demo.data import CocoPictures, Coins, Samples, Source
-from demo.losses import centernet_loss
-from demo.sampled_dcn import use_grid_sample
 from export.contract import INPUT_SIZE, SIDE_MULTIPLE
 from export.detector import Normalise
 from export.errors import ExportError
 from export.files import write_beside
 from export.networks import ARCHITECTURES, create
+from training.data import CocoPictures, Coins, Samples, Source
+from training.losses import centernet_loss
+from training.sampled_dcn import use_grid_sample
 
 WARMUP = 0.05
 """Share of the iterations in which the learning rate rises."""
@@ -28,7 +28,7 @@ WARMUP = 0.05
 
 def main() -> int:
     """Runs the command line; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("output", type=Path, metavar="OUT.pth")
     parser.add_argument(
         "--coco", type=Path, metavar="JSON", help="annotations to train on, in place of coins"
@@ -87,10 +87,10 @@ def main() -> int:
         torch.save(checkpoint, content)
         write_beside(args.output, content.getvalue())
     except (OSError, ValueError, ExportError) as error:
-        print(f"demo.train: {error}", file=sys.stderr)
+        print(f"training.train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("demo.train: stopped, nothing is written", file=sys.stderr)
+        print("training.train: stopped, nothing is written", file=sys.stderr)
         return 130
     return 0
 

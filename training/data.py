@@ -11,8 +11,8 @@ import numpy as np
 from numpy.random import Generator
 from torch.utils.data import Dataset
 
-from demo import scenes
-from demo.targets import make_targets
+from training import scenes
+from training.targets import make_targets
 
 Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
 """BGR uint8 [H, W, 3], boxes x1 y1 x2 y2 [N, 4] in its pixels, classes [N]."""

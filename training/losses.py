@@ -13,7 +13,7 @@ def centernet_loss(heads: dict[str, Tensor], targets: dict[str, Tensor]) -> dict
 
     Args:
         heads: Raw `hm` [N, C, h, w], `reg` and `wh` [N, 2, h, w].
-        targets: The fields of `demo.targets.Targets` with a batch dimension.
+        targets: The fields of `training.targets.Targets` with a batch dimension.
 
     Returns:
         The losses of the three heads and their weighted sum, `total`: scalars.

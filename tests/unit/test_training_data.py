@@ -1,4 +1,4 @@
-"""The demo's training samples: scenes, COCO pictures, the random warp."""
+"""Training samples: scenes, COCO pictures, the random warp."""
 
 import json
 
@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from demo import scenes
-from demo.data import CocoPictures, Coins, Samples, random_colour, random_warp, warp_boxes
+from training import scenes
+from training.data import CocoPictures, Coins, Samples, random_colour, random_warp, warp_boxes
 
 SIZE = (128, 192)
 

@@ -1,4 +1,4 @@
-"""The demo's targets and losses against their definitions, and a training run that is as short as can be."""
+"""Targets and losses against their definitions, and a training run that is as short as can be."""
 
 import sys
 from dataclasses import asdict
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from demo import train
-from demo.data import Coins
-from demo.losses import WH_WEIGHT, centernet_loss, focal_loss
-from demo.sampled_dcn import use_grid_sample
-from demo.targets import MAX_OBJECTS, gaussian_radius, make_targets
 from export import checkpoint
 from export.detector import Decode
 from export.networks.dcn import DCN
+from training import train
+from training.data import Coins
+from training.losses import WH_WEIGHT, centernet_loss, focal_loss
+from training.sampled_dcn import use_grid_sample
+from training.targets import MAX_OBJECTS, gaussian_radius, make_targets
 
 SIZE = (128, 192)
 BOXES = np.array([[8, 8, 40, 56], [90, 30, 171, 101], [0, 100, 30, 128]], np.float32)
@@ -146,7 +146,7 @@ def test_a_step_lowers_the_loss():
 
 
 def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["demo.train", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["training.train", *map(str, arguments)])
     return train.main()
 
 
@@ -177,7 +177,7 @@ def test_command_refusals(monkeypatch, tmp_path, capsys):
     assert "no annotation file in COCO form: KeyError('categories')" in capsys.readouterr().err
     other.unlink()
     assert run(monkeypatch, tmp_path / "x.pth", "--coco", tmp_path / "no.json", "--images", tmp_path) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("demo.train: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("training.train: ")
     assert not list(tmp_path.iterdir())
 
 
