@@ -1,0 +1,240 @@
+"""The Helm chart: what it renders is valid, fits together, and refuses wrong values by name."""
+
+import importlib.util
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+from chart import BIN, CHART, KUBERNETES, ROOT, helm, set_options
+
+SETS = {
+    "defaults": {},
+    "cpu": {
+        "variant": "cpu",
+        "autoscaling.kind": "hpa",
+        "monitoring.monitor": "pod",
+        "networkPolicy.enabled": "false",
+    },
+    "s3-keda": {
+        "model.source": "s3",
+        "model.s3.uri": "s3://models/centernet",
+        "model.s3.endpoint": "https://minio.local:9000",
+        "model.s3.credentialsSecret": "s3",
+        "autoscaling.kind": "keda",
+        "monitoring.monitor": "service",
+        "monitoring.rules.enabled": "true",
+        "monitoring.dashboard.enabled": "true",
+        "server.adminKeySecret": "admin",
+    },
+    "image-cuda-route": {
+        "variant": "cuda",
+        "model.source": "image",
+        "model.image.reference": "registry.local/network:1",
+        "route.enabled": "true",
+        "route.gateway": "gateway",
+        "route.gatewayNamespace": "infra",
+        "route.hostnames[0]": "detect.example.org",
+        "serviceAccount.name": "reader",
+    },
+    "int8-envoy-web": {
+        "plan.precision": "int8",
+        "plan.calibration": "pictures",
+        "plan.cache.existingClaim": "plans",
+        "envoy.enabled": "true",
+        "web.enabled": "true",
+        "web.image": "centernet-web:1",
+        "gpu.count": "2",
+        "gpu.runtimeClassName": "nvidia",
+        "image.pullSecrets[0].name": "registry",
+        "service.type": "LoadBalancer",
+    },
+}
+EVERY = pytest.mark.parametrize("values", SETS.values(), ids=SETS)
+
+
+def named(manifests, kind, suffix=""):
+    name = f"release-centernet-triton{suffix}"
+    return next(one for one in manifests if one["kind"] == kind and one["metadata"]["name"] == name)
+
+
+def server_pod(manifests):
+    return named(manifests, "Deployment")["spec"]["template"]
+
+
+def triton(manifests):
+    return next(one for one in server_pod(manifests)["spec"]["containers"] if one["name"] == "triton")
+
+
+def test_lint():
+    done = helm("lint", "--strict", CHART)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@EVERY
+def test_manifests_are_valid(template, values):
+    assert_valid(template(values))
+
+
+def test_kserve_files_are_valid():
+    assert_valid("\n---\n".join(path.read_text() for path in sorted((ROOT / "deploy/kserve").glob("*.yaml"))))
+
+
+def assert_valid(text):
+    location = BIN.parent / "schemas/{{.ResourceKind}}{{.KindSuffix}}.json"
+    command = [BIN / "kubeconform", "-strict", "-summary", "-schema-location", location]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Valid: 0" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"replicaz": "3"}, "additional properties 'replicaz' not allowed"),
+        ({"plan.precision": "fp8"}, "at '/plan/precision'"),
+        ({"plan.batch": "32"}, "at '/plan/batch'"),
+        ({"variant": "tpu"}, "at '/variant'"),
+        ({"replicas": "-1"}, "at '/replicas'"),
+        ({"model.source": "s3"}, "at '/model/s3/uri'"),
+        ({"model.source": "s3", "model.s3.uri": "gs://bucket"}, "at '/model/s3/uri'"),
+        ({"model.source": "image"}, "at '/model/image/reference'"),
+        ({"model.volume.claim": ""}, "at '/model/volume/claim'"),
+        ({"model.path": "/model.onnx"}, "at '/model/path'"),
+        ({"plan.precision": "int8"}, "at '/plan/calibration'"),
+        ({"route.enabled": "true"}, "at '/route/gateway'"),
+        ({"web.enabled": "true"}, "at '/web/image'"),
+        ({"gpu.count": "0"}, "at '/gpu/count'"),
+        ({"sharedMemory": "2GB"}, "at '/sharedMemory'"),
+        ({"resources.requests.memory": "lots"}, "at '/resources/requests/memory'"),
+        ({"service.grpc": "80010"}, "at '/service/grpc'"),
+        ({"server.extraArgs[0]": "log-verbose=1"}, "at '/server/extraArgs/0'"),
+        ({"autoscaling.kind": "vpa"}, "at '/autoscaling/kind'"),
+        ({"autoscaling.keda.prometheusUrl": "prometheus"}, "at '/autoscaling/keda/prometheusUrl'"),
+        ({"monitoring.interval": "often"}, "at '/monitoring/interval'"),
+        ({"autoscaling.kind": "hpa", "autoscaling.minReplicas": "9"}, "autoscaling.minReplicas: found 9"),
+        ({"autoscaling.kind": "hpa", "autoscaling.minReplicas": "0"}, "autoscaling.minReplicas: found 0"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(values, words):
+    done = helm("template", "release", CHART, KUBERNETES, *set_options(values))
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def test_every_value_of_the_schema_has_a_default():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    def missing(schema, values, path=""):
+        for name, sub in schema.get("properties", {}).items():
+            if isinstance(values, dict) and name in values:
+                yield from missing(sub, values[name], f"{path}.{name}")
+            elif not isinstance(values, dict) or path:
+                yield f"{path}.{name}"
+
+    # Kubernetes' own quantities and helm's own names have no default.
+    assert [one for one in missing(schema, values) if not re.search(r"resources\.|pullSecrets", one)] == []
+
+
+@EVERY
+def test_services_budgets_and_policies_reach_pods(manifests, values):
+    found = manifests(values)
+    pods = [one["spec"]["template"] for one in found if one["kind"] == "Deployment"]
+
+    def chosen(selector):
+        return [pod for pod in pods if selector.items() <= pod["metadata"]["labels"].items()]
+
+    def ports(pod):
+        return {port["name"] for one in pod["spec"]["containers"] for port in one.get("ports", [])}
+
+    for one in found:
+        if one["kind"] == "Service":
+            (pod,) = chosen(one["spec"]["selector"])
+            assert {port["targetPort"] for port in one["spec"]["ports"]} <= ports(pod)
+        if one["kind"] == "PodDisruptionBudget":
+            assert len(chosen(one["spec"]["selector"]["matchLabels"])) == 1
+        if one["kind"] == "NetworkPolicy":
+            reached = chosen(one["spec"]["podSelector"]["matchLabels"])
+            assert len(reached) == len(pods)
+            named_ports = {port["port"] for rule in one["spec"]["ingress"] for port in rule["ports"]}
+            assert named_ports <= set().union(*map(ports, reached))
+
+
+@EVERY
+def test_pods_are_not_root_and_write_only_to_volumes(manifests, values):
+    for deployment in (one for one in manifests(values) if one["kind"] == "Deployment"):
+        pod = deployment["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["automountServiceAccountToken"] is False
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True, container["name"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+        mounted = {mount["name"] for one in pod["containers"] for mount in one["volumeMounts"]}
+        assert mounted <= {volume["name"] for volume in pod["volumes"]}
+
+
+def test_gpu_is_asked_for_where_one_is_used(manifests):
+    assert triton(manifests({"gpu.count": "2"}))["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert "nvidia.com/gpu" not in triton(manifests(SETS["cpu"]))["resources"]["limits"]
+
+
+def test_stop_leaves_time_to_drain(manifests):
+    found = manifests({"server.drain.timeoutSeconds": "300"})
+    assert server_pod(found)["spec"]["terminationGracePeriodSeconds"] > 300
+
+
+def test_autoscalers_follow_the_recorded_queue_time(manifests):
+    rules = yaml.safe_load((CHART / "files/rules.yaml").read_text())
+    recorded = {rule["record"] for group in rules["groups"] for rule in group["rules"] if "record" in rule}
+    found = manifests(SETS["cpu"])
+    assert "replicas" not in named(found, "Deployment")["spec"]
+    (metric,) = named(found, "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] in recorded
+    assert metric["pods"]["target"]["averageValue"] == "50m"  # 50 ms in seconds, as the rule has them
+    (trigger,) = named(manifests(SETS["s3-keda"]), "ScaledObject")["spec"]["triggers"]
+    assert re.match(r"sum\((\w+)\{", trigger["metadata"]["query"]).group(1) in recorded
+    assert trigger["metadata"]["threshold"] == "0.05"
+
+
+def test_rules_and_dashboard_are_the_files(manifests):
+    found = manifests(SETS["s3-keda"])
+    assert named(found, "PrometheusRule")["spec"] == yaml.safe_load((CHART / "files/rules.yaml").read_text())
+    (dashboard,) = named(found, "ConfigMap", "-dashboard")["data"].values()
+    assert json.loads(dashboard) == json.loads((CHART / "files/dashboard.json").read_text())
+
+
+@EVERY
+def test_container_is_spoken_to_in_its_own_words(manifests, values):
+    found = manifests(values)
+    entrypoint = (ROOT / "ci/container/entrypoint.py").read_text()
+    for variable in triton(found)["env"]:
+        assert f'"{variable["name"]}"' in entrypoint
+    prepare = next(one for one in server_pod(found)["spec"]["initContainers"] if one["name"] == "prepare")
+    spec = importlib.util.spec_from_file_location("prepare", ROOT / "ci/container/prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    options = module.parse(prepare["args"])
+    assert options.variant == values.get("variant", "tensorrt")
+    assert str(options.into) == "/opt/centernet/model_repository/centernet_network/1"
+    assert str(options.model) == "/model/model.onnx"
+    dockerfile = (ROOT / "Dockerfile.triton").read_text()
+    assert "ci/container/prepare.py" in dockerfile
+    assert prepare["command"][1] == "/opt/centernet/ci/container/prepare.py"
+
+
+def test_chart_is_of_the_release_that_the_image_has():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == json.loads((ROOT / "versions.json").read_text())["triton"]
+
+
+def test_rules_find_each_trouble():
+    for arguments in (["check", "rules", "rules.yaml"], ["test", "rules", "rules.test.yaml"]):
+        done = subprocess.run(
+            [BIN / "promtool", *arguments], cwd=CHART / "files", capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
