@@ -1,20 +1,15 @@
 """The chart as helm renders it."""
 
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
 
 import pytest
 import yaml
-from chart import BIN, CHART, KUBERNETES, ROOT, helm, set_options
+from chart import CHART, KUBERNETES, fetch_tools, helm, set_options
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _tools() -> None:
-    if not os.environ.get("CI") and shutil.which("go") is None and not BIN.is_dir():
-        pytest.skip("no go on PATH for ci/deploy-tools")
-    subprocess.run([ROOT / "ci/deploy-tools"], check=True)
+    fetch_tools()
 
 
 @pytest.fixture(scope="session")
