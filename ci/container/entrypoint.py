@@ -4,7 +4,8 @@
 A plan without its ONNX file is served if its description says that it fits. With --model-config-name=cuda the
 ONNX file itself is served, by Triton's ONNX Runtime.
 
-Options that are not listed here go to tritonserver. Exit code 70: the server no longer answered; start it again.
+Options that are not listed here go to tritonserver. Exit code 70: the server no longer answered, and another
+start may help.
 """
 
 import argparse
@@ -34,7 +35,7 @@ SECURE = (
 RESTRICTED = "model-repository,trace,logging"
 
 NO_ANSWER = 70
-"""Exit code (sysexits.h: an internal software error) of a server that was ended because it no longer answered."""
+"""Exit code (EX_SOFTWARE of sysexits.h) where the server was ended because it no longer answered."""
 
 EXIT_S = 35
 """Longer than Triton waits for what is in flight before it exits (30)."""

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Is the server healthy? One real inference says so; a server that drains is not.
 
-For whatever runs a command as its health check. Triton's own readiness tells as much from 26.04 on; before, it
-stays green when the process of a Python model has died.
+For whatever runs a command as its health check. From 26.04 on Triton's own readiness tells as much of a drain
+and of a dead process of a Python model; before, it stays green.
 """
 
 import json
@@ -19,7 +19,7 @@ TIMEOUT_S = 10
 SIDE = 64
 
 
-class Unhealthy(Exception):
+class UnhealthyError(Exception):
     """What is wrong; `busy` if it may be no more than load: refused, or no answer in time."""
 
     def __init__(self, message: str, *, busy: bool = False) -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         sys.exit("health: draining")
     try:
         infer(URL)
-    except Unhealthy as error:
+    except UnhealthyError as error:
         sys.exit(f"health: {error}")
 
 
@@ -41,7 +41,7 @@ def infer(url: str) -> None:
     """Has a black picture go through the whole ensemble.
 
     Raises:
-        Unhealthy: It came back without detections.
+        UnhealthyError: It came back without detections.
     """
     header, picture = _request()
     request = urllib.request.Request(  # noqa: S310
@@ -54,13 +54,13 @@ def infer(url: str) -> None:
             outputs = {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
     except urllib.error.HTTPError as error:
         said = " ".join(error.read(1000).decode(errors="replace").split())
-        raise Unhealthy(f"{error}: {said}", busy=error.code == 503) from error
+        raise UnhealthyError(f"{error}: {said}", busy=error.code == 503) from error
     except TimeoutError as error:
-        raise Unhealthy(f"no answer within {TIMEOUT_S} s", busy=True) from error
+        raise UnhealthyError(f"no answer within {TIMEOUT_S} s", busy=True) from error
     except (OSError, ValueError, KeyError) as error:
-        raise Unhealthy(str(error)) from error
+        raise UnhealthyError(str(error)) from error
     if outputs.get("num_detections", [-1])[0] < 0:
-        raise Unhealthy(f"found no num_detections in {outputs}")
+        raise UnhealthyError(f"found no num_detections in {outputs}")
 
 
 def _request() -> tuple[bytes, bytes]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import health
 
 FAILURES, AMONG = 3, 8
-"""So many failures among the last inferences are no hiccup. Where one of two instances has died, the other answers."""
+"""So many failures among the last inferences are no hiccup. Of two instances, one may have died alone."""
 
 
 @dataclass
@@ -31,9 +31,10 @@ class Watch:
 
     def start(self) -> None:
         """Watches from a thread of its own, for as long as the process lives."""
-        threading.Thread(target=self._run, daemon=True).start()
+        threading.Thread(target=self.run, daemon=True).start()
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Watches until the server no longer answers."""
         failed: deque[bool] = deque(maxlen=AMONG)
         answers = 0.0
         while sum(failed) < FAILURES:
@@ -41,7 +42,7 @@ class Watch:
             before, answers = answers, answered(self.metrics_port)
             try:
                 health.infer(health.URL)
-            except health.Unhealthy as error:
+            except health.UnhealthyError as error:
                 # Refused or late while others are answered: load, not death.
                 if not failed or (error.busy and answers > before):
                     continue

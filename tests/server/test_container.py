@@ -36,9 +36,10 @@ pytestmark = pytest.mark.server
 class Container:
     """The entry point as a process, with a repository and ports of its own."""
 
-    def __init__(self, folder, onnx, *options, builder=BUILDER, prepare=lambda repository: None, **environment):
+    def __init__(self, folder, onnx, *options, builder=BUILDER, prepare=None, **environment):
         self.repository = make_repository(folder, onnx)
-        prepare(self.repository)
+        if prepare:
+            prepare(self.repository)
         self.plan = self.repository / "centernet_network" / "1" / "model.plan"
         self.onnx = onnx
         self.http, self.grpc, self.metrics = free_ports(3)
