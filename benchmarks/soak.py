@@ -38,9 +38,9 @@ class Result:
 
     Attributes:
         capacity: Pictures that the server answered in a second without a queue.
-        places: Requests that its queues and models hold together.
+        places: Requests that wait in it at most, or are at work.
         outcomes: Of all requests.
-        samples: Memory, about once a second while the load lasted.
+        samples: Memory while the load lasted: about once a second, of a short one more often.
     """
 
     capacity: float
@@ -163,15 +163,15 @@ async def _soak(
                     flush=True,
                 )
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(run), 1)
+                await asyncio.wait_for(asyncio.shield(run), min(1.0, seconds / 100))
         await run
         return result
 
 
 def _places(url: str) -> int:
-    """How many requests the models of the ensemble hold, in their queues and at work."""
+    """How many requests preprocess and network hold; the postprocess, with its long queue, is to hold up none."""
     with InferenceServerClient(url) as client:
-        return sum(places(client.get_model_config(model).config) for model in STEPS.values())
+        return sum(places(client.get_model_config(STEPS[step]).config) for step in ("preprocess", "network"))
 
 
 def places(config: model_config_pb2.ModelConfig) -> int:

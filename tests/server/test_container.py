@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from backends.serving import free_ports
 from benchmarks.triton_server import family
+from clients import CenterNetClient, SharedMemoryError
 
 ROOT = Path(__file__).parents[2]
 ENTRYPOINT = ROOT / "ci" / "container" / "entrypoint.py"
@@ -212,6 +213,12 @@ def test_control_interfaces_are_closed(container):
     assert ask("repository/index", b"{}", **{"admin-key": "sesame"}) == 200
     # open to the operator, but models stay as they are
     assert ask("repository/models/centernet_network/unload", b"{}", **{"admin-key": "sesame"}) >= 400
+    for protocol, port in (("grpc", one.grpc), ("http", one.http)):
+        with (
+            CenterNetClient(f"127.0.0.1:{port}", protocol=protocol, shared_memory="system") as client,
+            pytest.raises(SharedMemoryError, match="start it with --allow-client-shm=true"),
+        ):
+            client.check_ready()
     with grpc.InferenceServerClient(f"127.0.0.1:{one.grpc}") as client:
         assert client.is_server_ready()
         with pytest.raises(InferenceServerException, match="This protocol is restricted"):

@@ -17,7 +17,7 @@ CPU, CUDA = (f"centernet_network/configs/{name}.pbtxt" for name in ("cpu", "cuda
 CONFIGS = [*(f"{name}/config.pbtxt" for name in contract.MODELS), CPU, CUDA]
 ENSEMBLES = ("centernet", "centernet_frames")
 CALLBACKS = 16
-"""Answers between two steps that Triton has in its hands: ENSEMBLE_CB_POOL_SIZE of them at work, as many waiting."""
+"""Answers on their way between two steps: in Triton's 8 threads for that, and as many waiting for one."""
 
 
 def read(path):
