@@ -169,7 +169,7 @@ async def _soak(
 
 
 def _places(url: str) -> int:
-    """How many requests preprocess and network hold; the postprocess, with its long queue, is to hold up none."""
+    """How many requests preprocess and network hold; the postprocess is to hold up none."""
     with InferenceServerClient(url) as client:
         return sum(places(client.get_model_config(STEPS[step]).config) for step in ("preprocess", "network"))
 

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from demo.scenes import scene
 from export import contract
 
 MODEL = "centernet"
@@ -28,11 +27,16 @@ class Picture:
 
 
 def draw(sizes: dict[tuple[int, int], int]) -> list[bytes]:
-    """Encoded pictures of coins."""
+    """Encoded pictures of a few discs each, somewhere on an uneven ground."""
     random = np.random.default_rng(0)
-    pictures = []
+    pictures: list[bytes] = []
     for size in (size for size, count in sizes.items() for _ in range(count)):
-        image = cv2.resize(scene(random)[0], size, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(random.integers(0, 90, (6, 8, 3), np.uint8), (640, 480))
+        for x, y, radius, grey in random.integers((40, 40, 15, 120), (600, 440, 40, 256), (12, 4)).tolist():
+            cv2.circle(image, (x, y), radius, (grey, grey, grey), cv2.FILLED, cv2.LINE_AA)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        noise = random.integers(0, 12, image.shape, np.uint8)
+        image = cv2.add(image, noise)
         end = (".jpg", ".png", ".webp")[len(pictures) % 3] if size[0] < 1000 else ".jpg"
         pictures.append(cv2.imencode(end, image)[1].tobytes())
     return pictures
