@@ -27,6 +27,9 @@ def main() -> None:
     given = {argument.split("=", 1)[0] for argument in arguments}
     added = [f"{option}={value}" for option, value in defaults.items() if option not in given]
     environment = dict(os.environ)
+    # glibc's own first threshold, which it raises by what is freed unless it is set. Then frames and pictures
+    # share heaps, which holes keep from shrinking: under load the server would grow on and on.
+    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(128 * 1024))
     _prepend(environment, "LD_LIBRARY_PATH", root / "nvidia_pytriton.libs", root)
     # The Python backend runs the first python3 that it finds.
     _prepend(environment, "PATH", Path(sys.prefix) / "bin")

@@ -24,6 +24,9 @@ WINDOW_STRETCH = 1.2
 NO_REQUEST_IN_WINDOW = 3
 """Exit code of perf_analyzer."""
 
+SHARED_MEMORY_OFF = "shared memory is disabled"
+"""In what a server answers that was started without."""
+
 # Of the model that was asked; the models of an ensemble follow by name.
 _SERVER_LATENCY = re.compile(r"^ *Server: *\n(?: .*\n)*? *Avg request latency: (\d+) usec", re.MULTILINE)
 
@@ -98,6 +101,11 @@ def run(
             if done.returncode != NO_REQUEST_IN_WINDOW:
                 break
             window_ms *= 3
+        if SHARED_MEMORY_OFF in done.stdout + done.stderr:
+            raise BenchmarkError(
+                f"{url} does not take shared memory: start the server with --allow-client-shm=true (off by "
+                "default since Triton 26.04) or measure with --shared-memory none"
+            )
         if done.returncode or not table.exists():
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
             raise BenchmarkError(f"perf_analyzer failed on {model} ({done.returncode}): {lines[-1]}")

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,19 +31,28 @@ class Server:
         """Seconds of processor time that it and its Python models have taken so far."""
         if self.pid is None:
             return None
-        parents: dict[int, int] = {}
-        ticks: dict[int, int] = {}
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = path.read_text().rpartition(")")[2].split()
-            except OSError:  # It has ended.
-                continue
-            pid = int(path.parent.name)
-            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
-        family = {self.pid}
-        while children := {pid for pid, parent in parents.items() if parent in family} - family:
-            family |= children
-        return sum(ticks[pid] for pid in family) / os.sysconf("SC_CLK_TCK")
+        ticks = 0
+        for pid in family(self.pid):
+            with suppress(OSError):  # It has ended.
+                ticks += sum(map(int, _stat(pid)[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> set[int]:
+    """A process and all that it started, or those did: of a server, also its Python models."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(path.name)] = int(_stat(int(path.name))[1])
+    found = {pid}
+    while children := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= children
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on; the name before it may have spaces."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 @contextmanager

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from clients.errors import CenterNetError, RejectedError, SharedMemoryError
+from clients.errors import CenterNetError, RejectedError, SharedMemoryError, UnavailableError
 from clients.transport import Transport
 
 SMALLEST_REGION_BYTES = 1 << 20
 CLOSE_TIMEOUT_S = 5.0
+CLOSED = "is restricted"
+"""What Triton says of an interface that wants a key."""
 SYSTEM_FOLDER = "/dev/shm"  # noqa: S108
 
 
@@ -81,14 +83,24 @@ class Region:
         async with self._lock:
             try:
                 await transport.call(f"register_{self.kind}_shared_memory", self.name, *self._registration())
-            except RejectedError as error:
+            except (RejectedError, UnavailableError) as error:
+                # Over gRPC, a closed interface is "unavailable", too.
+                if isinstance(error, UnavailableError) and CLOSED not in str(error):
+                    raise
                 # A server that was only busy still knows the region.
                 if "already in manager" not in str(error):
                     raise SharedMemoryError(
-                        f"the server cannot open this client's {self.kind} shared memory: {error}; it must "
-                        "run on this machine (a container with --ipc=host), else use '--shared-memory none'"
+                        f"the server cannot open this client's {self.kind} shared memory: {error}; "
+                        f"{_remedy(error)}, else use '--shared-memory none'"
                     ) from error
             self.registered = True
+
+
+def _remedy(error: CenterNetError) -> str:
+    """What the server lacks. Off by default since Triton 26.04; behind a key in the project's container."""
+    if "disabled" in str(error) or CLOSED in str(error):
+        return "start it with --allow-client-shm=true (the project's container: ALLOW_CLIENT_SHM=true)"
+    return "it must run on this machine (a container with --ipc=host)"
 
 
 class SystemRegion(Region):

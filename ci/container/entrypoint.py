@@ -1,22 +1,26 @@
 #!/usr/bin/env python3
 """What the container runs: builds the plan if none fits this machine, serves, and drains before it stops.
 
-A plan without its ONNX file is served if its description says that it fits.
+A plan without its ONNX file is served if its description says that it fits. With --model-config-name=cuda the
+ONNX file itself is served, by Triton's ONNX Runtime.
 
-Options that are not listed here go to tritonserver.
+Options that are not listed here go to tritonserver. Exit code 70: the server no longer answered, and another
+start may help.
 """
 
 import argparse
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
+
+from watch import Watch, metrics
 
 HOME = Path(__file__).resolve().parents[2]
 
@@ -28,7 +32,13 @@ SECURE = (
     "--allow-sagemaker=false",
     "--allow-vertex-ai=false",
 )
-RESTRICTED = "model-repository,shared-memory,trace,logging"
+RESTRICTED = "model-repository,trace,logging"
+
+NO_ANSWER = 70
+"""Exit code (EX_SOFTWARE of sysexits.h) where the server was ended because it no longer answered."""
+
+EXIT_S = 35
+"""Longer than Triton waits for what is in flight before it exits (30)."""
 
 
 def main() -> int:
@@ -38,17 +48,36 @@ def main() -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopping.set())
-    if not options.model.is_file() and not options.plan.is_file():
+    repository = options.model_repository
+    if options.model_config_name == "cuda":
+        if not options.model.is_file():
+            _say(f"found no {options.model}: mount an ONNX file (export.to_onnx) there")
+            return 1
+        if options.model.name != "model.onnx":
+            _say(f"found {options.model}, expected a file named model.onnx: rename it")
+            return 1
+        repository = _with_network(options.model.parent, repository, options.work_dir)
+    elif not options.model.is_file() and not options.plan.is_file():
         _say(f"found neither {options.model} nor {options.plan}: mount an ONNX file (export.to_onnx) there")
         return 1
-    code = _run_until(stopping, _plan_command(options))
-    if stopping.is_set():
-        return 128 + signal.SIGTERM
-    if code:
-        return code
-    server = subprocess.Popen(_server_command(options, further))
-    while server.poll() is None and not stopping.wait(0.2):
+    else:
+        code = _run_until(stopping, _plan_command(options))
+        if stopping.is_set():
+            return 128 + signal.SIGTERM
+        if code:
+            return code
+    # Its Python models look for the same file: see centernet_image/readiness.py.
+    environment = {**os.environ, "DRAINING": str(options.draining)}
+    server = subprocess.Popen(_server_command(options, repository, further), env=environment)
+    watch = Watch(options.metrics_port, options.watch_interval_s)
+    watch.start()
+    while server.poll() is None and not stopping.wait(0.2) and not watch.gone.is_set():
         pass
+    if watch.gone.is_set():
+        _say("the server no longer answers: ending it; start the container again")
+        options.draining.touch()
+        _stop(server)
+        return NO_ANSWER
     if server.poll() is None:
         _drain(options, server)
         server.terminate()
@@ -76,7 +105,21 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--plan-builder", default=f"{sys.executable} -m export.to_plan", help="a command")
     parser.add_argument("--draining", type=Path, default=setting("DRAINING", "/tmp/draining"))  # noqa: S108
+    parser.add_argument("--model-config-name", default="", help="cuda: the ONNX file instead of a plan")
+    parser.add_argument("--work-dir", type=Path, default="/tmp/centernet")  # noqa: S108
+    parser.add_argument(
+        "--allow-client-shm",
+        type=lambda text: text.lower() in ("1", "true", "on"),
+        default=setting("ALLOW_CLIENT_SHM", "false"),
+        help="clients may hand over pictures in shared memory [ALLOW_CLIENT_SHM]",
+    )
     parser.add_argument("--metrics-port", type=int, default=8002)
+    parser.add_argument(
+        "--watch-interval-s",
+        type=float,
+        default=setting("WATCH_INTERVAL_S", "10"),
+        help="between the inferences that tell whether the server still answers [WATCH_INTERVAL_S]",
+    )
     parser.add_argument(
         "--drain-delay-s", type=float, default=setting("DRAIN_DELAY_S", "10"), help="for balancers to notice"
     )
@@ -107,16 +150,39 @@ def _plan_command(options: argparse.Namespace) -> list[str]:
     return command
 
 
-def _server_command(options: argparse.Namespace, further: list[str]) -> list[str]:
+def _with_network(network: Path, repository: Path, work_dir: Path) -> Path:
+    """A model repository whose network is that of a folder: the volume of plans stays as it is."""
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True)
+    for model in repository.iterdir():
+        if model.name != "centernet_network":
+            (work_dir / model.name).symlink_to(model)
+    own = work_dir / "centernet_network"
+    shutil.copytree(repository / own.name, own, ignore=shutil.ignore_patterns("1"))
+    # The folder, not its files: ONNX Runtime looks for external data beside the file that it is given.
+    (own / "1").symlink_to(network.resolve())
+    return work_dir
+
+
+def _server_command(options: argparse.Namespace, repository: Path, further: list[str]) -> list[str]:
     # Nobody is told the key: these interfaces are closed, unless the operator brings one.
     key = os.environ.get("ADMIN_KEY") or secrets.token_urlsafe(32)
+    restricted, choices = RESTRICTED, []
+    if options.model_config_name:
+        choices.append(f"--model-config-name={options.model_config_name}")
+    # Off by default since 26.04; earlier releases do not know the option.
+    if options.allow_client_shm:
+        choices.append("--allow-client-shm=true")
+    else:
+        restricted = f"shared-memory,{restricted}"
     return [
         "tritonserver",
-        f"--model-repository={options.model_repository}",
+        f"--model-repository={repository}",
         f"--metrics-port={options.metrics_port}",
         *SECURE,
-        f"--http-restricted-api={RESTRICTED}:admin-key={key}",
-        f"--grpc-restricted-protocol={RESTRICTED}:admin-key={key}",
+        f"--http-restricted-api={restricted}:admin-key={key}",
+        f"--grpc-restricted-protocol={restricted}:admin-key={key}",
+        *choices,
         *further,
     ]
 
@@ -127,6 +193,15 @@ def _run_until(stopping: threading.Event, command: list[str]) -> int:
         if stopping.wait(0.2):
             process.terminate()
     return process.returncode
+
+
+def _stop(server: subprocess.Popen) -> None:
+    """Ends a server that may no longer be able to end itself."""
+    server.terminate()
+    try:
+        server.wait(timeout=EXIT_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
 
 
 def _drain(options: argparse.Namespace, server: subprocess.Popen) -> None:
@@ -153,10 +228,8 @@ def _drain(options: argparse.Namespace, server: subprocess.Popen) -> None:
 
 def _requests(port: int) -> tuple[str, bool]:
     """All counters of finished requests as one text, and whether any request waits."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as answer:
-            lines = answer.read().decode().splitlines()
-    except OSError:
+    lines = metrics(port)
+    if not lines:
         return "", True
     counts = [line for line in lines if line.startswith(("nv_inference_request_", "nv_inference_exec_count"))]
     waiting = [line for line in lines if line.startswith("nv_inference_pending_request_count{")]

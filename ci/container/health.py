@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Is the server healthy? One real inference says so; a server that drains is not.
 
-The readiness endpoint is not enough: it stays green when the process of a Python model has died.
+For whatever runs a command as its health check. From 26.04 on Triton's own readiness tells as much of a drain
+and of a dead process of a Python model; before, it stays green.
 """
 
 import json
 import os
 import struct
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -17,23 +19,48 @@ TIMEOUT_S = 10
 SIDE = 64
 
 
+class UnhealthyError(Exception):
+    """What is wrong; `busy` if it may be no more than load: refused, or no answer in time."""
+
+    def __init__(self, message: str, *, busy: bool = False) -> None:
+        super().__init__(message)
+        self.busy = busy
+
+
 def main() -> None:
     """Exits with 1 and a line on what is wrong, unless all is well."""
     if DRAINING.exists():
         sys.exit("health: draining")
+    try:
+        infer(URL)
+    except UnhealthyError as error:
+        sys.exit(f"health: {error}")
+
+
+def infer(url: str) -> None:
+    """Has a black picture go through the whole ensemble.
+
+    Raises:
+        UnhealthyError: It came back without detections.
+    """
     header, picture = _request()
     request = urllib.request.Request(  # noqa: S310
-        URL,
+        url,
         data=header + picture,
         headers={"Inference-Header-Content-Length": str(len(header))},
     )
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
             outputs = {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
+    except urllib.error.HTTPError as error:
+        said = " ".join(error.read(1000).decode(errors="replace").split())
+        raise UnhealthyError(f"{error}: {said}", busy=error.code == 503) from error
+    except TimeoutError as error:
+        raise UnhealthyError(f"no answer within {TIMEOUT_S} s", busy=True) from error
     except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"health: {error}")
+        raise UnhealthyError(str(error)) from error
     if outputs.get("num_detections", [-1])[0] < 0:
-        sys.exit(f"health: found no num_detections in {outputs}")
+        raise UnhealthyError(f"found no num_detections in {outputs}")
 
 
 def _request() -> tuple[bytes, bytes]:

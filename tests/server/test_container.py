@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from servers import make_repository
 from tritonclient.utils import InferenceServerException
 
 from backends.serving import free_ports
+from benchmarks.triton_server import family
+from clients import CenterNetClient, SharedMemoryError
 
 ROOT = Path(__file__).parents[2]
 ENTRYPOINT = ROOT / "ci" / "container" / "entrypoint.py"
@@ -34,8 +37,10 @@ pytestmark = pytest.mark.server
 class Container:
     """The entry point as a process, with a repository and ports of its own."""
 
-    def __init__(self, folder, onnx, *options, builder=BUILDER, **environment):
+    def __init__(self, folder, onnx, *options, builder=BUILDER, prepare=None, **environment):
         self.repository = make_repository(folder, onnx)
+        if prepare:
+            prepare(self.repository)
         self.plan = self.repository / "centernet_network" / "1" / "model.plan"
         self.onnx = onnx
         self.http, self.grpc, self.metrics = free_ports(3)
@@ -63,6 +68,11 @@ class Container:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
+
+    @property
+    def server(self):
+        """Process of the server, whose parent is the entry point."""
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
 
     def health(self):
         return subprocess.run([sys.executable, HEALTH], env=self.environment, capture_output=True, text=True)
@@ -123,6 +133,11 @@ def test_drain_answers_every_ensemble_in_flight(container):
     one.process.terminate()
     for thread in threads:
         thread.join()
+    # 24.10 does not ask its models whether they are ready; those of 26.04 would say no.
+    with urllib.request.urlopen(f"http://127.0.0.1:{one.http}/v2/health/ready", timeout=5) as answer:
+        assert answer.status == 200
+    for pid in stubs(one).values():
+        assert f"DRAINING={one.draining}" in Path(f"/proc/{pid}/environ").read_text().split("\0")
     said = one.health()
     assert (said.returncode, said.stderr) == (1, "health: draining\n")
     assert one.stop() == 0, one.log.read_text()[-3000:]
@@ -198,6 +213,12 @@ def test_control_interfaces_are_closed(container):
     assert ask("repository/index", b"{}", **{"admin-key": "sesame"}) == 200
     # open to the operator, but models stay as they are
     assert ask("repository/models/centernet_network/unload", b"{}", **{"admin-key": "sesame"}) >= 400
+    for protocol, port in (("grpc", one.grpc), ("http", one.http)):
+        with (
+            CenterNetClient(f"127.0.0.1:{port}", protocol=protocol, shared_memory="system") as client,
+            pytest.raises(SharedMemoryError, match="start it with --allow-client-shm=true"),
+        ):
+            client.check_ready()
     with grpc.InferenceServerClient(f"127.0.0.1:{one.grpc}") as client:
         assert client.is_server_ready()
         with pytest.raises(InferenceServerException, match="This protocol is restricted"):
@@ -238,9 +259,78 @@ def test_plan_without_its_onnx_file_is_checked(tmp_path, small_onnx):
 def test_server_that_dies_ends_the_container(container):
     one = container()
     one.wait_until_healthy()
-    children = Path(f"/proc/{one.process.pid}/task/{one.process.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
+    os.kill(one.server, signal.SIGKILL)
     assert one.process.wait(timeout=30) == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("model", ["centernet_network", "centernet_preprocess"])
+def test_dead_process_of_a_python_model_ends_the_container(container, model):
+    """Triton starts it no more. There are two of the preprocess model: every other inference is answered."""
+    one = container(WATCH_INTERVAL_S="0.2")
+    one.wait_until_healthy()
+    server = one.server
+    os.kill(stubs(one)[f"{model}_0_0"], signal.SIGKILL)
+    assert one.process.wait(timeout=90) == 70
+    log = one.log.read_text()
+    assert log.count("entrypoint: inference failed: HTTP Error 500") == 3
+    assert "entrypoint: the server no longer answers: ending it; start the container again\n" in log
+    assert not Path(f"/proc/{server}").exists()
+
+
+def stubs(one):
+    """Process of each instance of a Python model."""
+    found = {}
+    for pid in family(one.server):
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        if "stub" in words[0]:
+            found[next(word for word in words if re.fullmatch(r"centernet_\w+_\d+_\d+", word))] = pid
+    return found
+
+
+def test_onnx_file_is_served_without_a_plan(tmp_path, small_onnx):
+    network = tmp_path / "network"
+    network.mkdir()
+    for path in (small_onnx, small_onnx.with_suffix(".json")):
+        (network / path.name).symlink_to(path.resolve())
+    one = Container(
+        tmp_path,
+        network / "model.onnx",
+        *("--model-config-name=cuda", "--work-dir", tmp_path / "work"),
+        builder="raise SystemExit('no plan is wanted')",
+        # There is no GPU here: what the configuration says of it is left out.
+        prepare=lambda repository: shutil.copy(
+            repository / "centernet_network/configs/cpu.pbtxt",
+            repository / "centernet_network/configs/cuda.pbtxt",
+        ),
+    )
+    shutil.rmtree(one.plan.parent)  # The volume: nothing in it is needed.
+    try:
+        one.wait_until_healthy()
+    finally:
+        code = one.stop()
+    assert code == 0
+    assert not one.plan.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("none.onnx", "found no {}: mount an ONNX file (export.to_onnx) there"),
+        ("network.onnx", "found {}, expected a file named model.onnx: rename it"),
+    ],
+)
+def test_onnx_file_that_cannot_be_served(tmp_path, small_onnx, name, said):
+    (tmp_path / "network.onnx").symlink_to(small_onnx)
+    one = Container(tmp_path, small_onnx, "--model-config-name=cuda", "--model", tmp_path / name)
+    assert one.process.wait(timeout=30) == 1
+    assert one.log.read_text() == f"entrypoint: {said.format(tmp_path / name)}\n"
+
+
+def test_client_shared_memory_is_opened_by_its_setting(container):
+    """24.10 shows that it was asked for: it does not know the option."""
+    one = container(ALLOW_CLIENT_SHM="true")
+    assert one.process.wait(timeout=60) == 1
+    assert "unrecognized option '--allow-client-shm=true'" in one.log.read_text()
 
 
 def test_health_without_server(tmp_path):

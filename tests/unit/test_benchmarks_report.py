@@ -67,6 +67,22 @@ Request concurrency: 4
 """
 
 
+def test_server_without_shared_memory(monkeypatch, tmp_path):
+    """As perf_analyzer passes on what Triton 26.04 answers."""
+    script = tmp_path / "perf_analyzer"
+    said = (
+        "error: Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
+    )
+    script.write_text(f'#!/bin/sh\necho "Failed to init manager inputs"\necho "{said}" >&2\nexit 99\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(perf_analyzer, "EXECUTABLE", script)
+    options = {"url": "localhost:1", "input_data": tmp_path, "concurrency": 1, "seconds": 1}
+    with pytest.raises(
+        report.BenchmarkError, match="localhost:1 does not take shared memory: start the server"
+    ):
+        perf_analyzer.run("centernet", shared_memory="system", **options)
+
+
 def test_time_inside_the_server_as_perf_analyzer_prints_it():
     assert perf_analyzer.server_mean_ms(SUMMARY) == 220.534
     with pytest.raises(report.BenchmarkError, match="nothing of the server"):

@@ -1,13 +1,21 @@
 """CUDA shared memory where there is no GPU: refused, or with a stand-in for tritonclient's bindings."""
 
 import asyncio
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from clients import AsyncCenterNetClient, CenterNetError, SharedMemoryError, UnavailableError, detect
+from clients import (
+    AsyncCenterNetClient,
+    CenterNetError,
+    RejectedError,
+    SharedMemoryError,
+    UnavailableError,
+    detect,
+)
 from clients.shared_memory import SMALLEST_REGION_BYTES, RegionPool
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
@@ -92,3 +100,24 @@ def test_order_of_a_cuda_region(steps: Steps, error: CenterNetError | None) -> N
         ("unregister_cuda_shared_memory", name),
         ("destroy",),
     ]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable.",
+        "This protocol is restricted, expecting header 'triton-grpc-protocol-admin-key'",
+    ],
+)
+def test_server_that_takes_no_shared_memory(steps: Steps, said: str) -> None:
+    steps.error = RejectedError(said)
+
+    async def register() -> None:
+        async with RegionPool("cuda", steps).lend([np.zeros(1, np.uint8)]) as region:  # type: ignore[arg-type]
+            await region.register(steps)  # type: ignore[arg-type]
+
+    expected = (
+        f"{said}; start it with --allow-client-shm=true (the project's container: ALLOW_CLIENT_SHM=true)"
+    )
+    with pytest.raises(SharedMemoryError, match=re.escape(f"{expected}, else use '--shared-memory none'")):
+        asyncio.run(register())

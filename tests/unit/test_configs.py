@@ -1,5 +1,6 @@
 """Every config.pbtxt against the contract."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,16 @@ from centernet_image import Limits
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from benchmarks.soak import places
 from export import contract
 
+DOCKERFILE = (Path(__file__).parents[2] / "Dockerfile.triton").read_text()
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
-CPU = "centernet_network/configs/cpu.pbtxt"
-CONFIGS = [*(f"{name}/config.pbtxt" for name in contract.MODELS), CPU]
+CPU, CUDA = (f"centernet_network/configs/{name}.pbtxt" for name in ("cpu", "cuda"))
+CONFIGS = [*(f"{name}/config.pbtxt" for name in contract.MODELS), CPU, CUDA]
 ENSEMBLES = ("centernet", "centernet_frames")
+CALLBACKS = 16
+"""Answers on their way between two steps: in Triton's 8 threads for that, and as many waiting for one."""
 
 
 def read(path):
@@ -70,7 +75,43 @@ def test_queues_are_bounded_in_length_and_time(path):
 
 def test_network_variants():
     assert read("centernet_network/config.pbtxt").platform == "tensorrt_plan"
-    assert read(CPU).backend == "onnxruntime"
+    assert read(CPU).backend == read(CUDA).backend == "onnxruntime"
+    assert [group.kind for group in read(CUDA).instance_group] == [
+        model_config_pb2.ModelInstanceGroup.KIND_GPU
+    ]
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+@pytest.mark.parametrize("network", ["centernet_network/config.pbtxt", CUDA])
+def test_limit_of_a_step_is_never_what_closes_the_door(name, network):
+    """Triton waits for a place in a step in the thread that asks: for the first step, in its front end."""
+    steps = in_container(name).ensemble_scheduling
+    assert [step.model_name for step in steps.step][-2:] == ["centernet_network", "centernet_postprocess"]
+    held = {
+        step.model_name: places(
+            read(network if step.model_name == "centernet_network" else f"{step.model_name}/config.pbtxt")
+        )
+        for step in steps.step
+    }
+    assert held[steps.step[0].model_name] + CALLBACKS <= steps.max_inflight_requests
+    if name == "centernet":  # What has been decoded is not refused.
+        assert steps.max_inflight_requests <= held["centernet_network"]
+
+
+def in_container(name):
+    """The configuration after the change that the Dockerfile makes to it."""
+    (pattern, new) = re.search(
+        r"^RUN sed -i 's/(.*)/(.*)/' model_repository", DOCKERFILE, re.MULTILINE
+    ).groups()
+    text = re.sub(
+        pattern.replace("\\(", "(").replace("\\)", ")"), new, (REPOSITORY / name / "config.pbtxt").read_text()
+    )
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_no_field_is_too_new_for_the_server_of_the_environment(name):
+    assert not read(f"{name}/config.pbtxt").ensemble_scheduling.max_inflight_requests
 
 
 def test_parameters_are_the_codes_defaults():

@@ -1,11 +1,15 @@
 """What Dockerfile, compose file and scripts say of each other; tests/server runs the entry point."""
 
+import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile.triton").read_text()
@@ -73,3 +77,95 @@ def test_plugin_build_says_what_is_missing(tmp_path):
     assert done.returncode != 0
     assert "NvInferVersion.h" in done.stderr or "CUDA" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def container_code(monkeypatch):
+    """The modules of ci/container, which are found where the scripts lie."""
+    monkeypatch.syspath_prepend(ROOT / "ci/container")
+    names = ("health", "watch", "entrypoint")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield types.SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+ANSWER, DEAD, REFUSED = "answer", "dead", "refused"
+
+
+@pytest.mark.parametrize(
+    ("inferences", "answered_meanwhile", "gone"),
+    [
+        ([ANSWER, DEAD, DEAD, DEAD], 0, True),
+        ([ANSWER, DEAD, ANSWER, DEAD, ANSWER, DEAD], 0, True),
+        ([ANSWER, DEAD, *[ANSWER] * 8, DEAD, DEAD, *[ANSWER] * 8], 0, False),
+        ([ANSWER, *[REFUSED] * 9], 1, False),  # load
+        ([ANSWER, *[REFUSED] * 3], 0, True),  # a network that hangs
+        ([DEAD] * 9, 0, False),  # never answered: another start would not help
+    ],
+)
+def test_watch(container_code, monkeypatch, capsys, inferences, answered_meanwhile, gone):
+    steps, count = iter(inferences), 0
+
+    def infer(url):
+        nonlocal count
+        count += answered_meanwhile
+        step = next(steps, None)
+        if step is None:
+            raise SystemExit
+        if step != ANSWER:
+            raise container_code.health.UnhealthyError("no", busy=step == REFUSED)
+
+    monkeypatch.setattr(container_code.health, "infer", infer)
+    monkeypatch.setattr(container_code.watch, "answered", lambda port: count)
+    watch = container_code.watch.Watch(0, 0.0)
+    if gone:
+        watch.run()
+        assert next(steps, None) is None
+        assert capsys.readouterr().err.count("entrypoint: inference failed: no\n") == 3
+    else:
+        with pytest.raises(SystemExit):
+            watch.run()
+    assert watch.gone.is_set() is gone
+
+
+def test_client_shared_memory_is_closed_or_open(container_code, monkeypatch):
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["entrypoint", *arguments])
+        options, further = container_code.entrypoint._parse()
+        return " ".join(container_code.entrypoint._server_command(options, Path("repository"), further))
+
+    monkeypatch.delenv("ALLOW_CLIENT_SHM", raising=False)
+    closed = command("--log-verbose=1")
+    assert "allow-client-shm" not in closed
+    assert closed.count("=shared-memory,model-repository,") == 2
+    assert closed.endswith(" --log-verbose=1")
+    for setting in ("1", "true"):
+        monkeypatch.setenv("ALLOW_CLIENT_SHM", setting)
+        assert "--allow-client-shm=true" in command()
+        assert "shared-memory" not in command()
+    assert "ALLOW_CLIENT_SHM: ${ALLOW_CLIENT_SHM:-false}" in COMPOSE
+
+
+@pytest.mark.parametrize("model", ["centernet_preprocess", "centernet_postprocess"])
+def test_python_models_are_not_ready_while_the_server_drains(monkeypatch, tmp_path, model):
+    monkeypatch.setitem(
+        sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils")
+    )
+    path = ROOT / "model_repository" / model / "1" / "model.py"
+    spec = importlib.util.spec_from_file_location(model, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    ready = module.TritonPythonModel().is_ready
+    monkeypatch.delenv("DRAINING", raising=False)
+    assert ready() is True
+    monkeypatch.setenv("DRAINING", str(tmp_path / "draining"))
+    assert ready() is True
+    (tmp_path / "draining").touch()
+    assert ready() is False
+
+
+def test_both_servers_bound_what_malloc_keeps():
+    assert "MALLOC_MMAP_THRESHOLD_=131072" in DOCKERFILE
+    assert '"MALLOC_MMAP_THRESHOLD_", str(128 * 1024)' in (ROOT / "backends/tritonserver.py").read_text()

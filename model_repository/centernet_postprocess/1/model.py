@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from centernet_image import NetworkDescription, select
+from centernet_image import NetworkDescription, readiness, select
 
 INPUTS = ("boxes", "scores", "classes", "image_size")
 OUTPUTS = ("num_detections", "detection_boxes", "detection_scores", "detection_classes", "detection_labels")
@@ -23,6 +23,10 @@ class TritonPythonModel:
     def execute(self, requests):
         """Answers each request with its detections, or with the error in its own threshold or sizes."""
         return [self._answer(request) for request in requests]
+
+    def is_ready(self):
+        """Asked by Triton for its own readiness; the 24.10 of the CPU's environment does not ask."""
+        return readiness.is_ready()
 
     def _answer(self, request):
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

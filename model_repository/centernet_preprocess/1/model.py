@@ -8,7 +8,7 @@ from contextlib import suppress
 import cv2
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from centernet_image import ImageError, Limits, NetworkDescription, decode, warp
+from centernet_image import ImageError, Limits, NetworkDescription, decode, readiness, warp
 from PIL import Image
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -45,6 +45,10 @@ class TritonPythonModel:
         ]
         results = iter(map(self._prepare, jobs) if len(jobs) == 1 else self.pool.map(self._prepare, jobs))
         return [self._response(out, [next(results) for _ in out]) for out in frames]
+
+    def is_ready(self):
+        """Asked by Triton for its own readiness; the 24.10 of the CPU's environment does not ask."""
+        return readiness.is_ready()
 
     def finalize(self):
         """Ends the threads."""

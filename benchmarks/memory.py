@@ -1,0 +1,53 @@
+"""Memory of a server and of its Python models."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.triton_server import family
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the processes of a server have in memory; pages that several share count in parts (PSS).
+
+    Attributes:
+        time_s: When, seconds.
+        mib: By name: "server", or the instance of a Python model.
+    """
+
+    time_s: float
+    mib: dict[str, float]
+
+    @property
+    def total_mib(self) -> float:
+        """Of all processes."""
+        return sum(self.mib.values())
+
+
+def sample(server: int, time_s: float) -> Sample:
+    """Reads the memory of the process `server` and of those that it started."""
+    mib: dict[str, float] = {}
+    for pid in family(server):
+        with suppress(OSError):  # It has ended.
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            name = next((word for word in words if word.startswith("centernet_")), "server")
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            (kib,) = (int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            mib[name] = mib.get(name, 0) + kib / 1024
+    return Sample(time_s, mib)
+
+
+def growth(times_s: Sequence[float], values: Sequence[float]) -> float:
+    """By how much of their mean the values rise from the first time to the last, along a straight line."""
+    slope, _ = np.polyfit(times_s, values, 1)
+    return float(slope * (times_s[-1] - times_s[0]) / np.mean(values))
+
+
+def growth_of_last_third(samples: Sequence[Sample]) -> float:
+    """See `growth`: of all processes together."""
+    last = samples[-(len(samples) // 3) :]
+    return growth([one.time_s for one in last], [one.total_mib for one in last])

@@ -1,0 +1,71 @@
+"""Does the server still answer? Triton never starts again the process of a Python model that has died."""
+
+import sys
+import threading
+import time
+import urllib.request
+from collections import deque
+from dataclasses import dataclass, field
+
+import health
+
+FAILURES, AMONG = 3, 8
+"""So many failures among the last inferences are no hiccup. Of two instances, one may have died alone."""
+
+
+@dataclass
+class Watch:
+    """Real inferences, every `interval_s`; `gone` is set when the server no longer answers.
+
+    It begins with the first answer: a server that never gives one is not helped by another start.
+
+    Attributes:
+        metrics_port: Of the server.
+        interval_s: Pause between inferences, seconds.
+        gone: Set once, and for good.
+    """
+
+    metrics_port: int
+    interval_s: float
+    gone: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Watches from a thread of its own, for as long as the process lives."""
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self) -> None:
+        """Watches until the server no longer answers."""
+        failed: deque[bool] = deque(maxlen=AMONG)
+        answers = 0.0
+        while sum(failed) < FAILURES:
+            time.sleep(self.interval_s)
+            before, answers = answers, answered(self.metrics_port)
+            try:
+                health.infer(health.URL)
+            except health.UnhealthyError as error:
+                # Refused or late while others are answered: load, not death.
+                if not failed or (error.busy and answers > before):
+                    continue
+                failed.append(True)
+                print(f"entrypoint: inference failed: {error}", file=sys.stderr, flush=True)
+            else:
+                failed.append(False)
+        self.gone.set()
+
+
+def answered(metrics_port: int) -> float:
+    """How many requests have come through the last model of the ensembles; 0 where nothing says so."""
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in metrics(metrics_port)
+        if line.startswith('nv_inference_request_success{model="centernet_postprocess"')
+    )
+
+
+def metrics(port: int) -> list[str]:
+    """The lines of Triton's metrics; none where it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as answer:
+            return answer.read().decode().splitlines()
+    except OSError:
+        return []

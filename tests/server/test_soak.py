@@ -1,0 +1,55 @@
+"""A soak in its short form, of a server that suffers nothing and of one with planted faults."""
+
+import pytest
+from servers import make_repository, stop
+
+from benchmarks import soak
+
+pytestmark = pytest.mark.server
+
+SIZES = {(64, 48): 4, (320, 240): 6, (640, 480): 4, (1280, 960): 1}
+SHORT = {"load": 10, "sizes": SIZES, "capacity_s": 3}
+MOST_GROWTH = 0.1
+"""Of a third of a short time. The long form holds a hundredth."""
+
+# Triton's Python models keep 20 MB a second, and give each the answer to another of its batch.
+FAULTS = """
+
+import time
+
+KEPT, BEGIN = [], time.monotonic()
+right = TritonPythonModel.execute
+
+
+def wrong(self, requests):
+    KEPT.append(b"x" * int(2e7 * (time.monotonic() - BEGIN) - sum(map(len, KEPT))))
+    responses = right(self, requests)
+    return responses[1:] + responses[:1]
+
+
+TritonPythonModel.execute = wrong
+"""
+
+
+def test_server_suffers_nothing(server):
+    result = soak.soak(server, seconds=20, **SHORT)
+    assert result.failures(most_growth=MOST_GROWTH) == []
+    assert result.outcomes.counts["vanished"] > 0
+    assert result.outcomes.counts["damaged, refused"] > 0
+    assert server.alive
+
+
+def test_planted_faults_are_seen(serve, small_onnx, tmp_path):
+    repository = make_repository(tmp_path, small_onnx)
+    with (repository / "centernet_postprocess/1/model.py").open("a", encoding="utf-8") as file:
+        file.write(FAULTS)
+    server = serve(repository)
+    failures = " ".join(soak.soak(server, seconds=12, **SHORT).failures(most_growth=MOST_GROWTH))
+    stop(server.process)  # What it keeps is the machine's.
+    assert "requests answered wrongly" in failures
+    assert "memory grew by" in failures
+
+
+@pytest.mark.soak
+def test_two_minutes(server):
+    assert soak.soak(server, seconds=120, load=10).failures(most_growth=0.05) == []
