@@ -10,7 +10,7 @@ from single_layer import Layer
 from toolchain_of_plugin import find_library, find_tensorrt
 
 TARGETS = ("SM86", "SM120")
-LOPSIDED = {"stride": [2, 1], "padding": [1, 0], "dilation": [2, 1], "groups": 2, "deformable_group": 4}
+LOPSIDED = {"stride": [2, 1], "padding": [1, 0], "dilation": [3, 2], "groups": 2, "deformable_group": 4}
 LAYERS = {
     "FP32": Layer(),
     "FP16": Layer(precision="fp16"),

@@ -42,10 +42,11 @@ Problem withTiles(Problem p) {
 // Generated layers; returns how many runs failed.
 int32_t testGenerated() {
   constexpr int32_t kCases = 240;
+  constexpr int32_t kEnough = 10;  // a kernel that fails does so in every second case
   std::mt19937 random(20261123);
   int32_t failures = 0;
   int32_t splits[kMaxLogSplit + 1] = {};
-  for (int32_t index = 0; index < kCases; ++index) {
+  for (int32_t index = 0; index < kCases && failures < kEnough; ++index) {
     const Case c = generate(random, index);
     const std::vector<double> truth = define(c);
     const DataType type = c.problem.type;
