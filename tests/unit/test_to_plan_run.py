@@ -10,8 +10,9 @@ import traced
 from onnx import TensorProto
 from pictures import encode, picture
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+from single_layer import lopsided
 
-from export import graph, plan_verify, rewrite, to_plan
+from export import graph, plan_engine, plan_feeds, plan_network, plan_verify, rewrite, to_plan
 from export.plan_description import Gpu
 from export.plan_engine import PlanError
 
@@ -141,3 +142,23 @@ def test_fp32_is_held_to_less(built, model, tmp_path, monkeypatch):
     to_plan.main([*options, "fp16"])
     with pytest.raises(PlanError, match="no agreement"):
         to_plan.main([*options, "fp32"])
+
+
+def test_lopsided_layers_keep_their_geometry(built, tmp_path):
+    """As tests/gpu/test_plan.py has them, with the plugin's node run by ONNX Runtime."""
+    for index, layer in enumerate(lopsided(12)):
+        model = onnx.load(layer.write(tmp_path / "layer.onnx"))
+        network = plan_network.make(model, "fp32")
+        (node,) = (node for node in network.model.graph.node if node.op_type == "DCNv2")
+        attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        given = {name: value for name, value in layer.attributes.items() if value or name == "groups"}
+        assert attributes == given | {"weight_ohwi": 1}
+        shapes = plan_engine.profiles(model, (1, 2, 5))
+        feed = plan_feeds.noise(
+            {name: shape["max"] for name, shape in shapes.items()},
+            dict.fromkeys(shapes, np.dtype("f4")),
+            seed=index,
+        )
+        engine = rewrite.to_deform_conv(network.model).SerializeToString()
+        (found,) = plan_verify.verify(network.reference, engine, [feed], plan_verify.TOLERANCES["fp32"])
+        assert found.passed, (layer, str(found))
