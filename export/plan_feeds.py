@@ -26,11 +26,14 @@ def from_pictures(
     Raises:
         UsageError: the model's input is another one, or a picture cannot be read.
     """
-    tensor = model.graph.input[0]
+    # Exporters of old list the weights among the inputs too.
+    weights = {initializer.name for initializer in model.graph.initializer}
+    inputs = [entry for entry in model.graph.input if entry.name not in weights]
+    tensor = inputs[0]
     shape = [side.dim_value for side in tensor.type.tensor_type.shape.dim]
     is_frame = tensor.name == contract.FRAME.name
-    if len(model.graph.input) != 1 or tensor.name not in (contract.FRAME.name, contract.RAW_INPUT):
-        names = ", ".join(entry.name for entry in model.graph.input)
+    if len(inputs) != 1 or tensor.name not in (contract.FRAME.name, contract.RAW_INPUT):
+        names = ", ".join(entry.name for entry in inputs)
         raise UsageError(
             f"found the inputs {names}, expected {contract.FRAME.name} or {contract.RAW_INPUT} alone: "
             "only this project's own networks can be fed with pictures"

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from rich.console import Console
 
-from export import description, errors, plan_engine, plan_feeds, plan_verify, precision, rewrite
+from export import description, errors, plan_engine, plan_feeds, plan_network, plan_verify
 from export.files import sha256, write_beside, write_together
 from export.plan_description import PlanDescription, Profiles, find_gpu, misfits, read
 from export.plan_engine import PlanError
@@ -46,13 +46,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     for file in filter(None, (options.output, options.timing_cache)):
         file.parent.mkdir(parents=True, exist_ok=True)
-    reference = rewrite.to_deform_conv(model)
+    network = plan_network.make(model, options.precision, _calibration(model, options))
     engine, timing_cache = plan_engine.build(
         trt,
-        rewrite.to_dcnv2(_with_precision(reference, options)),
+        network.model,
         shapes=facts.profiles,
-        # FP32 means FP32: TF32 rounds to as few bits as FP16 does.
-        tf32=options.precision != "fp32",
+        tf32=network.tf32,
         target=options.target,
         timing_cache=_read_timing_cache(options.timing_cache),
         optimization_level=options.optimization_level,
@@ -61,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     if timing_cache is not None:
         write_beside(options.timing_cache, timing_cache)
     if options.verify:
-        _verify(reference, engine, facts.profiles, options, console)
+        _verify(network.reference, engine, facts.profiles, options, console)
     beside = options.output.with_suffix(".json")
     text = json.dumps(_network_facts(model) | {"plan": asdict(facts)}, indent=1, ensure_ascii=False)
     # The description last: it must not call an older plan current.
@@ -73,7 +72,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m export.to_plan", description=__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("output", type=Path, metavar="OUT.plan", help="OUT.json is written beside it")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp16")
+    parser.add_argument("--precision", choices=plan_network.PRECISIONS, default="fp16")
     parser.add_argument(
         "--batch", type=_batch, default=(1, 8, 32), metavar="MIN,OPT,MAX", help="batch sizes (default 1,8,32)"
     )
@@ -175,15 +174,9 @@ def _check_without_model(options: argparse.Namespace, console: Console) -> None:
     console.print(f"{options.output} fits: nothing to build", soft_wrap=True)
 
 
-def _with_precision(reference: onnx.ModelProto, options: argparse.Namespace) -> onnx.ModelProto:
+def _calibration(model: onnx.ModelProto, options: argparse.Namespace) -> Iterator[dict[str, np.ndarray]]:
     if options.precision == "int8":
-        pictures = plan_feeds.from_pictures(reference, options.calibration, limit=options.pictures)
-        half = precision.to_fp16(precision.to_int8(reference, pictures))
-    elif options.precision == "fp16":
-        half = precision.to_fp16(reference)
-    else:
-        return reference  # on no tensor cores, which alone make up for the zeros
-    return rewrite.to_dense_conv_transpose(half)
+        yield from plan_feeds.from_pictures(model, options.calibration, limit=options.pictures)
 
 
 def _verify(

@@ -1,10 +1,18 @@
 """Fixtures that every kind of test uses."""
 
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    # A shell's background job starts with SIGINT ignored, and so would every program that a test interrupts.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).parents[2]
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
-LOPSIDED = {"stride": (2, 1), "padding": (1, 0), "dilation": (2, 1)}
+LOPSIDED = {"stride": (2, 1), "padding": (1, 0), "dilation": (3, 2)}
 
 
 @pytest.fixture(scope="module")

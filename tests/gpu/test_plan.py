@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import exported
+import onnx
 import pytest
+from single_layer import lopsided
 
+from export import plan_engine, plan_feeds, plan_network, plan_verify
 from export.errors import ExportError
 from export.files import sha256
 from export.plan_description import find_gpu
@@ -75,3 +78,23 @@ def test_preloaded_plugin_is_enough(model, plugin, tmp_path):
         environment = {**os.environ, "LD_PRELOAD": preload}
         done = subprocess.run([sys.executable, "-c", read, plan], cwd=ROOT, env=environment)
         assert done.returncode == code, preload
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_lopsided_layers_agree_with_onnx_runtime(plugin, precision, tmp_path):
+    trt = load_tensorrt()
+    plan_engine.load_plugin(trt, plugin)
+    for index, layer in enumerate(lopsided(24)):
+        model = onnx.load(layer.write(tmp_path / "layer.onnx"))
+        network = plan_network.make(model, precision)
+        shapes = plan_engine.profiles(model, (1, 2, 5))
+        options = {"shapes": shapes, "tf32": network.tf32, "optimization_level": 1}
+        engine, _ = plan_engine.build(trt, network.model, **options)
+        dtypes = dict.fromkeys(shapes, "float32")
+        feeds = [
+            plan_feeds.noise({name: shape[key] for name, shape in shapes.items()}, dtypes, seed=index)
+            for key in ("min", "opt", "max")
+        ]
+        found = plan_verify.verify(network.reference, engine, feeds, plan_verify.TOLERANCES[precision])
+        assert len(found) == 3
+        assert all(difference.passed for difference in found), (layer, list(map(str, found)))

@@ -1,7 +1,8 @@
 """Builds engines with TensorRT-RTX, in a process of its own: rtx_build.py PLUGIN < jobs.json > results.json.
 
 A job has "onnx" (path), "target" ("SM86"), and perhaps "profile" ({input: [min, opt, max]}), "channels_last"
-(inputs and outputs). A result has "engine" (bytes, 0 where TensorRT refused) and "log" (lines).
+(inputs and outputs). A result has "engine" (bytes, 0 where TensorRT refused), "output" (its shape) and "log"
+(lines).
 """
 
 import ctypes
@@ -29,7 +30,7 @@ def build(log, job):
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(Path(job["onnx"]).read_bytes()):
-        return 0
+        return {"engine": 0}
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.__members__[job["target"]], 0)
@@ -43,7 +44,10 @@ def build(log, job):
             layout = trt.TensorFormat.HWC8 if tensor.dtype in HALVES else trt.TensorFormat.HWC
             tensor.allowed_formats = 1 << int(layout)
     engine = builder.build_serialized_network(network, config)
-    return 0 if engine is None else engine.nbytes
+    return {
+        "engine": 0 if engine is None else engine.nbytes,
+        "output": list(network.get_output(0).shape),
+    }
 
 
 def main():
@@ -51,7 +55,7 @@ def main():
     results = []
     for job in json.load(sys.stdin):
         log = Log()
-        results.append({"engine": build(log, job), "log": log.lines})
+        results.append(build(log, job) | {"log": log.lines})
     json.dump(results, sys.stdout)
 
 

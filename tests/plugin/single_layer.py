@@ -1,6 +1,6 @@
 """ONNX files of a single DCNv2 node."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,7 +81,10 @@ class Layer:
                 values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
                 constants.append(_constant(name, values, TYPES[kind]))
             else:
-                sides = [f"{name}_{axis}" if side is None else side for axis, side in enumerate(shape)]
+                sides = [
+                    "batch" if axis == 0 and side is None else f"{name}_{axis}" if side is None else side
+                    for axis, side in enumerate(shape)
+                ]
                 inputs.append(helper.make_tensor_value_info(name, TYPES[kind], sides))
         output = helper.make_tensor_value_info("output", TYPES[self.precision], None)
         node = helper.make_node("DCNv2", list(shapes), ["output"], name="layer", **self.attributes)
@@ -89,6 +92,38 @@ class Layer:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
         save(model, path)
         return path
+
+
+def lopsided(count: int, *, batch: int | None = None, seed: int = 0) -> Iterator[Layer]:
+    """Generated layers: height, width, stride, padding and dilation differ from each other on each axis."""
+    random = np.random.default_rng(seed)
+    while count:
+        kernel, sides = (tuple(random.integers(low, high, 2)) for low, high in ((1, 5), (8, 24)))
+        axes = [random.permutation(4)[:3] for _ in range(2)]  # stride, padding, dilation
+        differ = all(a != b for a, b in (kernel, sides, *zip(*axes, strict=True)))
+        if not differ or any(0 in (axis[0], axis[2]) for axis in axes):
+            continue
+        stride, padding, dilation = ([int(axis[i]) for axis in axes] for i in range(3))
+        # The tensor-core kernels take the first of these, the plain kernel the others.
+        groups, offset_groups, per_group = [(1, 2, 64), (2, 3, 4), (3, 2, 5), (1, 1, 24)][count % 4]
+        channels = per_group * (offset_groups if groups == 1 else groups * offset_groups)
+        layer = Layer(
+            shape=(batch, channels, int(sides[0]), int(sides[1])),
+            out_channels=groups * int(random.integers(1, 24)),
+            kernel=(int(kernel[0]), int(kernel[1])),
+            attributes={
+                "stride": stride,
+                "padding": padding,
+                "dilation": dilation,
+                "groups": groups,
+                "deformable_group": offset_groups,
+                "packed_offset_mask": int(random.integers(2)),
+                "relu": int(random.integers(2)),
+            },
+        )
+        if min(layer.output_side(0), layer.output_side(1)) > 0:
+            count -= 1
+            yield layer
 
 
 def _constant(name, values, kind):

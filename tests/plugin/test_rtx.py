@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from single_layer import Layer
+from single_layer import Layer, lopsided
 from toolchain_of_plugin import find_library, find_tensorrt
 
 TARGETS = ("SM86", "SM120")
-LOPSIDED = {"stride": [2, 1], "padding": [1, 0], "dilation": [2, 1], "groups": 2, "deformable_group": 4}
+LOPSIDED = {"stride": [2, 1], "padding": [1, 0], "dilation": [3, 2], "groups": 2, "deformable_group": 4}
 LAYERS = {
     "FP32": Layer(),
     "FP16": Layer(precision="fp16"),
@@ -36,9 +36,9 @@ def build(tmp_path: Path):
     """`build(layer, **job)`: what TensorRT-RTX answers for each target; see rtx_build.py."""
     tensorrt, library = find_tensorrt("rtx"), find_library("rtx")
 
-    def run(layer: Layer, **job: object) -> list[dict]:
+    def run(layer: Layer, *, targets: tuple[str, ...] = TARGETS, **job: object) -> list[dict]:
         path = layer.write(tmp_path / "layer.onnx")
-        jobs = [{"onnx": str(path), "target": target, **job} for target in TARGETS]
+        jobs = [{"onnx": str(path), "target": target, **job} for target in targets]
         result = subprocess.run(
             [sys.executable, Path(__file__).with_name("rtx_build.py"), library],
             input=json.dumps(jobs),
@@ -57,6 +57,15 @@ def build(tmp_path: Path):
 def test_layer_builds(build, name: str) -> None:
     for result in build(LAYERS[name]):
         assert result["engine"] > 0, result["log"]
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_lopsided_layer_builds(build, index: int) -> None:
+    """Their output's shape is the one that the plugin says, and what follows it takes."""
+    layer = list(lopsided(6, batch=2))[index]
+    for result in build(layer, targets=TARGETS[:1]):
+        assert result["engine"] > 0, result["log"]
+        assert result["output"] == [2, layer.out_channels, layer.output_side(0), layer.output_side(1)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

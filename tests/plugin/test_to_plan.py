@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pictures import encode, picture
 from toolchain_of_plugin import find_tensorrt
 
 from export.files import sha256
@@ -33,11 +34,19 @@ def to_plan(*arguments, **environment):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(3):
+        (folder / f"{seed}.png").write_bytes(encode(picture(300, 400, seed=seed)))
+    return folder
+
+
 @pytest.mark.parametrize("target", ["SM86", "SM120"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_detector(model, precision, target, tmp_path, shared):
+def test_detector(model, precision, target, tmp_path, pictures):
     plan = tmp_path / "folder" / "model.plan"
-    options = ["--calibration", shared / "images"] if precision == "int8" else []
+    options = ["--calibration", pictures] if precision == "int8" else []
     done = to_plan(model, plan, "--target", target, "--precision", precision, "--batch", "1,2,4", *options)
     assert done.returncode == 0, done.stderr
     assert plan.stat().st_size > 10_000

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from missing import missing
 
 ROOT = Path(__file__).parents[2]
 TOOLCHAIN = ROOT / ".toolchain"
@@ -47,12 +47,12 @@ class TensorRT:
 
 def find_tensorrt(kind: str) -> TensorRT:
     if not (TOOLCHAIN / FOLDERS[kind] / "lib").is_dir():
-        pytest.skip(f"no .toolchain/{FOLDERS[kind]}: run ci/toolchain {FOLDERS[kind]}")
+        missing(f"no .toolchain/{FOLDERS[kind]}: run ci/toolchain {FOLDERS[kind]}")
     return TensorRT(kind)
 
 
 def find_library(kind: str) -> Path:
     library = ROOT / "build" / "dcnv2" / kind / "libdcnv2.so"
     if not library.is_file():
-        pytest.skip(f"no build/dcnv2/{kind}/libdcnv2.so: run ci/plugin")
+        missing(f"no build/dcnv2/{kind}/libdcnv2.so: run ci/plugin")
     return library

@@ -2,6 +2,7 @@
 
 import math
 
+import golden
 import numpy as np
 import pytest
 import reference
@@ -28,6 +29,17 @@ def test_equals_the_original(shared, arch):
     assert list(outputs) == list(reference.HEADS)
     for name, output in outputs.items():
         np.testing.assert_allclose(output.numpy(), golden[f"out/{name}"], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("arch", golden.ARCHITECTURES)
+def test_equals_the_golden_file(arch):
+    with np.load(golden.FILE) as file:
+        expected = {name: file[name] for name in file if name.startswith(f"{arch}/")}
+    found = golden.outputs(arch)
+    assert list(found) == list(expected) == [f"{arch}/{head}" for head in golden.HEADS]
+    for name, values in found.items():
+        assert expected[name].std() > 0.05, name
+        np.testing.assert_allclose(values, expected[name], rtol=0, atol=1e-3 * np.abs(expected[name]).max())
 
 
 @pytest.mark.parametrize("depth", [34, 50, 101])

@@ -7,40 +7,17 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
 import pytest
-import torch
+import traced
 from onnx import TensorProto, helper, numpy_helper
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+from traced import SIZE, frames
 
-from export import graph, networks, plan_feeds, plan_verify, precision, rewrite
-from export.detector import Detector
-
-SIZE = (64, 96)
+from export import graph, plan_feeds, plan_verify, precision, rewrite
 
 
 @pytest.fixture(scope="module")
 def detector():
-    """A narrow resdcn_18 with offsets that differ from pixel to pixel, as the exporter writes it."""
-    torch.manual_seed(0)
-    network = networks.create("resdcn_18", {"hm": 3, "wh": 2, "reg": 2}, width=0.25).eval()
-    # As large as a trained network's activations, so that FP16 holds them.
-    for name, tensor in network.state_dict().items():
-        if tensor.ndim == 4:
-            gain = 0.1 if "offset" in name else 1 if name.startswith("layer") else 2
-            torch.nn.init.normal_(tensor, 0, gain / tensor[0].numel() ** 0.5)
-        elif name.endswith(("weight", "running_var")):
-            torch.nn.init.uniform_(tensor, 0.8, 1.2)
-        elif name.endswith(("bias", "running_mean")):
-            torch.nn.init.normal_(tensor, 0, 0.1)
-    module = graph.fold_batch_norm(Detector(network, top_k=20).eval())
-    example = torch.zeros(2, *SIZE, 3, dtype=torch.uint8)
-    names = ["boxes", "scores", "classes", "hm", "wh", "reg"]
-    return graph.trace(module, example, input_name="frame", output_names=names)
-
-
-def frames(count):
-    return [
-        plan_feeds.noise({"frame": [1, *SIZE, 3]}, {"frame": np.uint8}, seed=seed) for seed in range(count)
-    ]
+    return traced.detector()
 
 
 def run(model, feed):

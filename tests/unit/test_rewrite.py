@@ -50,7 +50,7 @@ def deform_model(style="split", *, mask=True, bias=True, relu=True, pads=(1, 0, 
         _constant("weight", rng.normal(0, 1, (OUT_CHANNELS, CHANNELS // GROUPS, *KERNEL)).astype(np.float32)),
         _constant("bias", rng.normal(0, 1, OUT_CHANNELS).astype(np.float32)),
     ]
-    geometry = {"strides": [2, 1], "dilations": [2, 1]}
+    geometry = {"strides": [2, 1], "dilations": [3, 2]}
     nodes = [
         helper.make_node(
             "Conv",
@@ -130,7 +130,7 @@ def test_attributes_and_names():
     assert _attributes(node) == {
         "stride": [2, 1],
         "padding": [1, 0],
-        "dilation": [2, 1],
+        "dilation": [3, 2],
         "groups": GROUPS,
         "deformable_group": OFFSET_GROUPS,
         "packed_offset_mask": 1,

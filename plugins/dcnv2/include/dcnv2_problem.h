@@ -37,7 +37,7 @@ struct Problem {
   // Weights are [out_channels, kernel_h, kernel_w, channels / groups] instead of [.., channels / groups, kh,
   // kw].
   bool weight_ohwi;
-  bool relu;
+  bool relu;  // NaN stays NaN
   bool allow_tf32;
 };
 

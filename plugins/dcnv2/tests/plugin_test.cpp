@@ -1,5 +1,5 @@
-// The plugin through TensorRT's own interfaces: attributes, messages, shapes, formats, serialization. Needs
-// no GPU.
+// The plugin through TensorRT's own interfaces: attributes, messages, shapes, formats, serialization. Linked
+// with the emulation in place of CUDA.
 #include "plugin_testing.h"
 
 namespace {
@@ -228,6 +228,7 @@ int main() {
   testDynamicShapes();
   testFormats();
   testRuns();
+  testLayers();
   if (failures == 0) std::puts("passed");
   return failures == 0 ? 0 : 1;
 }

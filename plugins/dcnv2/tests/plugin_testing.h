@@ -114,3 +114,5 @@ inline std::vector<DynamicPluginTensorDesc> layer(int64_t batch = 2) {
 
 // In plugin_run_test.cpp.
 void testRuns();
+// In plugin_layers_test.cpp.
+void testLayers();

@@ -1,0 +1,140 @@
+"""The graph that TensorRT gets: types, Q/DQ, TF32 of each precision."""
+
+from collections import Counter
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import onnxruntime
+import pytest
+import traced
+from onnx import TensorProto, helper, numpy_helper
+from traced import frames
+
+from export import plan_network, precision, rewrite
+
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+HALF, SINGLE = np.dtype("float16"), np.dtype("float32")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return traced.detector()
+
+
+@pytest.fixture(scope="module")
+def made(model):
+    return {name: plan_network.make(model, name, frames(2)) for name in plan_network.PRECISIONS}
+
+
+def nodes(made, name):
+    return gs.import_onnx(made[name].model).nodes
+
+
+def operators(made, name):
+    return Counter(node.op for node in nodes(made, name))
+
+
+def computed_in(node):
+    """The types of what a convolution reads, scales and regions apart."""
+    return {np.dtype(tensor.dtype) for tensor in node.inputs if not tensor.is_empty()}
+
+
+def layers(made, name):
+    return [node for node in nodes(made, name) if node.op in precision.CONVOLUTIONS]
+
+
+def run(model, feed):
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feed), strict=True))
+
+
+def test_every_form_has_the_plugins_nodes(model, made):
+    for name in plan_network.PRECISIONS:
+        found = operators(made, name)
+        assert (found["DCNv2"], found["DeformConv"]) == (3, 0)
+        reference = Counter(node.op_type for node in made[name].reference.graph.node)
+        assert reference == Counter(node.op_type for node in model.graph.node)
+
+
+def test_fp32_is_fp32(model, made):
+    assert not made["fp32"].tf32
+    assert not any(operators(made, "fp32")[quantizer] for quantizer in QUANTIZERS)
+    for node in layers(made, "fp32"):
+        assert computed_in(node) == {SINGLE}, node.name
+
+
+def test_fp16_computes_every_layer_in_halves(made):
+    assert made["fp16"].tf32
+    assert not any(operators(made, "fp16")[quantizer] for quantizer in QUANTIZERS)
+    for node in layers(made, "fp16"):
+        assert computed_in(node) == {HALF}, node.name
+
+
+def test_int8_quantizes_backbone_and_heads_and_the_rest_is_fp16(model, made):
+    assert made["int8"].tf32
+    groups = precision.layer_groups(model)
+    expected = sorted(groups["backbone"] + groups["heads"])
+    found = sorted(
+        node.name
+        for node in layers(made, "int8")
+        if all(tensor.inputs and tensor.inputs[0].op == "DequantizeLinear" for tensor in node.inputs[:2])
+    )
+    assert found == expected
+    assert len(found) > 10
+    for node in layers(made, "int8"):
+        assert computed_in(node) == {HALF}, node.name
+    for node in nodes(made, "int8"):
+        if node.op == "QuantizeLinear":
+            assert node.outputs[0].dtype == np.int8 or node.inputs[2].dtype == np.int8, node.name
+            assert node.inputs[1].dtype == HALF, node.name
+
+
+@pytest.mark.parametrize(("name", "group"), [("fp32", 8), ("fp16", 1)])
+def test_depthwise_upsampling_is_dense_where_tensor_cores_are(name, group):
+    weight = np.ones((8, 1, 2, 2), np.float32)
+    nodes = [helper.make_node("ConvTranspose", ["x", "weight"], ["y"], group=8, strides=[2, 2])]
+    body = helper.make_graph(
+        nodes,
+        "upsampling",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8, 8, 8])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    (node,) = layers({name: plan_network.make(model, name)}, name)
+    assert node.attrs["group"] == group
+
+
+def test_inputs_and_outputs_are_the_models_own(model, made):
+    for name in plan_network.PRECISIONS:
+        for found, wanted in (
+            (made[name].model.graph.input, model.graph.input),
+            (made[name].model.graph.output, model.graph.output),
+        ):
+            assert [(t.name, t.type.tensor_type.elem_type) for t in found] == [
+                (t.name, t.type.tensor_type.elem_type) for t in wanted
+            ]
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("fp32", 0, 1e-5), ("fp16", 1e-5, 0.02), ("int8", 1e-3, 0.5)]
+)
+def test_it_computes_what_the_model_does(model, made, name, low, high):
+    (feed,) = frames(1)
+    expected, found = run(model, feed)["hm"], run(rewrite.to_deform_conv(made[name].model), feed)["hm"]
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert low <= error <= high, error
+    assert expected.std() > 0.05
+
+
+def test_only_int8_looks_at_pictures(model):
+    def none():
+        raise AssertionError("a picture was asked for")
+        yield
+
+    for name in ("fp32", "fp16"):
+        plan_network.make(model, name, none())
+    with pytest.raises(precision.PrecisionError, match="no picture"):
+        plan_network.make(model, "int8")
+    with pytest.raises(ValueError, match="found precision tf32, expected one of fp32, fp16, int8"):
+        plan_network.make(model, "tf32")

@@ -1,0 +1,164 @@
+"""The whole of export.to_plan, with ONNX Runtime in TensorRT's place: what is built, and what is refused."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import traced
+from onnx import TensorProto
+from pictures import encode, picture
+from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+from single_layer import lopsided
+
+from export import graph, plan_engine, plan_feeds, plan_network, plan_verify, rewrite, to_plan
+from export.plan_description import Gpu
+from export.plan_engine import PlanError
+
+
+class Runner(OnnxrtRunner):
+    """Runs an "engine", and spoils what it answers."""
+
+    spoil = staticmethod(lambda outputs: outputs)
+
+    def __init__(self, engine):
+        super().__init__(SessionFromOnnx(engine, providers=["cpu"]))
+
+    def infer_impl(self, feed_dict):
+        outputs = super().infer_impl(feed_dict)
+        return Runner.spoil({name: np.array(values) for name, values in outputs.items()})
+
+
+@pytest.fixture
+def built(monkeypatch, tmp_path):
+    """What TensorRT was asked to build; an engine is an ONNX file."""
+    calls = []
+
+    def build(trt, model, *, shapes, tf32, **_):
+        calls.append(SimpleNamespace(model=model, shapes=shapes, tf32=tf32))
+        return rewrite.to_deform_conv(model).SerializeToString(), None
+
+    library = tmp_path / "libdcnv2.so"
+    library.write_bytes(b"plugin")
+    monkeypatch.setattr(to_plan, "find_gpu", lambda: Gpu(name="NVIDIA L4", compute_capability="8.9"))
+    engine = to_plan.plan_engine
+    monkeypatch.setattr(engine, "load_tensorrt", lambda rtx: SimpleNamespace(__version__="11.4.0"))
+    monkeypatch.setattr(engine, "load_plugin", lambda *_, **__: library)
+    monkeypatch.setattr(engine, "build", build)
+    monkeypatch.setattr(plan_verify, "EngineFromBytes", lambda engine: engine)
+    monkeypatch.setattr(plan_verify, "TrtRunner", Runner)
+    monkeypatch.setattr(Runner, "spoil", staticmethod(lambda outputs: outputs))
+    return calls
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    onnx.save(graph.without_outputs(traced.detector(), traced.HEADS), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(3):
+        (folder / f"{seed}.png").write_bytes(encode(picture(48, 64, seed=seed)))
+    return folder
+
+
+def types(model):
+    """Of the weights of the plugin's nodes, and how many Q/DQ pairs there are."""
+    constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    weights = {constants[node.input[2]] for node in model.graph.node if node.op_type == "DCNv2"}
+    return weights, Counter(node.op_type for node in model.graph.node)["QuantizeLinear"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "weights", "quantized", "tf32"),
+    [
+        (["--precision", "fp32"], TensorProto.FLOAT, False, False),
+        (["--precision", "fp16"], TensorProto.FLOAT16, False, True),
+        ([], TensorProto.FLOAT16, False, True),
+        (["--precision", "int8"], TensorProto.FLOAT16, True, True),
+    ],
+    ids=["fp32", "fp16", "default", "int8"],
+)
+def test_the_precision_asked_for_is_built(
+    built, model, pictures, tmp_path, options, weights, quantized, tf32
+):
+    if "int8" in options:
+        options = [*options, "--calibration", str(pictures), "--pictures", "2"]
+    to_plan.main([str(model), str(tmp_path / "out.plan"), "--batch", "1,2,3", *options])
+    (call,) = built
+    assert types(call.model) == ({weights}, quantized)
+    assert call.tf32 == tf32
+    assert call.shapes["frame"] == {
+        name: [n, *traced.SIZE, 3] for name, n in zip(("min", "opt", "max"), (1, 2, 3), strict=True)
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_right_engine_is_written(built, model, pictures, tmp_path, precision, capsys):
+    plan = tmp_path / "out.plan"
+    options = ["--precision", precision, "--batch", "1,2,3", "--verify", "--calibration", str(pictures)]
+    to_plan.main([str(model), str(plan), *options])
+    assert plan.is_file()
+    said = capsys.readouterr().err
+    assert [f"detections, batch {batch}" in said for batch in (1, 2, 3)] == [True] * 3
+
+
+def swapped(boxes):
+    return boxes[..., [1, 0, 3, 2]]
+
+
+SPOILT = {
+    "boxes shifted": lambda found: found | {"boxes": found["boxes"] + 4},
+    "x and y swapped": lambda found: found | {"boxes": swapped(found["boxes"])},
+    "scores less": lambda found: found | {"scores": found["scores"] * 0.9},
+    "classes shifted": lambda found: found | {"classes": (found["classes"] + 1) % 3},
+    "NaN": lambda found: found | {"scores": found["scores"] * np.float32("nan")},
+    "nothing found": lambda found: {name: np.zeros_like(values) for name, values in found.items()},
+    "one box for all": lambda found: {name: np.repeat(v[:, :1], v.shape[1], 1) for name, v in found.items()},
+    "the first picture for all": lambda found: {
+        name: np.repeat(v[:1], len(v), 0) for name, v in found.items()
+    },
+    "pictures in another order": lambda found: {name: v[::-1] for name, v in found.items()},
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_a_wrong_engine_is_refused(built, model, tmp_path, monkeypatch, spoil):
+    monkeypatch.setattr(Runner, "spoil", staticmethod(spoil))
+    folder = tmp_path / "out"
+    with pytest.raises(PlanError, match="no agreement with ONNX Runtime in detections"):
+        to_plan.main([str(model), str(folder / "out.plan"), "--batch", "1,2,3", "--verify"])
+    assert not list(folder.iterdir())
+
+
+def test_fp32_is_held_to_less(built, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Runner, "spoil", staticmethod(lambda found: found | {"boxes": found["boxes"] + 1}))
+    options = [str(model), str(tmp_path / "out.plan"), "--batch", "1,2,3", "--verify", "--precision"]
+    to_plan.main([*options, "fp16"])
+    with pytest.raises(PlanError, match="no agreement"):
+        to_plan.main([*options, "fp32"])
+
+
+def test_lopsided_layers_keep_their_geometry(built, tmp_path):
+    """As tests/gpu/test_plan.py has them, with the plugin's node run by ONNX Runtime."""
+    for index, layer in enumerate(lopsided(12)):
+        model = onnx.load(layer.write(tmp_path / "layer.onnx"))
+        network = plan_network.make(model, "fp32")
+        (node,) = (node for node in network.model.graph.node if node.op_type == "DCNv2")
+        attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        given = {name: value for name, value in layer.attributes.items() if value or name == "groups"}
+        assert attributes == given | {"weight_ohwi": 1}
+        shapes = plan_engine.profiles(model, (1, 2, 5))
+        feed = plan_feeds.noise(
+            {name: shape["max"] for name, shape in shapes.items()},
+            dict.fromkeys(shapes, np.dtype("f4")),
+            seed=index,
+        )
+        engine = rewrite.to_deform_conv(network.model).SerializeToString()
+        (found,) = plan_verify.verify(network.reference, engine, [feed], plan_verify.TOLERANCES["fp32"])
+        assert found.passed, (layer, str(found))
