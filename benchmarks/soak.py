@@ -57,9 +57,11 @@ class Result:
             found.append(f"p99 waits for {self.p99_overtaken:.0f} answers, expected at most {self.places}")
         if not counts[soak_load.FULL]:
             found.append("no request was refused: this was no load")
-        for what in (soak_load.WRONG, soak_load.UNEXPLAINED):
-            if counts[what]:
-                found.append(f"{counts[what]} requests {what}: {self.outcomes.unexplained}")
+        if counts[soak_load.WRONG]:
+            found.append(f"{counts[soak_load.WRONG]} requests {soak_load.WRONG}")
+        if counts[soak_load.UNEXPLAINED]:
+            reasons = "; ".join(self.outcomes.unexplained)
+            found.append(f"{counts[soak_load.UNEXPLAINED]} requests {soak_load.UNEXPLAINED}: {reasons}")
         if self.growth > most_growth:
             found.append(f"memory grew by {self.growth:.1%} in the last third, expected {most_growth:.0%}")
         return found

@@ -202,6 +202,7 @@ def _stop(server: subprocess.Popen) -> None:
         server.wait(timeout=EXIT_S)
     except subprocess.TimeoutExpired:
         server.kill()
+        server.wait()
 
 
 def _drain(options: argparse.Namespace, server: subprocess.Popen) -> None:

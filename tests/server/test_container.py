@@ -219,6 +219,11 @@ def test_control_interfaces_are_closed(container):
             pytest.raises(SharedMemoryError, match="start it with --allow-client-shm=true"),
         ):
             client.check_ready()
+    counted = f"import watch; print(watch.answered({one.metrics}))"
+    watched = subprocess.run(
+        [sys.executable, "-c", counted], cwd=ENTRYPOINT.parent, capture_output=True, text=True, check=True
+    )
+    assert float(watched.stdout) >= 1
     with grpc.InferenceServerClient(f"127.0.0.1:{one.grpc}") as client:
         assert client.is_server_ready()
         with pytest.raises(InferenceServerException, match="This protocol is restricted"):

@@ -35,6 +35,14 @@ def test_image_preloads_the_plugin_and_is_not_root():
     assert DOCKERFILE.index("USER") < DOCKERFILE.index("ENTRYPOINT")
 
 
+def test_entry_point_finds_its_modules():
+    """As they lie in the image: only what the Dockerfile copies."""
+    copied = re.search(r"^COPY (ci/container/entrypoint.py .*) ci/container/$", DOCKERFILE, re.MULTILINE)[1]
+    code = {path.stem: path.read_text() for path in map(ROOT.joinpath, copied.split())}
+    imported = set(re.findall(r"^(?:import|from) (\w+)", "\n".join(code.values()), re.MULTILINE))
+    assert imported - sys.stdlib_module_names == code.keys() - {"entrypoint"}
+
+
 def test_paths_agree():
     folder = "/opt/centernet/model_repository/centernet_network/1"
     assert f"VOLUME {folder}" in DOCKERFILE
