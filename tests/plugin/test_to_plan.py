@@ -11,6 +11,7 @@ import exported
 import numpy as np
 import onnx
 import pytest
+from engine_text import allows_tf32, layer_types
 from onnx import TensorProto, helper, numpy_helper
 from pictures import encode, picture
 from toolchain_of_plugin import find_tensorrt
@@ -66,6 +67,12 @@ def test_detector(model, precision, target, tmp_path, pictures):
         "profiles": {"frame": {"min": [1, 256, 384, 3], "opt": [2, 256, 384, 3], "max": [4, 256, 384, 3]}},
     }
     assert facts["plan"]["tensorrt"].startswith("RTX 1.")
+    # A resdcn_18: 19 convolutions of the backbone, 3 of the heads; the stem, 3 of offsets, 3 of outputs.
+    quantized = {("convolution", "int8"): 22, ("convolution", "half"): 7}
+    kind = {"fp32": "float", "fp16": "half", "int8": "half"}[precision]
+    convolutions = quantized if precision == "int8" else {("convolution", kind): 29}
+    assert layer_types(plan.read_bytes()) == convolutions | {("transposed", kind): 3, ("plugin", kind): 3}
+    assert allows_tf32(plan.read_bytes()) == (precision != "fp32")
     assert sorted(path.name for path in plan.parent.iterdir()) == ["model.json", "model.plan"]
 
 

@@ -88,7 +88,7 @@ def test_a_machine_that_stays_away_ends_the_run(network: tuple[str, Network]) ->
     retry = RetryPolicy(timeout_s=0.5, deadline_s=1.5)
     with CenterNetClient(machine.url, protocol=protocol, retry=retry) as client:
         machine.vanish()
-        with pytest.raises(DeadlineError, match=r"no answer within 1\.\d s") as silence:
+        with pytest.raises(DeadlineError, match=r"no answer within \d+\.\d s") as silence:
             client.detect(b"picture")
         with pytest.raises(UnavailableError, match="the server has gone after 3 pictures: no Triton server"):
             options.end_if_gone(client, silence.value, "3 pictures")

@@ -60,7 +60,7 @@ void poison(Sum* sums, size_t count) {
   std::memset(sums, std::is_floating_point_v<Sum> ? 0xff : 0x5a, count * sizeof(Sum));
 }
 
-// What is in memory while somebody writes there: the asynchronous proxy sees it first by a fence.
+// Seen by threads at once, by the asynchronous proxy after a fence: until then it sees NaN.
 inline void write(char* address, const void* value, size_t bytes) {
   Fiber& fiber = self();
   const Block& block = *fiber.block;

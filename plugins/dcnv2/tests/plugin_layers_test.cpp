@@ -119,6 +119,7 @@ Case draw(std::mt19937& random, int32_t index) {
     c = dcnv2::generate(random, index);
   } while (!c.has_mask);
   c.problem.allow_tf32 = random() % 2 == 0;
+  c.problem.weight_ohwi = random() % 2 == 0;  // otherwise the plugin copies it
   // Padded channels of an output are refused.
   if (c.problem.type != dcnv2::DataType::kFloat && c.problem.out_channels % 8 != 0) {
     c.problem.layout = Layout::kNCHW;
