@@ -35,7 +35,7 @@ class Server:
         ticks: dict[int, int] = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             try:
-                fields = path.read_text().rpartition(")")[2].split()
+                fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
             except OSError:  # It has ended.
                 continue
             pid = int(path.parent.name)
@@ -61,7 +61,7 @@ def running(repository: Path) -> Iterator["Server"]:
         try:
             server = serving.start(repository, log=log, timeout_s=120)
         except serving.StartError as error:
-            lines = log.read_text().splitlines() if log.exists() else []
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
             reasons = [line.strip() for line in lines if "rror" in line or "ailed" in line]
             raise BenchmarkError(": ".join([str(error).partition(";")[0], *reasons[-1:]])) from error
         try:

@@ -38,7 +38,7 @@ class Annotations:
             CenterNetError: It is missing, or not in COCO's form.
         """
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             images = {image["file_name"]: image["id"] for image in content["images"]}
             categories = {category["name"]: category["id"] for category in content["categories"]}
         except OSError as error:

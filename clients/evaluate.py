@@ -185,7 +185,7 @@ class Evaluation:
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         with output.beside(self._arguments.output) as part:
-            part.write_text(json.dumps(rows))
+            part.write_text(json.dumps(rows), encoding="utf-8")
 
     def _print(self, rows: dict[str, list[dict[str, Any]]]) -> None:
         answered = self._pictures.keys() - self._failed

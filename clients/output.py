@@ -69,10 +69,10 @@ def json_writer(path: Path, form: str) -> Iterator[Entries]:
         return
     if form == "lines":  # Whole line by line: what an error or a signal ends keeps its results.
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             yield from write(file)
         return
-    with beside(path) as part, part.open("w") as file:
+    with beside(path) as part, part.open("w", encoding="utf-8") as file:
         yield from write(file)
 
 

@@ -29,7 +29,7 @@ class ProgressFile:
         self.done: dict[int, list[Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = self._read(settings) if path.exists() else 0
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
         # A run that was killed may have left half a line.
         self._file.truncate(whole)
         if not whole:

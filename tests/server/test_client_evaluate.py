@@ -82,7 +82,7 @@ def row(text: str, name: str) -> list[float]:
 def expected_ap50(dataset: Path, results: Path) -> float:
     """AP at IoU 0.5 by its definition: at 101 recalls the best precision at or beyond each."""
     content = json.loads((dataset / "instances.json").read_text())
-    rows = json.loads(results.read_text())
+    rows = json.loads(results.read_text(encoding="utf-8"))
     values = []
     for category in CATEGORIES.values():
         truth = {}

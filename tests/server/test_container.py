@@ -238,7 +238,9 @@ def test_plan_without_its_onnx_file_is_checked(tmp_path, small_onnx):
 def test_server_that_dies_ends_the_container(container):
     one = container()
     one.wait_until_healthy()
-    children = Path(f"/proc/{one.process.pid}/task/{one.process.pid}/children").read_text().split()
+    children = (
+        Path(f"/proc/{one.process.pid}/task/{one.process.pid}/children").read_text(encoding="utf-8").split()
+    )
     os.kill(int(children[0]), signal.SIGKILL)
     assert one.process.wait(timeout=30) == 128 + signal.SIGKILL
 

@@ -98,14 +98,14 @@ def test_a_file_is_bounded_before_it_is_read_whole(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sources, "MAX_BYTES", 100)
     path = tmp_path / "large.png"
     path.write_bytes(bytes(101))
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(bytes(101))))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(bytes(101)), encoding="utf-8"))
     for found in sources.find([str(path), "-"]):
         with pytest.raises(SourceError, match="more than 100 bytes"):
             found.read()  # type: ignore[union-attr]
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xd8picture")))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xd8picture"), encoding="utf-8"))
     (found,) = sources.find(["-"])
     assert isinstance(found, Picture)
     assert (found.name, found.read()) == ("stdin", b"\xff\xd8picture")
