@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from clients import coco, options, output, sources
+from clients.annotations import Annotations, Id
 from clients.client import CenterNetClient
 from clients.detections import Detections
 from clients.errors import CenterNetError, SourceError, UnavailableError
@@ -83,7 +84,7 @@ def main() -> int:
         form = arguments.json_format or ("lines" if streams else "list")
         if form == "coco" and videos:
             parser.error("--json-format coco is for pictures: COCO's results have no frames")
-        annotations = coco.Annotations.read(arguments.annotations) if arguments.annotations else None
+        annotations = Annotations.read(arguments.annotations) if arguments.annotations else None
         client = stack.enter_context(options.client(parser, arguments))
         client.check_ready()
         run = Run(client, console, arguments.threshold)
@@ -202,7 +203,7 @@ def list_entries(picture: Picture, detections: Detections) -> list[Any]:
     return [output.entry(picture.name, detections)]
 
 
-def coco_entries(annotations: coco.Annotations | None, picture: Picture, detections: Detections) -> list[Any]:
+def coco_entries(annotations: Annotations | None, picture: Picture, detections: Detections) -> list[Any]:
     """A picture's detections as COCO's results, with the ids that `annotations` has for file and class names.
 
     Without annotations the ids follow COCO's habits: a file is named by its id, and the first category is 1.
@@ -210,15 +211,14 @@ def coco_entries(annotations: coco.Annotations | None, picture: Picture, detecti
     Raises:
         CenterNetError: The annotations do not know the picture or a class.
     """
-    name = picture.relative.name
     if annotations is None:
-        image_id = int(picture.relative.stem) if picture.relative.stem.isdecimal() else name
-        return coco.results(image_id, detections, category_id=lambda _, class_id: class_id + 1)
-    for known in (picture.relative.as_posix(), name):
-        if known in annotations.image_ids:
-            image_id = annotations.image_ids[known]
-            return coco.results(image_id, detections, category_id=coco.by_name(annotations))
-    raise SourceError(f"{annotations.path} has no such picture")
+        stem = picture.relative.stem
+        own: Id = int(stem) if stem.isascii() and stem.isdecimal() else picture.relative.name
+        return coco.results(own, detections, category_id=lambda _, class_id: class_id + 1)
+    image_id = annotations.image_id(picture.relative)
+    if image_id is None:
+        raise SourceError(f"{annotations.path} has no such picture")
+    return coco.results(image_id, detections, category_id=coco.by_name(annotations))
 
 
 def _draw(picture: Picture, detections: Detections) -> np.ndarray:
