@@ -31,3 +31,7 @@ class SharedMemoryError(CenterNetError):
 
 class SourceError(CenterNetError):
     """A picture, folder, video or camera cannot be read."""
+
+
+class OutputError(CenterNetError):
+    """The results cannot be written: there is no use in going on."""

@@ -183,7 +183,7 @@ class Evaluation:
             )
 
     def _report(self, message: str) -> None:
-        self._console.print(f"evaluate.py: {message}", markup=False, soft_wrap=True)
+        options.report(self._console, "evaluate.py", message)
 
     def _rows(self, progress_file: ProgressFile) -> list[dict[str, Any]]:
         rows = [row for image_id in self._pictures for row in progress_file.done.get(image_id, [])]
