@@ -17,76 +17,15 @@ from clients.errors import SourceError
 from clients.video import Video
 
 PICTURE_SUFFIXES = set(
-    [
-        ".apng",
-        ".avif",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jfi",
-        ".jfif",
-        ".jif",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".pjp",
-        ".pjpeg",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
+    """.apng .avif .bmp .dib .gif .heic .heif .hif .jfi .jfif .jif .jpe .jpeg .jpg .pbm .pgm .pjp .pjpeg .png
+    .pnm .ppm .tif .tiff .webp""".split()  # noqa: SIM905
 )
 """What is taken from a folder; a file that is named itself may be called anything."""
 
 VIDEO_SUFFIXES = set(
-    [
-        ".264",
-        ".265",
-        ".3g2",
-        ".3gp",
-        ".3gpp",
-        ".asf",
-        ".avi",
-        ".divx",
-        ".dv",
-        ".f4v",
-        ".flv",
-        ".h264",
-        ".h265",
-        ".hevc",
-        ".ivf",
-        ".m1v",
-        ".m2t",
-        ".m2ts",
-        ".m2v",
-        ".m4v",
-        ".mjpeg",
-        ".mjpg",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpe",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".mxf",
-        ".ogm",
-        ".ogv",
-        ".qt",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-        ".y4m",
-    ]
+    """.264 .265 .3g2 .3gp .3gpp .asf .avi .divx .dv .f4v .flv .h264 .h265 .hevc .ivf .m1v .m2t .m2ts .m2v
+    .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf .ogm .ogv .qt .ts .vob .webm .wmv
+    .y4m""".split()  # noqa: SIM905
 )
 
 MAX_BYTES = 2**28

@@ -13,7 +13,7 @@ from export.networks import create
 
 ROOT = Path(__file__).parents[1]
 SMALL_SIZE = (256, 384)
-SMALL_CLASSES = ("ant", "bee", "cicada")
+SMALL_CLASSES = ("ant", "🐝 蜜蜂", "सिकाडा")
 
 
 def export(checkpoint: Path, *options: str) -> Path:
@@ -51,5 +51,5 @@ def small(folder: Path) -> Path:
     state["wh.2.bias"] = torch.full((2,), 12.0)
     checkpoint, labels = folder / "small.pth", folder / "labels.txt"
     torch.save({"state_dict": state}, checkpoint)
-    labels.write_text("\n".join(SMALL_CLASSES) + "\n")
+    labels.write_text("\n".join(SMALL_CLASSES) + "\n", encoding="utf-8")
     return export(checkpoint, "--input-size", "{}x{}".format(*SMALL_SIZE), "--labels", str(labels))

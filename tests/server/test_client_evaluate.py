@@ -18,7 +18,8 @@ from clients import CenterNetClient, evaluate
 pytestmark = pytest.mark.server
 
 # As in COCO, ids are neither dense nor in the order of the classes.
-CATEGORIES = {"cicada": 3, "ant": 17, "bee": 90}
+ANT, BEE, CICADA = exported.SMALL_CLASSES
+CATEGORIES = {CICADA: 3, ANT: 17, BEE: 90}
 COUNT = 60
 
 
@@ -201,13 +202,16 @@ def test_a_run_with_other_settings_or_another_model_is_refused(
 
 
 def test_a_class_that_the_annotations_do_not_know(run, capsys, dataset: Path, tmp_path: Path) -> None:
-    text = (dataset / "instances.json").read_text().replace('"bee"', '"wasp"')
+    content = json.loads((dataset / "instances.json").read_text(encoding="utf-8"))
+    content["categories"] = [
+        one if one["name"] != BEE else {**one, "name": "wasp"} for one in content["categories"]
+    ]
     annotations = tmp_path / "wasps.json"
-    annotations.write_text(text)
+    annotations.write_text(json.dumps(content), encoding="utf-8")
     assert run(annotations=annotations) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "'bee'" in line
-    assert "ant, cicada, wasp" in line
+    assert f"'{BEE}'" in line
+    assert f"ant, wasp, {CICADA}" in line
 
 
 def test_the_server_loses_nothing_against_pytorch(

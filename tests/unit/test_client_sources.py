@@ -153,7 +153,7 @@ def test_a_file_that_was_cut_says_so(tmp_path: Path, name: str, codec: str) -> N
 
 
 def test_an_mp4_file_without_its_end_is_no_video(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="OpenCV"):
+    with pytest.raises(SourceError, match="FFmpeg"):
         watch(clips.cut(clips.write(tmp_path / "a.mp4")))
 
 
@@ -188,5 +188,5 @@ def test_what_is_no_video(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(content)
     (video,) = sources.find([str(path)])
-    with pytest.raises(SourceError, match="OpenCV"), video.open():  # type: ignore[union-attr]
+    with pytest.raises(SourceError, match="FFmpeg"), video.open():  # type: ignore[union-attr]
         pass
