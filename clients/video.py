@@ -21,6 +21,9 @@ TIMEOUT_S = 10.0
 """How long a stream may be silent."""
 
 DEFAULT_FPS = 25
+ENCODER = {"preset": "veryfast", "crf": "18"}
+"""Of x264: little is lost."""
+
 NO_TIMESTAMPS = 0x80
 """FFmpeg's AVFMT_NOTIMESTAMPS."""
 
@@ -129,10 +132,10 @@ class OpenVideo:
             return float(stream.duration * stream.time_base)
         if stream.frames:
             return float(stream.frames / rate)
-        # Sound may be longer than the pictures.
-        return (
-            container.duration / av.time_base if container.duration and len(container.streams) == 1 else None
-        )
+        if not container.duration or len(container.streams) > 1:  # Sound may be longer than the pictures.
+            return None
+        # Matroska counts from 0 whenever the pictures begin.
+        return (container.duration - (container.start_time or 0)) / av.time_base
 
     def __enter__(self) -> OpenVideo:
         return self
@@ -275,7 +278,7 @@ class VideoWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(self._part.absolute()), "w", format="mp4")
         rate = Fraction(self._video.fps).limit_denominator(100_000)
-        stream: Any = self._container.add_stream("libx264", rate=rate, options={"preset": "veryfast"})
+        stream: Any = self._container.add_stream("libx264", rate=rate, options=ENCODER)
         stream.width, stream.height = width, height
         # Players everywhere know the first one, which wants even sides.
         stream.pix_fmt = "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
