@@ -148,7 +148,7 @@ def one_line_errors(program: str, console: Console) -> Iterator[Outcome]:
     except (CenterNetError, ExportError) as error:
         message, outcome.code = str(error), getattr(error, "exit_code", 1)
     except BrokenPipeError:  # Whoever read standard output has had enough.
-        outcome.code = 128 + signal.SIGPIPE
+        outcome.code = 1
         with suppress(OSError, ValueError):  # Python would fail once more when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return

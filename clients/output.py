@@ -102,9 +102,10 @@ def _appending(file: BinaryIO, path: Path, form: str) -> Iterator[Entries]:
         except BrokenPipeError:
             raise
         except OSError as error:
-            if end is not None:
-                file.truncate(end)
-                file.seek(end)
+            with suppress(OSError):  # No half entry.
+                if end is not None:
+                    file.truncate(end)
+                    file.seek(end)
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
     def append(entries: list[Any]) -> None:

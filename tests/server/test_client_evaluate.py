@@ -201,6 +201,26 @@ def test_a_run_with_other_settings_or_another_model_is_refused(
     assert "of another model" in line
 
 
+def test_annotations_as_labelling_tools_write_them(run, capsys, dataset: Path, tmp_path: Path) -> None:
+    assert run("--limit", 20) == 0
+    expected = capsys.readouterr().out
+    content = json.loads((dataset / "instances.json").read_text(encoding="utf-8"))
+    for number, one in enumerate(content["annotations"]):
+        del one["iscrowd"], one["area"]
+        one["id"] = number
+        one["image_id"] = str(one["image_id"])
+    content["annotations"].append({**content["annotations"][0], "bbox": [5, 5, 0, 7]})
+    for image in content["images"]:
+        image["file_name"] = f"C:\\labels\\{image['file_name']}"
+    annotations = tmp_path / "instances.json"
+    annotations.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8-sig")
+    assert run("--limit", 20, annotations=annotations) == 0
+    output = capsys.readouterr()
+    assert output.out == expected
+    count = len(content["annotations"])
+    assert output.err == f"evaluate.py: {annotations}: annotations left out of {count}: 1 with an empty box\n"
+
+
 def test_a_class_that_the_annotations_do_not_know(run, capsys, dataset: Path, tmp_path: Path) -> None:
     content = json.loads((dataset / "instances.json").read_text(encoding="utf-8"))
     content["categories"] = [
