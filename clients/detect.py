@@ -46,7 +46,7 @@ def main() -> int:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="file, folder, pattern, '-' (one picture), video, frame_%%04d.png, camera number, stream's URL",
+        help="file, folder, pattern, '-' (one picture), video, frame_%%04d.png, camera number, URL",
     )
     parser.add_argument("--threshold", type=options.threshold, help="lowest score (default: the server's)")
     parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,7 +70,8 @@ def draw(picture: np.ndarray, detections: Detections) -> np.ndarray:
     for font in dict.fromkeys(font or "" for font in fonts):
         own = np.array([(one or "") == font for one in fonts])
         labels = _labels(height, width, font)
-        labels.annotate(scene, boxes_and_classes[own], labels=list(captions[own]))
+        selected: Any = boxes_and_classes[own]
+        labels.annotate(scene, selected, labels=list(captions[own]))
     return sv.pillow_to_cv2(scene)
 
 
