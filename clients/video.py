@@ -115,7 +115,8 @@ class OpenVideo:
         self._stream = stream
         rate = stream.average_rate or stream.guessed_rate or Fraction(DEFAULT_FPS)
         self.fps = float(rate)
-        self.time_base: Fraction = stream.time_base or 1 / rate
+        self._clock = bool(video.live and self._container.format.flags & NO_TIMESTAMPS)
+        self.time_base: Fraction = Fraction(1, 90_000) if self._clock else stream.time_base or 1 / rate
         self._duration_s = self._described_s(rate)
         total_s = self._duration_s or (self._container.duration or 0) / av.time_base
         self.frame_count: int | None = stream.frames or round(total_s * rate) or None
@@ -132,10 +133,13 @@ class OpenVideo:
             return float(stream.duration * stream.time_base)
         if stream.frames:
             return float(stream.frames / rate)
+        # Matroska counts from 0 whenever the pictures begin.
+        start_s = (container.start_time or 0) / av.time_base
+        if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):
+            return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - start_s
         if not container.duration or len(container.streams) > 1:  # Sound may be longer than the pictures.
             return None
-        # Matroska counts from 0 whenever the pictures begin.
-        return (container.duration - (container.start_time or 0)) / av.time_base
+        return container.duration / av.time_base - start_s
 
     def __enter__(self) -> OpenVideo:
         return self
@@ -165,10 +169,9 @@ class OpenVideo:
 
         start_s = self._container.start_time
         origin_s = None if start_s is None or self._video.live else start_s / av.time_base
-        clock = self._video.live and self._container.format.flags & NO_TIMESTAMPS
         last_s = -1 / self.fps
         for frame in self._decoded():
-            stamp_s = time.monotonic() if clock else frame.time
+            stamp_s = time.monotonic() if self._clock else frame.time
             expected_s = last_s + 1 / self.fps
             if origin_s is None and stamp_s is not None:
                 origin_s = stamp_s - expected_s

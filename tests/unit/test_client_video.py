@@ -162,6 +162,29 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         watch(tmp_path / "a.mp4")
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_sound_that_is_longer_than_the_pictures_is_no_damage(tmp_path: Path, suffix: str) -> None:
+    clip = tmp_path / f"a{suffix}"
+    with av.open(str(clip), "w") as container:
+        pictures, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=8000)
+        pictures.width, pictures.height, pictures.pix_fmt = *SIZE, "yuv420p"
+        for number in range(50):
+            frame = av.VideoFrame.from_ndarray(picture(SIZE[1], SIZE[0], seed=number), format="bgr24")
+            container.mux(pictures.encode(frame))
+        for number in range(80):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            silence.sample_rate, silence.pts = 8000, 1024 * number
+            container.mux(sound.encode(silence))
+        container.mux([*pictures.encode(None), *sound.encode(None)])
+    assert len(watch(clip)) == 50
+    if suffix == ".mkv":
+        clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 4])
+        with Video("clip", str(clip), Path("clip.mp4")).open() as stream:
+            frames = len(list(stream))
+        assert 1 < frames < 45
+        assert stream.problem.startswith(f"the file is cut or damaged: {frames} of about 50 frames")
+
+
 @pytest.mark.parametrize("name", [b"caf\xe9.mp4", "硬币 ç.mp4".encode(), b"a:b.mp4", b"50%d.mp4", b"-i.mp4"])
 def test_names_of_all_kinds(tmp_path: Path, name: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.mp4", UNEVEN_S).rename(tmp_path / os.fsdecode(name))
