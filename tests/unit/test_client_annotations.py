@@ -122,6 +122,12 @@ def test_perfect_detections_of_the_cases(shared: Path, name: str) -> None:
     assert perfect(shared / "cases" / name) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("area", "expected"), [(None, 400), (0, 400), ("12.5", 12.5), (300, 300)])
+def test_an_area_that_is_missing_is_the_boxs(tmp_path: Path, area: object, expected: float) -> None:
+    path = write(tmp_path / "instances.json", dataset(area=area))
+    assert load(path)["annotations"][0]["area"] == expected
+
+
 def test_a_crowd_stays_one(tmp_path: Path) -> None:
     path = write(tmp_path / "instances.json", dataset(iscrowd="1", bbox=[0, 0, 400, 400]))
     assert load(path)["annotations"][0]["iscrowd"] == 1
