@@ -140,7 +140,7 @@ def locate(folder: Path, name: str) -> Path:
     Returns:
         A path below `folder`, of a file that is there if there is one.
     """
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    parts = [part for part in name.split("/") if part not in ("", ".")]
     names = ["/".join(parts[first:]) for first in range(len(parts)) if ".." not in parts[first:]]
     for one in names:
         # macOS takes accents apart.
