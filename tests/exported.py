@@ -18,7 +18,9 @@ SMALL_CLASSES = ("ant", "🐝 蜜蜂", "सिकाडा")
 
 def export(checkpoint: Path, *options: str) -> Path:
     """Returns `model.onnx`, with `model.json` beside it, in a folder of the cache."""
-    state = hashlib.sha256(checkpoint.read_bytes() + "\0".join(options).encode())
+    state = hashlib.sha256(checkpoint.read_bytes())
+    for option in options:  # Of a file, what is in it: its path is another one each time.
+        state.update(Path(option).read_bytes() if Path(option).is_file() else option.encode() + b"\0")
     for source in sorted((ROOT / "export").rglob("*.py")):
         state.update(source.read_bytes())
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "centernet-triton"
