@@ -101,7 +101,9 @@ def start(repository: Path, *arguments: str, log: Path, timeout_s: float = 60, *
         if server.process.poll() is None:
             stop(server.process, timeout_s=30)
             raise StartError(f"the server was not ready after {timeout_s:.0f} s; see {log}")
-        if options.get("ports") or not any(text in log.read_text() for text in PORT_TAKEN):
+        if options.get("ports") or not any(
+            text in log.read_text(encoding="utf-8", errors="replace") for text in PORT_TAKEN
+        ):
             break
     raise StartError(f"the server ended with {server.process.returncode}; see {log}")
 

@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> None:
     """
     environment = report.environment()
     studies = [Study(checkpoint, options) for checkpoint in options.checkpoints]
-    plans = {plan: json.loads(plan.with_suffix(".json").read_text()) for plan in options.plan}
+    plans = {plan: json.loads(plan.with_suffix(".json").read_text(encoding="utf-8")) for plan in options.plan}
     for plan, facts in plans.items():
         if facts["checkpoint_sha256"] not in (study.sha256 for study in studies):
             raise BenchmarkError(f"{plan} was built from none of the checkpoints given")
@@ -150,7 +150,7 @@ class Study:
             print(f"{self._checkpoint.name}: {name}", file=sys.stderr)
             write_beside(path, json.dumps(detect()).encode())
         return coco.average_precision(
-            self._options.annotations, json.loads(path.read_text()), self.pictures.keys()
+            self._options.annotations, json.loads(path.read_text(encoding="utf-8")), self.pictures.keys()
         )
 
     def _pytorch(self) -> list[dict[str, Any]]:
@@ -191,7 +191,7 @@ class Study:
                 command = [sys.executable, "-m", "clients.evaluate", "--unrounded", *options]
                 if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
                     raise BenchmarkError("the server's answers could not be evaluated (above)")
-            return json.loads(output.read_text())
+            return json.loads(output.read_text(encoding="utf-8"))
 
     def _local(self, network: Network) -> LocalDetector:
         classes = self._description().classes

@@ -27,7 +27,7 @@ def update(document: Path, text: str) -> None:
     Raises:
         BenchmarkError: The file has no such line.
     """
-    head, mark, _ = document.read_text().partition(MARK)
+    head, mark, _ = document.read_text(encoding="utf-8").partition(MARK)
     if not mark:
         raise BenchmarkError(f"{document} has no line {MARK.strip()}: put it where the tables shall be")
     write_beside(document, f"{head}{mark}\n{text}".encode())

@@ -290,7 +290,7 @@ def work(contender: Contender, spec: Spec) -> None:
 
 def main() -> int:
     """Run the specified contender; returns the exit code."""
-    spec = Spec(**json.loads(Path(sys.argv[1]).read_text()))
+    spec = Spec(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     try:
         work(CONTENDERS[spec.contender](spec), spec)
     except (SkippedError, ImportError, ExportError) as error:

@@ -129,7 +129,7 @@ def _run_process(
             library=str(options.library),
         )
         path = Path(name, "spec.json")
-        path.write_text(json.dumps(asdict(spec)))
+        path.write_text(json.dumps(asdict(spec)), encoding="utf-8")
         command = ["-m", "benchmarks.dcnv2_worker", str(path)]
         environment = with_cublas_12(Path(name)) if contender == "nvidia" else None
         with Worker(command, timeout_s=options.timeout_s, environment=environment) as worker:

@@ -145,7 +145,7 @@ def work(contender: Contender, spec: Spec) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the specified contender; returns the exit code."""
     (path,) = sys.argv[1:] if argv is None else argv
-    spec = Spec(**json.loads(Path(path).read_text()))
+    spec = Spec(**json.loads(Path(path).read_text(encoding="utf-8")))
     try:
         work(CONTENDERS[spec.contender](spec), spec)
     except (SkippedError, ImportError, ExportError) as error:

@@ -143,7 +143,7 @@ def _run(
             device=options.device,
         )
         np.save(spec.frames, frames)
-        (folder / "spec.json").write_text(json.dumps(asdict(spec)))
+        (folder / "spec.json").write_text(json.dumps(asdict(spec)), encoding="utf-8")
         environment = with_cublas_12(folder) if contender == "nvidia" else None
         command = ["-m", "benchmarks.contenders", str(folder / "spec.json")]
         with Worker(command, timeout_s=options.timeout_s, environment=environment) as worker:

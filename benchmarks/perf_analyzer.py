@@ -56,7 +56,7 @@ def write_input(path: Path, tensors: dict[str, bytes | np.ndarray]) -> None:
         else:
             content, shape = value.tobytes(), list(value.shape)
         step[name] = {"b64": base64.b64encode(content).decode(), "shape": shape}
-    path.write_text(json.dumps({"data": [step]}))
+    path.write_text(json.dumps({"data": [step]}), encoding="utf-8")
 
 
 def run(
@@ -109,7 +109,7 @@ def run(
         if done.returncode or not table.exists():
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
             raise BenchmarkError(f"perf_analyzer failed on {model} ({done.returncode}): {lines[-1]}")
-        with table.open(newline="") as file:
+        with table.open(newline="", encoding="utf-8") as file:
             (row,) = csv.DictReader(file)
     return Load(
         throughput=float(row["Inferences/Second"]),

@@ -108,7 +108,7 @@ def write(output_dir: Path, name: str, *, results: Mapping[str, Any], markdown: 
     output_dir.mkdir(parents=True, exist_ok=True)
     for suffix, text in ((".json", json.dumps(results, indent=2) + "\n"), (".md", markdown)):
         partial = output_dir / f"{name}{suffix}.part"
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         partial.replace(output_dir / f"{name}{suffix}")
 
 
@@ -181,7 +181,7 @@ def _output(*command: str) -> str | None:
 
 
 def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()

@@ -241,7 +241,7 @@ def _benches(
 def _facts(repository: Path) -> dict[str, Any]:
     path = repository / NETWORK / "1" / "model.json"
     NetworkDescription.read(path)
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _network(client: InferenceServerClient, folder: Path) -> tuple[inprocess.Network | None, str]:

@@ -52,7 +52,7 @@ def family(pid: int) -> set[int]:
 
 def _stat(pid: int) -> list[str]:
     """Fields of /proc/PID/stat from the state on; the name before it may have spaces."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """Clients of the CenterNet ensembles: `from clients import CenterNetClient`."""
 
-from clients.client import Answer, AsyncCenterNetClient, CenterNetClient, Picture
+from clients.client import Answer, AsyncCenterNetClient, CenterNetClient
 from clients.detections import Detections
 from clients.errors import (
     CenterNetError,
     DeadlineError,
+    PictureError,
     RejectedError,
     SharedMemoryError,
     SourceError,
     UnavailableError,
 )
+from clients.pictures import Picture
 from clients.retry import RetryPolicy
 from clients.transport import Tls
 
@@ -21,6 +23,7 @@ __all__ = [
     "DeadlineError",
     "Detections",
     "Picture",
+    "PictureError",
     "RejectedError",
     "RetryPolicy",
     "SharedMemoryError",

@@ -22,6 +22,7 @@ from clients.errors import (
     SharedMemoryError,
     UnavailableError,
 )
+from clients.pictures import Picture, normalized
 from clients.retry import RetryPolicy, with_retries
 from clients.shared_memory import Region, RegionPool
 from clients.transport import TRANSPORTS, Tls, Transport
@@ -29,8 +30,6 @@ from export import contract
 
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
-Picture = bytes | np.ndarray
-"""An encoded picture (JPEG, PNG, WebP, …), or pixels: uint8 [height, width, 3] in BGR order."""
 
 
 class Answer(NamedTuple, Generic[T]):
@@ -143,16 +142,20 @@ class AsyncCenterNetClient:
         """Finds the objects in one picture.
 
         Args:
-            picture: An encoded picture, or pixels, uint8 [height, width, 3] BGR.
+            picture: An encoded picture, as bytes, bytearray or memoryview. Or pixels: uint8
+                [height, width, 3] in BGR order, grey uint8 [height, width] or [height, width, 1], a Pillow
+                image.
             threshold: Lowest score to answer, instead of the server's own.
 
         Raises:
+            PictureError: `picture` is none of these. It is a TypeError and a ValueError, too.
             RejectedError: The server cannot decode the picture, or does not know the model.
             UnavailableError: No server answered, retries included.
             DeadlineError: No answer in time, retries included.
         """
-        model = self.model if isinstance(picture, bytes) else f"{self.model}_frames"
-        inputs, payload = await self._inputs(picture)
+        given = picture if isinstance(picture, bytes) else await asyncio.to_thread(normalized, picture)
+        model = self.model if isinstance(given, bytes) else f"{self.model}_frames"
+        inputs, payload = await self._inputs(given)
         async with self._regions.lend(payload) if self._regions else nullcontext() as region:
             if region:
                 inputs[0].set_shared_memory(region.name, sum(part.nbytes for part in payload))
@@ -208,7 +211,7 @@ class AsyncCenterNetClient:
         self._away = False
         return result
 
-    async def _inputs(self, picture: Picture) -> tuple[list[Any], list[np.ndarray]]:
+    async def _inputs(self, picture: bytes | np.ndarray) -> tuple[list[Any], list[np.ndarray]]:
         """The request's inputs; the parts that go through shared memory, if any does, are the first one's."""
         if isinstance(picture, bytes):
             header = np.frombuffer(struct.pack("<I", len(picture)), np.uint8)
@@ -343,4 +346,9 @@ def _parse(result: Any) -> Detections:
     xyxy, scores, class_ids, labels = (
         result.as_numpy(tensor.name)[0, :count] for tensor in contract.DETECTIONS[1:]
     )
-    return Detections(xyxy, scores, class_ids, tuple(label.decode() for label in labels))
+    return Detections(xyxy, scores, class_ids, tuple(map(_text, labels)))
+
+
+def _text(label: bytes) -> str:
+    """UTF-8; other bytes, which no server of this project sends, stay visible."""
+    return label.decode("utf-8", "backslashreplace")

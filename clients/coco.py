@@ -1,61 +1,25 @@
-"""COCO's formats: annotations in, results out, average precision."""
+"""COCO's results and its average precision."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clients.annotations import Annotations, Id, load, numbers_first, whole
 from clients.detections import Detections
 from clients.errors import CenterNetError
 
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 
 
-@dataclass(frozen=True)
-class Annotations:
-    """What a COCO annotation file says about its pictures.
-
-    Attributes:
-        path: The file.
-        image_ids: Of each picture's file name, in the file's order.
-        category_ids: Of each class name. COCO's 80 classes have ids up to 90; names know nothing of the gaps.
-    """
-
-    path: Path
-    image_ids: dict[str, int]
-    category_ids: dict[str, int]
-
-    @classmethod
-    def read(cls, path: Path) -> Annotations:
-        """Reads an instances file.
-
-        Raises:
-            CenterNetError: It is missing, or not in COCO's form.
-        """
-        try:
-            content = json.loads(path.read_text())
-            images = {image["file_name"]: image["id"] for image in content["images"]}
-            categories = {category["name"]: category["id"] for category in content["categories"]}
-        except OSError as error:
-            raise CenterNetError(f"{path}: {error.strerror}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise CenterNetError(
-                f"{path} is no COCO annotation file, expected 'images' and 'categories': "
-                f"{type(error).__name__} {error}"
-            ) from error
-        return cls(path, images, categories)
-
-
 def results(
-    image_id: int | str,
+    image_id: Id,
     detections: Detections,
     *,
-    category_id: Callable[[str, int], int],
+    category_id: Callable[[str, int], Id],
 ) -> list[dict[str, Any]]:
     """Detections in the form of COCO's results.
 
@@ -85,27 +49,28 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "bbox": [round(value, 2) for value in row["bbox"]], "score": round(row["score"], 2)}
 
 
-def by_name(annotations: Annotations) -> Callable[[str, int], int]:
+def by_name(annotations: Annotations) -> Callable[[str, int], Id]:
     """Category ids by the class's name.
 
     Raises:
         CenterNetError: By the function, for a name that the annotations do not have.
     """
 
-    def category_id(label: str, class_id: int) -> int:
-        if label not in annotations.category_ids:
+    def category_id(label: str, class_id: int) -> Id:
+        found = annotations.category_id(label)
+        if found is None:
             known = ", ".join(sorted(annotations.category_ids))
             raise CenterNetError(
                 f"the model calls class {class_id} '{label}', {annotations.path} knows {known}: "
                 "export the model with these names (--labels)"
             )
-        return annotations.category_ids[label]
+        return found
 
     return category_id
 
 
 def average_precision(
-    annotations: Path, rows: list[dict[str, Any]], image_ids: Iterable[int]
+    annotations: Path, rows: list[dict[str, Any]], image_ids: Iterable[Id]
 ) -> dict[str, float]:
     """COCO's box metrics, 0 to 1, -1 where there is nothing to measure.
 
@@ -116,16 +81,39 @@ def average_precision(
 
     Returns:
         Values of `METRICS`.
+
+    Raises:
+        CenterNetError: The annotation file is missing, or not in COCO's form.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    content = load(annotations)
+    # pycocotools wants ids that can be sorted, and none of 0.
+    numbers = {
+        kind: {key: number for number, key in enumerate(sorted(ids, key=numbers_first), 1)}
+        for kind, ids in {
+            "image_id": {image["id"] for image in content["images"]},
+            "category_id": {category["id"] for category in content["categories"]},
+        }.items()
+    }
+
+    def renumbered(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, **{kind: own[whole(row[kind])] for kind, own in numbers.items()}}
+
+    truth, found = COCO(), COCO()
+    truth.dataset = {
+        "images": [{"id": number} for number in numbers["image_id"].values()],
+        "categories": [{"id": number} for number in numbers["category_id"].values()],
+        "annotations": list(map(renumbered, content["annotations"])),
+    }
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(annotations)
+        truth.createIndex()
         # An empty list is refused by loadRes, but it is a legitimate (if poor) result.
-        found = truth.loadRes(rows) if rows else COCO()
+        if rows:
+            found = truth.loadRes(list(map(renumbered, rows)))
         evaluation = COCOeval(truth, found, "bbox")
-        evaluation.params.imgIds = sorted(image_ids)
+        evaluation.params.imgIds = sorted(numbers["image_id"][whole(key)] for key in image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -9,17 +9,18 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from clients import coco, options, output, sources
+from clients.annotations import Annotations, Id
 from clients.client import CenterNetClient
 from clients.detections import Detections
-from clients.errors import CenterNetError, SourceError, UnavailableError
-from clients.sources import Frame, Picture, Video
+from clients.errors import CenterNetError, OutputError, SourceError, UnavailableError
+from clients.sources import Picture
+from clients.video import Frame, OpenVideo, Video, VideoWriter
 
 EXAMPLES = """examples:
   detect.py cat.jpg --output-dir out
@@ -28,6 +29,9 @@ EXAMPLES = """examples:
   detect.py rtsp://camera/stream --json -          one line of JSON per frame
   curl -s https://example.org/cat.jpg | detect.py - --json -
 """
+
+FATAL = (BrokenPipeError, OutputError, UnavailableError)
+"""What ends the run: the other pictures would fail alike."""
 
 
 def main() -> int:
@@ -42,7 +46,7 @@ def main() -> int:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="file, folder, pattern, '-' (one picture), video, frame_%%04d.png, camera number, stream's URL",
+        help="file, folder, pattern, '-' (one picture), video, frame_%%04d.png, camera number, URL",
     )
     parser.add_argument("--threshold", type=options.threshold, help="lowest score (default: the server's)")
     parser.add_argument(
@@ -76,14 +80,15 @@ def main() -> int:
         parser.error("--annotations belongs to --json-format coco")
     console = Console(stderr=True, highlight=False)
     with options.one_line_errors("detect.py", console) as outcome, ExitStack() as stack:
-        found = list(sources.find(arguments.sources))
+        note = partial(options.report, console, "detect.py")
+        found = list(sources.find(arguments.sources, note))
         videos = [source for source in found if isinstance(source, Video)]
         lines = arguments.json and arguments.json.suffix == ".jsonl"
         streams = lines or any(video.live for video in videos)
         form = arguments.json_format or ("lines" if streams else "list")
         if form == "coco" and videos:
             parser.error("--json-format coco is for pictures: COCO's results have no frames")
-        annotations = coco.Annotations.read(arguments.annotations) if arguments.annotations else None
+        annotations = Annotations.read(arguments.annotations) if arguments.annotations else None
         client = stack.enter_context(options.client(parser, arguments))
         client.check_ready()
         run = Run(client, console, arguments.threshold)
@@ -128,7 +133,9 @@ class Run:
         if table := self._tables.table():
             console.print(table)
         if self.folder:
-            console.print(f"drawings in {self.folder.path}", markup=False, soft_wrap=True)
+            console.print(
+                f"drawings in {output.printable(str(self.folder.path))}", markup=False, soft_wrap=True
+            )
 
     def detect_pictures(self, pictures: list[Picture]) -> None:
         """Works through pictures; those that fail are a line each."""
@@ -143,7 +150,7 @@ class Run:
                     if self.folder:
                         drawing = _draw(picture, detections)
                         self.folder.save(drawing, picture.relative, picture.path)
-                except UnavailableError:
+                except FATAL:
                     raise
                 except (CenterNetError, OSError) as problem:
                     self._report(picture.name, problem)
@@ -156,11 +163,9 @@ class Run:
         try:
             with video.open() as stream, ExitStack() as stack:
                 advance = stack.enter_context(output.progress(self._errors, video.name, stream.frame_count))
-                show = None
-                if self.folder:
-                    source = Path(video.address) if isinstance(video.address, str) else None
-                    path = self.folder.name(video.relative, source)
-                    show = stack.enter_context(output.video_writer(path, stream.fps))
+                copy = self._copy(video, stream)
+                if copy:
+                    stack.enter_context(copy)
                 # Ctrl-C is how a live stream ends: what it has given is kept.
                 if video.live:
                     stack.enter_context(suppress(KeyboardInterrupt))
@@ -173,13 +178,14 @@ class Run:
                         time_s = round(frame.time_s, 3)
                         self.write([output.entry(video.name, detections, frame=frame.number, time_s=time_s)])
                         labels.update(detections.labels)
-                    if show:
+                    if copy and not copy.broken:
                         from clients.drawing import draw
 
-                        show(frame.pixels if detections is None else draw(frame.pixels, detections))
+                        drawing = frame.pixels if detections is None else draw(frame.pixels, detections)
+                        copy.append(drawing, frame.time_s)
                     frames += 1
                     advance()
-        except UnavailableError:
+        except FATAL:
             raise
         except (CenterNetError, OSError) as error:
             self._report(video.name, error)
@@ -188,13 +194,25 @@ class Run:
             if stream.problem:
                 self._report(video.name, SourceError(stream.problem))
 
+    def _copy(self, video: Video, stream: OpenVideo) -> VideoWriter | None:
+        """Where frames are drawn, if they are to be. If that fails it is a line, and the results go on."""
+        report = partial(self._report, video.name)
+        if self.folder is None:
+            return None
+        try:
+            path = self.folder.name(video.relative, video.path)
+        except CenterNetError as error:
+            report(error)
+            return None
+        return VideoWriter(path, stream, report)
+
     def _failure(self, error: Exception | None, done: str) -> Exception:
         options.end_if_gone(self._client, error, done)
         return error or CenterNetError("no answer")
 
     def _report(self, name: str, error: Exception) -> None:
         self.failed += 1
-        self._errors.print(f"detect.py: {name}: {error}", markup=False, soft_wrap=True)
+        options.report(self._errors, "detect.py", f"{name}: {error}")
 
 
 def list_entries(picture: Picture, detections: Detections) -> list[Any]:
@@ -202,7 +220,7 @@ def list_entries(picture: Picture, detections: Detections) -> list[Any]:
     return [output.entry(picture.name, detections)]
 
 
-def coco_entries(annotations: coco.Annotations | None, picture: Picture, detections: Detections) -> list[Any]:
+def coco_entries(annotations: Annotations | None, picture: Picture, detections: Detections) -> list[Any]:
     """A picture's detections as COCO's results, with the ids that `annotations` has for file and class names.
 
     Without annotations the ids follow COCO's habits: a file is named by its id, and the first category is 1.
@@ -210,15 +228,14 @@ def coco_entries(annotations: coco.Annotations | None, picture: Picture, detecti
     Raises:
         CenterNetError: The annotations do not know the picture or a class.
     """
-    name = picture.relative.name
     if annotations is None:
-        image_id = int(picture.relative.stem) if picture.relative.stem.isdecimal() else name
-        return coco.results(image_id, detections, category_id=lambda _, class_id: class_id + 1)
-    for known in (picture.relative.as_posix(), name):
-        if known in annotations.image_ids:
-            image_id = annotations.image_ids[known]
-            return coco.results(image_id, detections, category_id=coco.by_name(annotations))
-    raise SourceError(f"{annotations.path} has no such picture")
+        stem = picture.relative.stem
+        own: Id = int(stem) if stem.isascii() and stem.isdecimal() else picture.relative.name
+        return coco.results(own, detections, category_id=lambda _, class_id: class_id + 1)
+    image_id = annotations.image_id(picture.relative)
+    if image_id is None:
+        raise SourceError(f"{annotations.path} has no such picture")
+    return coco.results(image_id, detections, category_id=coco.by_name(annotations))
 
 
 def _draw(picture: Picture, detections: Detections) -> np.ndarray:

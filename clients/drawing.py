@@ -5,12 +5,14 @@ from __future__ import annotations
 import colorsys
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
 import supervision as sv
 
 from clients.detections import Detections
+from clients.fonts import font_for
 
 COLORS = 80
 SMALL_SIDE = 800
@@ -52,14 +54,25 @@ def draw(picture: np.ndarray, detections: Detections) -> np.ndarray:
         detections.class_ids[order],
         detections.labels[order],
     )
-    captions = [
-        f"{label} {score:.2f}" for label, score in zip(best_last.labels, best_last.scores, strict=True)
-    ]
     boxes_and_classes = best_last.to_supervision()
+    fonts = np.array([font_for(label) for label in best_last.labels], object)
+    captions = np.array(
+        [
+            f"{label if font is not None else f'class {class_id}'} {score:.2f}"
+            for label, font, class_id, score in zip(
+                best_last.labels, fonts, best_last.class_ids, best_last.scores, strict=True
+            )
+        ],
+        object,
+    )
     height, width = picture.shape[:2]
-    boxes, labels = _annotators(height, width)
-    scene = boxes.annotate(picture.copy(), boxes_and_classes)
-    return labels.annotate(scene, boxes_and_classes, labels=captions)
+    scene = sv.cv2_to_pillow(_boxes(height, width).annotate(picture.copy(), boxes_and_classes))
+    for font in dict.fromkeys(font or "" for font in fonts):
+        own = np.array([(one or "") == font for one in fonts])
+        labels = _labels(height, width, font)
+        selected: Any = boxes_and_classes[own]
+        labels.annotate(scene, selected, labels=list(captions[own]))
+    return sv.pillow_to_cv2(scene)
 
 
 @cache
@@ -83,20 +96,20 @@ def _luminance(color: sv.Color) -> float:
 
 
 @cache
-def _annotators(height: int, width: int) -> tuple[sv.BoxAnnotator, sv.LabelAnnotator]:
-    # Text grows with the picture: 36 pixels on 4K. Below a scale of 0.42 its letters are hard to tell apart.
-    side = (height * width) ** 0.5
-    scale = max(0.42, side / 1600)
+def _boxes(height: int, width: int) -> sv.BoxAnnotator:
+    return sv.BoxAnnotator(color=palette()[0], thickness=round(0.5 + (height * width) ** 0.5 / 500))
+
+
+@cache
+def _labels(height: int, width: int, font: str) -> sv.RichLabelAnnotator:
+    # Text grows with the picture: 55 pixels on 4K.
+    size = max(11, round((height * width) ** 0.5 / 52))
     colors, texts = palette()
-    line = round(0.5 + side / 500)
-    return (
-        sv.BoxAnnotator(color=colors, thickness=line),
-        sv.LabelAnnotator(
-            color=colors,
-            text_color=texts,
-            text_scale=scale,
-            text_thickness=max(1, round(scale * 1.5)),
-            text_padding=max(1, round(scale * 6)),
-            smart_position=True,
-        ),
+    return sv.RichLabelAnnotator(
+        color=colors,
+        text_color=texts,
+        font_path=font or None,
+        font_size=size,
+        text_padding=max(1, round(size / 5)),
+        smart_position=True,
     )

@@ -21,9 +21,17 @@ class RejectedError(CenterNetError):
     """The server answered that it cannot serve this request: a broken picture, a wrong parameter."""
 
 
+class PictureError(CenterNetError, TypeError, ValueError):
+    """What a program gave as a picture is none, or one that could mean several things."""
+
+
 class SharedMemoryError(CenterNetError):
     """A shared memory region cannot be made, or the server cannot open it."""
 
 
 class SourceError(CenterNetError):
     """A picture, folder, video or camera cannot be read."""
+
+
+class OutputError(CenterNetError):
+    """The results cannot be written: there is no use in going on."""

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clients import coco, options, output
+from clients.annotations import Annotations, Id, locate
 from clients.client import Answer, CenterNetClient
 from clients.errors import CenterNetError
 from clients.progress_file import ProgressFile
@@ -82,16 +83,18 @@ class Evaluation:
         self._arguments = arguments
         self._client = client
         self._console = console
-        self._annotations = coco.Annotations.read(arguments.annotations)
+        self._annotations = Annotations.read(arguments.annotations)
         ids = list(self._annotations.image_ids.items())[: arguments.limit]
         self._pictures = {
-            image_id: Picture(name, arguments.images / name, Path(name)) for name, image_id in ids
+            image_id: Picture(name, locate(arguments.images, name), Path(name)) for name, image_id in ids
         }
-        self._failed: set[int] = set()
+        self._failed: set[Id] = set()
 
     def run(self) -> int:
         """Asks the server about every picture, evaluates, prints, and returns the exit code."""
         arguments = self._arguments
+        if self._annotations.left_out:
+            self._report(f"{arguments.annotations}: {self._annotations.left_out}")
         self._client.check_ready()
         network = self._client.metadata(f"{arguments.model}_network")
         settings = {
@@ -162,7 +165,7 @@ class Evaluation:
                     progress = f"{len(progress_file.done)} of {len(ids)} pictures, run again to go on"
                     options.end_if_gone(self._client, error, progress)
                     self._failed.add(ids[picture])
-                    self._console.print(f"evaluate.py: {picture.name}: {error}", markup=False, soft_wrap=True)
+                    self._report(f"{picture.name}: {error}")
 
     def _check_same_model(self, served: ProgressFile) -> None:
         """Asks again about a picture that an earlier run recorded: metadata do not tell weights apart."""
@@ -179,13 +182,16 @@ class Evaluation:
                 "delete it to start anew"
             )
 
+    def _report(self, message: str) -> None:
+        options.report(self._console, "evaluate.py", message)
+
     def _rows(self, progress_file: ProgressFile) -> list[dict[str, Any]]:
         rows = [row for image_id in self._pictures for row in progress_file.done.get(image_id, [])]
         return rows if self._arguments.unrounded else [coco.rounded(row) for row in rows]
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         with output.beside(self._arguments.output) as part:
-            part.write_text(json.dumps(rows))
+            part.write_text(json.dumps(rows), encoding="utf-8")
 
     def _print(self, rows: dict[str, list[dict[str, Any]]]) -> None:
         answered = self._pictures.keys() - self._failed

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from clients.client import CenterNetClient
 from clients.errors import CenterNetError, DeadlineError, SharedMemoryError, UnavailableError
+from clients.output import printable
 from clients.retry import RetryPolicy
 from clients.transport import PORTS, Tls
 from export.errors import ExportError
@@ -130,20 +133,35 @@ class Outcome:
 def one_line_errors(program: str, console: Console) -> Iterator[Outcome]:
     """Turns what ends a program early into one line and an exit code.
 
-    SIGTERM unwinds the program as Ctrl-C does, so that files and shared memory are cleaned up.
+    SIGTERM and a closed terminal unwind the program as Ctrl-C does, so that files and shared memory are
+    cleaned up. What standard output's encoding does not have is escaped.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     outcome = Outcome()
     try:
         yield outcome
         return
     except (CenterNetError, ExportError) as error:
         message, outcome.code = str(error), getattr(error, "exit_code", 1)
+    except BrokenPipeError:  # Whoever read standard output has had enough.
+        outcome.code = 1
+        with suppress(OSError, ValueError):  # Python would fail once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
     except OSError as error:
         message, outcome.code = f"{error.filename or 'error'}: {error.strerror or error}", 1
     except KeyboardInterrupt:
         message, outcome.code = "interrupted", 128 + signal.SIGINT
-    console.print(f"{program}: {message}", markup=False, soft_wrap=True)
+    report(console, program, message)
+
+
+def report(console: Console, program: str, message: str) -> None:
+    """Prints what went wrong as one line, whatever names are in it."""
+    console.print(f"{program}: {printable(message)}", markup=False, soft_wrap=True)
 
 
 def threshold(text: str) -> float:

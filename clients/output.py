@@ -1,17 +1,15 @@
-"""What is written: tables for people, JSON for programs, annotated videos.
-
-Files get their name when they are complete.
-"""
+"""What is written: tables for people, JSON for programs, drawings."""
 
 from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -22,17 +20,20 @@ from rich.table import Table
 from rich.text import Text
 
 from clients.detections import Detections
-from clients.errors import CenterNetError
+from clients.errors import CenterNetError, OutputError
 
 Entries = Callable[[list[Any]], None]
 STANDARD_OUTPUT = Path("-")
+DRAWING_SUFFIXES = {".jpe", ".jpeg", ".jpg", ".mp4", ".png", ".webp"}
+CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode's categories of control characters, surrogates and line ends."""
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; the file gets its name at the end, or is removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    part = part_of(path)
     try:
         yield part
         if part.exists():
@@ -41,39 +42,88 @@ def beside(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def part_of(path: Path) -> Path:
+    """What a file is called until it is complete."""
+    return path.with_name(f".{path.stem}.part{path.suffix}")
+
+
 @contextmanager
 def json_writer(path: Path, form: str) -> Iterator[Entries]:
     """Yields a function that appends entries to a JSON file as they come: they need not fit into memory.
 
+    However the run ends, the file is whole and has what was appended. An earlier file is replaced at the end,
+    and only if there is something to replace it by; that of `lines` at the beginning.
+
     Args:
-        path: The file, or `STANDARD_OUTPUT`.
+        path: The file, or `STANDARD_OUTPUT`; UTF-8 in any locale.
         form: `lines` writes one entry a line, everything else one array.
+
+    Raises:
+        OutputError: By the function: the file cannot be written. It has what was appended before.
+        BrokenPipeError: By the function: nobody reads standard output any more.
     """
-
-    def write(file: TextIO) -> Iterator[Entries]:
-        between = iter(["[\n"] if form != "lines" else [])
-
-        def append(entries: list[Any]) -> None:
-            for entry in entries:
-                file.write(next(between, "" if form == "lines" else ",\n") + json.dumps(entry))
-                if form == "lines":
-                    file.write("\n")
-            file.flush()
-
-        yield append
-        if form != "lines":
-            file.write(next(between, "\n") + "]\n")
-
     if path == STANDARD_OUTPUT:
-        yield from write(sys.stdout)
+        with _appending(sys.stdout.buffer, path, form) as append:
+            yield append
         return
-    if form == "lines":  # Whole line by line: what an error or a signal ends keeps its results.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            yield from write(file)
-        return
-    with beside(path) as part, part.open("w") as file:
-        yield from write(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # /dev/null or a pipe has no place beside it.
+    direct = form == "lines" or (path.exists() and not path.is_file())
+    part = path if direct else part_of(path)
+    try:
+        with part.open("wb", buffering=0) as file:
+            try:
+                with _appending(file, path, form) as append:
+                    yield append
+            except BaseException:
+                if not direct and file.tell():
+                    part.replace(path)
+                raise
+        if not direct:
+            part.replace(path)
+    finally:
+        if not direct:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _appending(file: BinaryIO, path: Path, form: str) -> Iterator[Entries]:
+    lines = form == "lines"
+    begun = False
+
+    def write(text: str) -> None:
+        # What is no Unicode, a file name's odd bytes, is escaped as JSON does it.
+        content = text.encode("utf-8", "backslashreplace")
+        end = file.tell() if file.seekable() and path != STANDARD_OUTPUT else None
+        try:
+            while content:
+                content = content[file.write(content) :]
+            file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            with suppress(OSError):  # No half entry.
+                if end is not None:
+                    file.truncate(end)
+                    file.seek(end)
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+    def append(entries: list[Any]) -> None:
+        nonlocal begun
+        for entry in entries:
+            before, after = ("", "\n") if lines else (",\n" if begun else "[\n", "")
+            write(before + json.dumps(entry, ensure_ascii=False) + after)
+            begun = True
+
+    try:
+        yield append
+    except BaseException:
+        if begun and not lines:
+            with suppress(OSError, OutputError):
+                write("\n]\n")
+        raise
+    if not lines:
+        write("\n]\n" if begun else "[\n]\n")
 
 
 def entry(name: str, detections: Detections, **more: Any) -> dict[str, Any]:
@@ -94,6 +144,14 @@ def entry(name: str, detections: Detections, **more: Any) -> dict[str, Any]:
     }
 
 
+def printable(text: str) -> str:
+    """A name as one line: what would move the cursor, or is no Unicode at all, is escaped."""
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in CONTROLS else char
+        for char in text
+    )
+
+
 class Tables:
     """What was found, for people: the boxes of a single picture, else a row for each."""
 
@@ -104,12 +162,14 @@ class Tables:
     def add(self, name: str, detections: Detections) -> None:
         """Adds a picture."""
         self._single = None if self._all.row_count else _boxes(name, detections)
-        self._all.add_row(Text(name, overflow="fold"), Text(_count(Counter(detections.labels))))
+        self._all.add_row(Text(printable(name), overflow="fold"), Text(_count(Counter(detections.labels))))
 
     def add_video(self, name: str, labels: Counter[str], *, frames: int) -> None:
         """Adds a video: how often each class was seen in all frames together."""
         self._single = None
-        self._all.add_row(Text(name, overflow="fold"), Text(f"in {frames} frames: {_count(labels)}"))
+        self._all.add_row(
+            Text(printable(name), overflow="fold"), Text(f"in {frames} frames: {_count(labels)}")
+        )
 
     def table(self) -> Table | str:
         """The table to print; empty if nothing was added."""
@@ -117,17 +177,17 @@ class Tables:
 
 
 def _boxes(name: str, detections: Detections) -> Table:
-    title = Text(f"{name}: {_count(Counter(detections.labels))}")
+    title = Text(f"{printable(name)}: {_count(Counter(detections.labels))}")
     table = Table("class", box=SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("score", "x1", "y1", "x2", "y2"):
         table.add_column(column, justify="right")
     for label, score, box in zip(detections.labels, detections.scores, detections.xyxy, strict=True):
-        table.add_row(Text(label), f"{score:.2f}", *(f"{value:.1f}" for value in box))
+        table.add_row(Text(printable(label)), f"{score:.2f}", *(f"{value:.1f}" for value in box))
     return table
 
 
 def _count(labels: Counter[str]) -> str:
-    return ", ".join(f"{count} {label}" for label, count in labels.most_common()) or "nothing"
+    return ", ".join(f"{count} {printable(label)}" for label, count in labels.most_common()) or "nothing"
 
 
 @contextmanager
@@ -148,30 +208,6 @@ def progress(
         yield lambda: bar.advance(task)
 
 
-@contextmanager
-def video_writer(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yields a function that appends frames, uint8 [height, width, 3] BGR, to an MP4 file (no sound)."""
-    import cv2
-
-    writer: Any = None
-
-    def append(frame: np.ndarray) -> None:
-        nonlocal writer
-        if writer is None:
-            height, width = frame.shape[:2]
-            writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
-            if not writer.isOpened():
-                raise CenterNetError(f"cannot write {path}: OpenCV has no encoder for it")
-        writer.write(frame)
-
-    with beside(path) as part:
-        try:
-            yield append
-        finally:
-            if writer is not None:
-                writer.release()
-
-
 class OutputFolder:
     """Names for drawings: those of the pictures, no two alike, never a picture itself."""
 
@@ -185,7 +221,7 @@ class OutputFolder:
         Raises:
             CenterNetError: Onto the picture itself.
         """
-        if relative.suffix.lower() not in {".jpg", ".jpeg", ".png", ".webp", ".mp4"}:
+        if relative.suffix.lower() not in DRAWING_SUFFIXES:
             relative = relative.with_suffix(".png")
         path = self.path / relative
         number = 2
@@ -204,7 +240,14 @@ class OutputFolder:
         import cv2
 
         path = self.name(relative, source)
+        try:
+            encoded, content = cv2.imencode(path.suffix, picture)
+        except cv2.error:
+            encoded = False
+        if not encoded:
+            height, width = picture.shape[:2]
+            raise CenterNetError(f"cannot write {path}: {width}x{height} pixels do not fit into this format")
+        # OpenCV would not open every name.
         with beside(path) as part:
-            if not cv2.imwrite(str(part), picture):
-                raise CenterNetError(f"cannot write {path}")
+            part.write_bytes(content.tobytes())
         return path

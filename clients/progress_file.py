@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from clients.annotations import Id
 from clients.errors import CenterNetError
 
 
@@ -26,10 +27,10 @@ class ProgressFile:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
-        self.done: dict[int, list[Any]] = {}
+        self.done: dict[Id, list[Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = self._read(settings) if path.exists() else 0
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
         # A run that was killed may have left half a line.
         self._file.truncate(whole)
         if not whole:
@@ -43,7 +44,7 @@ class ProgressFile:
     ) -> None:
         self._file.close()
 
-    def add(self, key: int, value: list[Any]) -> None:
+    def add(self, key: Id, value: list[Any]) -> None:
         """Records a finished item at once."""
         self.done[key] = value
         self._append([key, value])

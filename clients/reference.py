@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from centernet_image import ImageError, decode, select, warp
 
-from clients.coco import Annotations
+from clients.annotations import Annotations, numbers_first
 from clients.detections import Detections
 from clients.errors import CenterNetError, SourceError
 from export import checkpoint
@@ -80,7 +80,8 @@ class Reference(LocalDetector):
         loaded = checkpoint.load(path, arch=arch)
         self.sha256 = loaded.sha256
         classes = loaded.heads["hm"]
-        by_id = sorted(annotations.category_ids, key=annotations.category_ids.__getitem__)
+        ids = annotations.category_ids
+        by_id = sorted(ids, key=lambda name: numbers_first(ids[name]))
         names = loaded.classes or (COCO_CLASSES if classes == len(COCO_CLASSES) else by_id)
         if len(names) != classes:
             raise CenterNetError(

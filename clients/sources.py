@@ -1,32 +1,35 @@
-"""Where pictures come from: files, folders, patterns, standard input, videos, cameras, streams."""
+"""Where pictures come from: files, folders, patterns, standard input, web addresses, videos, cameras."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
 
+from clients import download
 from clients.errors import SourceError
+from clients.video import Video
 
-if TYPE_CHECKING:
-    import numpy as np
-
-PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+PICTURE_SUFFIXES = set(
+    """.apng .avif .bmp .dib .gif .heic .heif .hif .jfi .jfif .jif .jpe .jpeg .jpg .pbm .pgm .pjp .pjpeg .png
+    .pnm .ppm .tif .tiff .webp""".split()  # noqa: SIM905
+)
 """What is taken from a folder; a file that is named itself may be called anything."""
 
-VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+VIDEO_SUFFIXES = set(
+    """.264 .265 .3g2 .3gp .3gpp .asf .avi .divx .dv .f4v .flv .h264 .h265 .hevc .ivf .m1v .m2t .m2ts .m2v
+    .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf .ogm .ogv .qt .ts .vob .webm .wmv
+    .y4m""".split()  # noqa: SIM905
+)
 
 MAX_BYTES = 2**28
 """No picture is larger; what is smaller is the server's to judge."""
-
-STREAM_TIMEOUT_MS = 10_000
-DEFAULT_FPS = 25.0
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,10 @@ class Picture:
 
     Attributes:
         name: For people, and for the results.
-        path: The file, or None for standard input.
+        path: The file, or None for standard input and web addresses.
         relative: Where a drawing of it belongs below the output folder.
         content: What came from standard input.
+        url: The web address, if it has one.
         problem: Why there is no picture of this name.
     """
 
@@ -45,6 +49,7 @@ class Picture:
     path: Path | None
     relative: Path
     content: bytes = b""
+    url: str = ""
     problem: str = ""
 
     def read(self) -> bytes:
@@ -55,6 +60,8 @@ class Picture:
         """
         if self.problem:
             raise SourceError(self.problem)
+        if self.url:
+            return download.read(self.url, max_bytes=MAX_BYTES)
         if self.path is None:
             return self.content
         try:
@@ -62,141 +69,45 @@ class Picture:
                 return _bounded(file)
         except FileNotFoundError:
             raise SourceError("no such file") from None
-        except OSError as error:
-            raise SourceError(error.strerror or str(error)) from error
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+            raise SourceError(getattr(error, "strerror", None) or str(error)) from error
 
 
-class Frame(NamedTuple):
-    """One picture of a video: its number from 0, time in seconds, pixels uint8 [height, width, 3] BGR."""
-
-    number: int
-    time_s: float
-    pixels: np.ndarray
-
-    def picture(self) -> np.ndarray:
-        """What the client takes."""
-        return self.pixels
-
-
-@dataclass(frozen=True)
-class Video:
-    """A video file, a numbered image sequence, a camera or a network stream.
-
-    Attributes:
-        address: What OpenCV opens: a path, a pattern like `frame_%04d.png`, a URL or a camera's number.
-        relative: Where an annotated copy belongs below the output folder.
-        live: A camera or a URL: it may have no end of its own.
-    """
-
-    name: str
-    address: str | int
-    relative: Path
-    live: bool = False
-
-    def open(self) -> OpenVideo:
-        """Starts reading.
-
-        Raises:
-            SourceError: OpenCV cannot open it.
-        """
-        return OpenVideo(self)
-
-
-class OpenVideo:
-    """Frames of a `Video`, in order. A context manager.
-
-    Attributes:
-        fps: Frames per second.
-        frame_count: About how many frames there are, or None if nobody knows.
-        problem: Why there were fewer frames than there should be, once they have been iterated.
-    """
-
-    def __init__(self, video: Video) -> None:
-        # OpenCV and FFmpeg write their own lines beside the one that this program writes.
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-        import cv2
-
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-        timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_TIMEOUT_MS]
-        timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, STREAM_TIMEOUT_MS]
-        stream = isinstance(video.address, str) and "://" in video.address
-        self._video = video
-        self._capture: Any = (
-            cv2.VideoCapture(video.address, cv2.CAP_FFMPEG, timeouts)
-            if stream
-            else cv2.VideoCapture(video.address)
-        )
-        if not self._capture.isOpened():
-            raise SourceError("no video that OpenCV can open")
-        if video.live:
-            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        self.fps: float = self._capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
-        frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.frame_count: int | None = frames if frames > 0 else None
-        self.problem = ""
-
-    def __enter__(self) -> OpenVideo:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._capture.release()
-
-    def __iter__(self) -> Iterator[Frame]:
-        import cv2
-
-        number, shown_s = 0, 0.0
-        while True:
-            read, pixels = self._capture.read()
-            if not read:
-                break
-            shown_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            yield Frame(number, number / self.fps, pixels)
-            number += 1
-        if not number:
-            raise SourceError("no frame could be read")
-        # Not raised: the frames before, some still being answered, are good.
-        self.problem = self._missing(number, shown_s)
-
-    def _missing(self, frames: int, shown_s: float) -> str:
-        """What is wrong when no frame follows these, the last one shown at `shown_s`; nothing is empty."""
-        count, live = self.frame_count, self._video.live
-        if count is None:
-            return f"stream lost after {frames} frames; their results are kept" if live else ""
-        # Some containers know the frames, others the seconds, from which OpenCV makes a count.
-        duration_s = (not live and _mp4_duration_s(Path(str(self._video.address)))) or count / self.fps
-        tolerance = max(2.0, min(self.fps, count / 20))
-        if frames >= count - tolerance or shown_s >= duration_s - tolerance / self.fps:
-            return ""
-        cause = "stream lost" if live else "the file is cut or damaged"
-        return f"{cause}: {frames} of about {count} frames could be read; their results are kept"
-
-
-def find(arguments: Iterable[str]) -> Iterator[Picture | Video]:
+def find(
+    arguments: Iterable[str], note: Callable[[str], None] = lambda line: None
+) -> Iterator[Picture | Video]:
     """What the command line's words stand for, in their order; folders and patterns sorted by name.
 
     A word is a file, a folder (its pictures and videos), a pattern (`**` goes into subfolders), `-` (one
-    encoded picture from standard input), an image sequence (`frame_%04d.png`), a camera's number or a
-    stream's URL. A word that stands for nothing becomes a picture that cannot be read.
+    encoded picture from standard input), an image sequence (`frame_%04d.png`), a camera's number, a
+    stream's URL or a picture's. A word that stands for nothing becomes a picture that cannot be read.
+
+    Args:
+        arguments: The words.
+        note: Told in one line what a folder has that is not taken.
     """
     for word in arguments:
         try:
-            yield from _find(word)
+            yield from _find(word, note)
         except (OSError, ValueError, SourceError) as error:
             problem = getattr(error, "strerror", None) or str(error)
-            name = "stdin" if word == "-" else word or "''"
+            name = "stdin" if word == "-" else _without_password(word) or "''"
             yield Picture(name, None, Path(), problem=problem)
 
 
-def _find(word: str) -> Iterator[Picture | Video]:
+def _find(word: str, note: Callable[[str], None]) -> Iterator[Picture | Video]:
     path = Path(word)
     if not word:
         raise SourceError("found an empty name, expected a file or folder: is a shell variable unset?")
     if word == "-":
         yield Picture("stdin", None, Path("stdin.png"), _bounded(sys.stdin.buffer))
+    elif re.match(r"https?://", word, re.IGNORECASE) and download.is_picture(word):
+        name = Path(unquote(urlsplit(word).path)).name
+        yield Picture(_without_password(word), None, Path(name.strip(".\0") or "picture.png"), url=word)
     elif "://" in word:
         yield Video(_without_password(word), word, Path("stream.mp4"), live=True)
     elif path.is_dir():
-        yield from _folder(path)
+        yield from _folder(path, note)
     elif path.exists():
         yield _file(path, Path(path.name))
     elif re.fullmatch(r"\d{1,4}", word):
@@ -208,14 +119,24 @@ def _find(word: str) -> Iterator[Picture | Video]:
         yield from _pattern(word)
 
 
-def _folder(folder: Path) -> Iterator[Picture | Video]:
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES
-    )
+def _folder(folder: Path, note: Callable[[str], None]) -> Iterator[Picture | Video]:
+    files, others = [], Counter[str]()
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            others["folder(s)"] += 1
+        elif path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES:
+            files.append(path)
+        elif not path.name.startswith("."):
+            others[path.suffix.lower() or "no suffix"] += 1
+    kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+    if not files:
+        found = f", found {kinds}" if kinds else ""
+        raise SourceError(f"no pictures or videos in this folder{found}, expected {_suffixes()}")
+    if others:
+        more = ", …" if len(others) > 5 else ""
+        note(f"{folder}: not taken: {others.total()} ({kinds}{more})")
     for path in files:
         yield _file(path, Path(path.name))
-    if not files:
-        raise SourceError(f"no pictures or videos in this folder, expected {_suffixes()}")
 
 
 def _pattern(pattern: str) -> Iterator[Picture | Video]:
@@ -234,29 +155,6 @@ def _file(path: Path, relative: Path) -> Picture | Video:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return Video(str(path), str(path), relative.with_suffix(".mp4"))
     return Picture(str(path), path, relative)
-
-
-def _mp4_duration_s(path: Path) -> float | None:
-    """Seconds that an MP4 or QuickTime file shows; None for others.
-
-    Its count of frames includes those that were trimmed away in a phone, which nobody is shown.
-    """
-    if path.suffix.lower() not in {".m4v", ".mov", ".mp4"}:
-        return None
-    with path.open("rb") as file:
-        while len(header := file.read(16)) == 16:
-            size, kind = struct.unpack_from(">I4s", header)
-            if kind == b"moov" and header[12:] == b"mvhd":
-                movie = file.read(32)
-                place, form = (20, ">IQ") if movie[0] == 1 else (12, ">II")
-                timescale, duration = struct.unpack_from(form, movie, place)
-                return duration / max(timescale, 1)
-            if size == 1:
-                (size,) = struct.unpack_from(">Q", header, 8)
-            if size < 8:
-                break
-            file.seek(size - 16, os.SEEK_CUR)
-    return None
 
 
 def _bounded(file: BinaryIO) -> bytes:

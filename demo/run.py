@@ -76,12 +76,12 @@ def _export(model: Path) -> None:
     for source in (CHECKPOINT, *sorted((ROOT / "export").rglob("*.py"))):
         digest.update(source.read_bytes())
     made = (model, model.with_suffix(".json"), stamp)
-    if all(path.exists() for path in made) and stamp.read_text() == digest.hexdigest():
+    if all(path.exists() for path in made) and stamp.read_text(encoding="utf-8") == digest.hexdigest():
         return
     print(f"Exporting {CHECKPOINT.relative_to(ROOT)} to ONNX", flush=True)
     stamp.unlink(missing_ok=True)
     _run("-m", "export.to_onnx", str(CHECKPOINT), str(model))
-    stamp.write_text(digest.hexdigest())
+    stamp.write_text(digest.hexdigest(), encoding="utf-8")
 
 
 def _run(*arguments: str) -> None:

@@ -46,7 +46,7 @@ def read(plan: Path) -> dict[str, Any]:
     """
     beside = plan.with_suffix(".json")
     try:
-        description = json.loads(beside.read_text())
+        description = json.loads(beside.read_text(encoding="utf-8"))
     except OSError:
         raise ExportError(f"found no {beside}, which export.to_plan writes beside a plan") from None
     except ValueError:

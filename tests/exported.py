@@ -14,12 +14,14 @@ from export.networks import create
 ROOT = Path(__file__).parents[1]
 CONTRACT = ROOT / "model_repository" / "centernet_preprocess" / "1" / "centernet_image"
 SMALL_SIZE = (256, 384)
-SMALL_CLASSES = ("ant", "bee", "cicada")
+SMALL_CLASSES = ("ant", "🐝 蜜蜂", "सिकाडा")
 
 
 def export(checkpoint: Path, *options: str) -> Path:
     """Returns `model.onnx`, with `model.json` beside it, in a folder of the cache."""
-    state = hashlib.sha256(checkpoint.read_bytes() + "\0".join(options).encode())
+    state = hashlib.sha256(checkpoint.read_bytes())
+    for option in options:  # Of a file, what is in it: its path is another one each time.
+        state.update(Path(option).read_bytes() if Path(option).is_file() else option.encode() + b"\0")
     # A newer PyTorch or ONNX writes another file.
     sources = [
         ROOT / "ci" / "requirements.txt",
@@ -58,5 +60,5 @@ def small(folder: Path) -> Path:
     state["wh.2.bias"] = torch.full((2,), 12.0)
     checkpoint, labels = folder / "small.pth", folder / "labels.txt"
     torch.save({"state_dict": state}, checkpoint)
-    labels.write_text("\n".join(SMALL_CLASSES) + "\n")
+    labels.write_text("\n".join(SMALL_CLASSES) + "\n", encoding="utf-8")
     return export(checkpoint, "--input-size", "{}x{}".format(*SMALL_SIZE), "--labels", str(labels))

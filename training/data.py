@@ -49,7 +49,7 @@ class CocoPictures:
 
     def __init__(self, annotations: Path, images: Path):
         try:
-            content = json.loads(annotations.read_text())
+            content = json.loads(annotations.read_text(encoding="utf-8"))
             categories = sorted(content["categories"], key=lambda category: category["id"])
             self.classes = tuple(category["name"] for category in categories)
             position = {category["id"]: i for i, category in enumerate(categories)}

@@ -41,10 +41,10 @@ def main() -> int:
         return int(runtime.deserialize_cuda_engine(plan.read_bytes()) is not None)
     if "libdcnv2" not in os.environ.get("LD_PRELOAD", ""):
         raise errors.UsageError("found no libdcnv2.so in LD_PRELOAD, expected it there")
-    facts = json.loads(beside.read_text())
+    facts = json.loads(beside.read_text(encoding="utf-8"))
     height, width = facts["input_size"]
     picture = cv2.cvtColor(coins(), cv2.COLOR_GRAY2BGR)
-    marked = json.loads((ROOT / "tests/data/coins.json").read_text())["annotations"]
+    marked = json.loads((ROOT / "tests/data/coins.json").read_text(encoding="utf-8"))["annotations"]
     truth = np.array([[x, y, x + w, y + h] for x, y, w, h in (entry["bbox"] for entry in marked)])
     size = np.array(picture.shape[:2])
     with TrtRunner(EngineFromBytes(plan.read_bytes())) as runner:

@@ -193,7 +193,7 @@ def test_preload_changes_nothing_in_tritonserver(library: Path, tmp_path: Path) 
     try:
         url = f"http://127.0.0.1:{ports[0]}/v2"
         wait_until_ready(url, server, log)
-        assert str(library) in Path(f"/proc/{server.pid}/maps").read_text()
+        assert str(library) in Path(f"/proc/{server.pid}/maps").read_text(encoding="utf-8")
         body = b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [2.5]}]}'
         with urllib.request.urlopen(f"{url}/models/same/infer", data=body, timeout=20) as response:
             assert b"2.5" in response.read()
@@ -213,4 +213,4 @@ def wait_until_ready(url: str, server: subprocess.Popen, log: Path) -> None:
                 return
         except OSError:
             time.sleep(0.1)
-    pytest.fail(f"server not ready:\n{log.read_text()[-3000:]}")
+    pytest.fail(f"server not ready:\n{log.read_text(encoding='utf-8')[-3000:]}")

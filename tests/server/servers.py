@@ -12,7 +12,8 @@ from backends import serving
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
 # Other tests run beside this one: threads that wait by spinning would slow them down.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+# And a plain locale is what containers have: there the embedded Python's own encoding is ASCII.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "LC_ALL": "C"}
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def test_a_model_that_is_not_there(run, capsys, tmp_path: Path) -> None:
 
 
 def test_standard_input_and_output(run, capsys, monkeypatch) -> None:
-    stdin = io.TextIOWrapper(io.BytesIO(encode(picture(60, 80))))
+    stdin = io.TextIOWrapper(io.BytesIO(encode(picture(60, 80))), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", stdin)
     assert run("-", "--json", "-", "--threshold", 0) == 0
     (entry,) = json.loads(capsys.readouterr().out)

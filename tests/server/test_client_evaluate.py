@@ -18,7 +18,8 @@ from clients import CenterNetClient, evaluate
 pytestmark = pytest.mark.server
 
 # As in COCO, ids are neither dense nor in the order of the classes.
-CATEGORIES = {"cicada": 3, "ant": 17, "bee": 90}
+ANT, BEE, CICADA = exported.SMALL_CLASSES
+CATEGORIES = {CICADA: 3, ANT: 17, BEE: 90}
 COUNT = 60
 
 
@@ -82,7 +83,7 @@ def row(text: str, name: str) -> list[float]:
 def expected_ap50(dataset: Path, results: Path) -> float:
     """AP at IoU 0.5 by its definition: at 101 recalls the best precision at or beyond each."""
     content = json.loads((dataset / "instances.json").read_text())
-    rows = json.loads(results.read_text())
+    rows = json.loads(results.read_text(encoding="utf-8"))
     values = []
     for category in CATEGORIES.values():
         truth = {}
@@ -200,14 +201,37 @@ def test_a_run_with_other_settings_or_another_model_is_refused(
     assert "of another model" in line
 
 
+def test_annotations_as_labelling_tools_write_them(run, capsys, dataset: Path, tmp_path: Path) -> None:
+    assert run("--limit", 20) == 0
+    expected = capsys.readouterr().out
+    content = json.loads((dataset / "instances.json").read_text(encoding="utf-8"))
+    for number, one in enumerate(content["annotations"]):
+        del one["iscrowd"], one["area"]
+        one["id"] = number
+        one["image_id"] = str(one["image_id"])
+    content["annotations"].append({**content["annotations"][0], "bbox": [5, 5, 0, 7]})
+    for image in content["images"]:
+        image["file_name"] = f"C:\\labels\\{image['file_name']}"
+    annotations = tmp_path / "instances.json"
+    annotations.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8-sig")
+    assert run("--limit", 20, annotations=annotations) == 0
+    output = capsys.readouterr()
+    assert output.out == expected
+    count = len(content["annotations"])
+    assert output.err == f"evaluate.py: {annotations}: annotations left out of {count}: 1 with an empty box\n"
+
+
 def test_a_class_that_the_annotations_do_not_know(run, capsys, dataset: Path, tmp_path: Path) -> None:
-    text = (dataset / "instances.json").read_text().replace('"bee"', '"wasp"')
+    content = json.loads((dataset / "instances.json").read_text(encoding="utf-8"))
+    content["categories"] = [
+        one if one["name"] != BEE else {**one, "name": "wasp"} for one in content["categories"]
+    ]
     annotations = tmp_path / "wasps.json"
-    annotations.write_text(text)
+    annotations.write_text(json.dumps(content), encoding="utf-8")
     assert run(annotations=annotations) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "'bee'" in line
-    assert "ant, cicada, wasp" in line
+    assert f"'{BEE}'" in line
+    assert f"ant, wasp, {CICADA}" in line
 
 
 def test_the_server_loses_nothing_against_pytorch(

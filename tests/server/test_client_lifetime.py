@@ -56,7 +56,7 @@ def regions(pid: int) -> list[str]:
 
 def kill_hard(process: subprocess.Popen) -> None:
     """As a crash or the kernel's memory killer ends a server; its own children do not outlive the test."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
     process.kill()
     process.wait()
     for child in children:

@@ -177,7 +177,7 @@ def stand_in_worker(processes, seen):
     class Worker:
         def __init__(self, command, *, timeout_s, environment):
             self.said = processes.pop(0)
-            seen.append(json.loads(Path(command[-1]).read_text())["layers"])
+            seen.append(json.loads(Path(command[-1]).read_text(encoding="utf-8"))["layers"])
 
         def __enter__(self):
             return self

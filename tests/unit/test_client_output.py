@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import resource
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from rich.console import Console
 from clients import coco, output
 from clients.detect import coco_entries
 from clients.detections import Detections
-from clients.errors import CenterNetError
+from clients.errors import CenterNetError, OutputError
 from clients.progress_file import ProgressFile
 from clients.sources import Picture
 from export.contract import COCO_CLASSES
@@ -51,19 +54,78 @@ def test_json_forms(tmp_path: Path, form: str, count: int) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, BrokenPipeError, CenterNetError("x")])
+def test_a_results_file_outlives_an_error_elsewhere(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "out.json"
     path.write_text("old")
 
-    def interrupted() -> None:
+    def interrupted(entries: list[object]) -> None:
         with output.json_writer(path, "list") as write:
-            write([1])
-            raise KeyboardInterrupt
+            write(entries)
+            raise error
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
+    # Without results an earlier file stays.
+    with pytest.raises(BaseException):  # noqa: B017, PT011
+        interrupted([])
     assert path.read_text() == "old"
+    with pytest.raises(BaseException):  # noqa: B017, PT011
+        interrupted([1, {"a": 2}])
+    assert json.loads(path.read_text()) == [1, {"a": 2}]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("form", ["list", "lines"])
+def test_a_disk_that_fills_up_leaves_whole_entries(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "out.json"
+
+    def fill() -> None:
+        with output.json_writer(path, form) as write:
+            for number in range(100):
+                write([{"number": number, "text": "x" * 40}])
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot write"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    content = path.read_text()
+    entries = json.loads(content) if form == "list" else list(map(json.loads, content.splitlines()))
+    assert [entry["number"] for entry in entries] == list(range(len(entries)))
+    assert len(entries) > 10
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_utf8_and_names_come_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    found = Detections(FOUND.xyxy[:1], FOUND.scores[:1], FOUND.class_ids[:1], ("硬币 🪙",))
+    path = tmp_path / "out.json"
+    with output.json_writer(path, "list") as write:
+        write([output.entry(name, found)])
+    content = path.read_bytes()
+    assert "硬币 🪙".encode() in content
+    (entry,) = json.loads(content.decode("utf-8"))
+    assert os.fsencode(entry["image"]) == b"caf\xe9.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("硬币 🪙", "硬币 🪙"),
+        ("क्\u200dष", "क्\u200dष"),
+        ("a\nb\r\x1b[2J", "a\\nb\\r\\x1b[2J"),
+        ("caf\udce9", "caf\\udce9"),
+        ("a\u2028b", "a\\u2028b"),
+    ],
+)
+def test_names_are_one_line_for_people(name: str, shown: str) -> None:
+    assert output.printable(name) == shown
+    tables = output.Tables()
+    tables.add(name, FOUND)
+    assert shown in text(tables.table()).splitlines()[0]
 
 
 def test_an_error_keeps_the_lines_before_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Where the clients' pictures come from."""
 
 import io
+import os
 from pathlib import Path
 
 import clips
@@ -30,6 +31,64 @@ def test_a_folder_is_its_pictures_and_videos_sorted(folder: Path) -> None:
     found = list(sources.find([str(folder)]))
     assert names(found, folder) == ["a.PNG", "b.jpg", "clip.MP4", "odd[1].png"]
     assert [type(source) for source in found] == [Picture, Picture, Video, Picture]
+
+
+def test_what_a_folder_has_beside_them_is_one_line(folder: Path) -> None:
+    (folder / "more.txt").touch()
+    (folder / ".hidden").touch()
+    (folder / "README").touch()
+    lines: list[str] = []
+    assert (
+        len(list(sources.find([str(folder), str(folder / "deep"), str(folder / "a.PNG")], lines.append))) == 6
+    )
+    assert lines == [
+        f"{folder}: not taken: 5 (2 folder(s), 2 .txt, 1 no suffix)",
+        f"{folder / 'deep'}: not taken: 1 (1 folder(s))",
+    ]
+    (folder / "empty" / "a.doc").touch()
+    (nothing,) = sources.find([str(folder / "empty")], lines.append)
+    with pytest.raises(SourceError, match=r"no pictures or videos in this folder, found 1 \.doc, expected"):
+        nothing.read()  # type: ignore[union-attr]
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffixes"),
+    [
+        (
+            Picture,
+            "jpg JPG jpeg jfif jpe jif pjpeg png apng gif bmp dib webp tif tiff avif heic heif pgm ppm pbm",
+        ),
+        (Video, "mp4 MTS m2ts ts flv 3gp 3g2 wmv asf mpg mpeg vob webm mkv avi mov qt m4v ogv f4v mxf"),
+    ],
+)
+def test_suffixes_are_what_they_are(tmp_path: Path, kind: type, suffixes: str) -> None:
+    for suffix in suffixes.split():
+        (tmp_path / f"a.{suffix}").touch()
+    found = list(sources.find([str(tmp_path)]))
+    assert len(found) == len(suffixes.split())
+    assert {type(source) for source in found} == {kind}
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.png", b"caf\xe9/deep.jpg"):
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name)
+    words = [
+        str(tmp_path),
+        str(tmp_path / os.fsdecode(b"caf\xe9.png")),
+        str(tmp_path / os.fsdecode(b"caf\xe9")),
+    ]
+    found = [*sources.find(words), *sources.find([str(tmp_path / "**/*.jpg"), "a\0b.png"])]
+    assert [source.read() for source in found[:-1]] == [  # type: ignore[union-attr]
+        b"caf\xe9.png",
+        b"caf\xe9.png",
+        b"caf\xe9/deep.jpg",
+        b"caf\xe9/deep.jpg",
+    ]
+    with pytest.raises(SourceError):
+        found[-1].read()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -98,14 +157,14 @@ def test_a_file_is_bounded_before_it_is_read_whole(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sources, "MAX_BYTES", 100)
     path = tmp_path / "large.png"
     path.write_bytes(bytes(101))
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(bytes(101))))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(bytes(101)), encoding="utf-8"))
     for found in sources.find([str(path), "-"]):
         with pytest.raises(SourceError, match="more than 100 bytes"):
             found.read()  # type: ignore[union-attr]
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xd8picture")))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xd8picture"), encoding="utf-8"))
     (found,) = sources.find(["-"])
     assert isinstance(found, Picture)
     assert (found.name, found.read()) == ("stdin", b"\xff\xd8picture")
@@ -153,7 +212,7 @@ def test_a_file_that_was_cut_says_so(tmp_path: Path, name: str, codec: str) -> N
 
 
 def test_an_mp4_file_without_its_end_is_no_video(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="OpenCV"):
+    with pytest.raises(SourceError, match="FFmpeg"):
         watch(clips.cut(clips.write(tmp_path / "a.mp4")))
 
 
@@ -188,5 +247,5 @@ def test_what_is_no_video(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(content)
     (video,) = sources.find([str(path)])
-    with pytest.raises(SourceError, match="OpenCV"), video.open():  # type: ignore[union-attr]
+    with pytest.raises(SourceError, match="FFmpeg"), video.open():  # type: ignore[union-attr]
         pass

@@ -41,7 +41,7 @@ class NetworkDescription:
             ValueError: It is not a description of a detector.
         """
         try:
-            facts = json.loads(path.read_text())
+            facts = json.loads(path.read_text(encoding="utf-8"))
             height, width = facts["input_size"]
             return cls(tuple(map(str, facts["classes"])), (int(height), int(width)), int(facts["top_k"]))
         except FileNotFoundError:

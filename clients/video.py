@@ -1,0 +1,305 @@
+"""Videos in and out, by FFmpeg's libraries (PyAV): files, image sequences, cameras, streams."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from clients.errors import CenterNetError, SourceError
+from clients.output import part_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TIMEOUT_S = 10.0
+"""How long a stream may be silent."""
+
+DEFAULT_FPS = 25
+ENCODER = {"preset": "veryfast", "crf": "18"}
+"""Of x264: little is lost."""
+
+NO_TIMESTAMPS = 0x80
+"""FFmpeg's AVFMT_NOTIMESTAMPS."""
+
+
+class Frame(NamedTuple):
+    """One picture of a video: its number from 0, time in seconds, pixels uint8 [height, width, 3] BGR."""
+
+    number: int
+    time_s: float
+    pixels: np.ndarray
+
+    def picture(self) -> np.ndarray:
+        """What the client takes."""
+        return self.pixels
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, a numbered image sequence, a camera or a network stream.
+
+    Attributes:
+        address: A path, a pattern like `frame_%04d.png`, a URL or a camera's number.
+        relative: Where an annotated copy belongs below the output folder.
+        live: A camera or a URL: it may have no end of its own.
+    """
+
+    name: str
+    address: str | int
+    relative: Path
+    live: bool = False
+
+    @property
+    def path(self) -> Path | None:
+        """The file, if it is one."""
+        return Path(self.address) if isinstance(self.address, str) and not self.live else None
+
+    def open(self) -> OpenVideo:
+        """Starts reading.
+
+        Raises:
+            SourceError: FFmpeg cannot open it, or has no decoder for it.
+        """
+        return OpenVideo(self)
+
+    def arguments(self) -> dict[str, Any]:
+        """What `av.open` gets."""
+        if isinstance(self.address, int):
+            return {"file": f"/dev/video{self.address}", "format": "v4l2"}
+        if "://" in self.address:
+            options = {"rtsp_transport": "tcp"} if self.address.startswith("rtsp") else {}
+            return {"file": self.address, "timeout": TIMEOUT_S, "options": options}
+        # Absolute: a colon in a name would be a protocol's.
+        path = Path(self.address).absolute()
+        if path.exists() or not re.search(r"%0?\d*d", path.name):
+            return {"file": str(path)}
+        options = {"pattern_type": "sequence", "start_number_range": "100000"}
+        return {"file": str(path), "format": "image2", "options": options}
+
+
+class OpenVideo:
+    """Frames of a `Video`, in order. A context manager.
+
+    Their times are the container's, from its start, as players show them. Where it has none, they follow
+    from the frame rate, and for a live stream from the clock.
+
+    Attributes:
+        fps: Frames per second, on average.
+        time_base: Unit of the container's times, seconds.
+        frame_count: About how many frames there are, or None if nobody knows.
+        problem: Why there were fewer frames than there should be, once they have been iterated.
+    """
+
+    def __init__(self, video: Video) -> None:
+        import av
+
+        self._video = video
+        try:
+            self._container: Any = av.open(**video.arguments())
+        except (av.FFmpegError, OSError) as error:
+            raise SourceError(f"no video that FFmpeg can open: {error.strerror}") from error
+        stream: Any = self._container.streams.best("video") or next(iter(self._container.streams.video), None)
+        if stream is None or stream.codec_context is None:
+            self._container.close()
+            if stream is None:
+                raise SourceError("no video in it, only sound or text")
+            raise SourceError(f"no decoder for its video, codec {_codec(video)}")
+        if not video.live:
+            stream.thread_type = "AUTO"
+        self._stream = stream
+        rate = stream.average_rate or stream.guessed_rate or Fraction(DEFAULT_FPS)
+        self.fps = float(rate)
+        self._clock = bool(video.live and self._container.format.flags & NO_TIMESTAMPS)
+        self.time_base: Fraction = Fraction(1, 90_000) if self._clock else stream.time_base or 1 / rate
+        self._duration_s = self._described_s(rate)
+        total_s = self._duration_s or (self._container.duration or 0) / av.time_base
+        self.frame_count: int | None = stream.frames or round(total_s * rate) or None
+        self._lost = False
+        self.problem = ""
+
+    def _described_s(self, rate: Fraction) -> float | None:
+        """Seconds of video that the container promises, or None if it says nothing about it."""
+        import av
+
+        stream, container = self._stream, self._container
+        # The count of frames includes those that were trimmed away in a phone, which nobody is shown.
+        if "mov" in container.format.name and stream.duration:
+            return float(stream.duration * stream.time_base)
+        if stream.frames:
+            return float(stream.frames / rate)
+        # Matroska counts from 0 whenever the pictures begin.
+        start_s = (container.start_time or 0) / av.time_base
+        if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):
+            return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - start_s
+        if not container.duration or len(container.streams) > 1:  # Sound may be longer than the pictures.
+            return None
+        return container.duration / av.time_base - start_s
+
+    def __enter__(self) -> OpenVideo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        import numpy as np
+
+        number, shown_s = 0, 0.0
+        for frame, time_s in self._timed():
+            # Phones write frames as the sensor has them, and how to turn them.
+            turns = 0 if frame.rotation % 90 else frame.rotation // 90
+            pixels = np.rot90(frame.to_ndarray(format="bgr24"), turns)
+            shown_s = time_s
+            yield Frame(number, time_s, np.ascontiguousarray(pixels))
+            number += 1
+        if not number:
+            raise SourceError(f"no frame could be read of its video, codec {self._stream.codec_context.name}")
+        # Not raised: the frames before, some still being answered, are good.
+        self.problem = self._missing(number, shown_s)
+
+    def _timed(self) -> Iterator[tuple[Any, float]]:
+        """Frames with their times, seconds."""
+        import av
+
+        start_s = self._container.start_time
+        origin_s = None if start_s is None or self._video.live else start_s / av.time_base
+        last_s = -1 / self.fps
+        for frame in self._decoded():
+            stamp_s = time.monotonic() if self._clock else frame.time
+            expected_s = last_s + 1 / self.fps
+            if origin_s is None and stamp_s is not None:
+                origin_s = stamp_s - expected_s
+            last_s = expected_s if stamp_s is None or origin_s is None else stamp_s - origin_s
+            yield frame, last_s
+
+    def _decoded(self) -> Iterator[Any]:
+        import av
+
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.FFmpegError, OSError):
+                self._lost = True
+                packet = None
+            with suppress(av.FFmpegError):  # A damaged frame; what is missing in the end is reported.
+                yield from self._stream.decode(packet)
+            if packet is None:
+                return
+
+    def _missing(self, frames: int, shown_s: float) -> str:
+        """What is wrong when no frame follows these, the last one shown at `shown_s`; nothing is empty."""
+        count, live = self.frame_count, self._video.live
+        if live and count is None:
+            return f"stream lost after {frames} frames; their results are kept"
+        cause = "stream lost" if live else "the file is cut or damaged"
+        about = count or frames
+        tolerance = max(2.0, min(self.fps, about / 20))
+        end_s = self._duration_s
+        whole = end_s is None or frames >= about - tolerance or shown_s >= end_s - tolerance / self.fps
+        if whole and not self._lost:
+            return ""
+        return f"{cause}: {frames} of about {about} frames could be read; their results are kept"
+
+
+def _codec(video: Video) -> str:
+    """What FFmpeg calls a codec that it does not know: only its log has it."""
+    import av
+
+    av.logging.set_level(av.logging.WARNING)
+    try:
+        with av.logging.Capture() as lines, av.open(**video.arguments()):
+            pass
+    finally:
+        av.logging.set_level(None)
+    found = re.search(r"Video: (?:none \()?([\w.\[\]-]+)", " ".join(line for _, _, line in lines))
+    return found[1] if found else "unknown"
+
+
+class VideoWriter:
+    """Writes frames to an MP4 file (H.264, no sound) at their own times. A context manager.
+
+    The file gets its name at the end, if nothing failed.
+
+    Args:
+        path: The file.
+        video: Whose frame rate and unit of time it gets.
+        on_error: Told once that the file cannot be written; further frames are ignored.
+
+    Attributes:
+        broken: Whether it cannot be written.
+    """
+
+    def __init__(self, path: Path, video: OpenVideo, on_error: Callable[[CenterNetError], None]) -> None:
+        self.broken = False
+        self._path = path
+        self._part = part_of(path)
+        self._video = video
+        self._on_error = on_error
+        self._container: Any = None
+        self._stream: Any = None
+        self._pts = -1
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._container is None:
+            return
+        if kind is None:
+            self._guarded(self._finish)
+        with suppress(Exception):  # What is closed or broken already.
+            self._container.close()
+        self._part.unlink(missing_ok=True)
+
+    def append(self, pixels: np.ndarray, time_s: float) -> None:
+        """Adds a frame, uint8 [height, width, 3] BGR, to be shown at `time_s`."""
+        self._guarded(self._append, pixels, time_s)
+
+    def _append(self, pixels: np.ndarray, time_s: float) -> None:
+        import av
+
+        if self._container is None:
+            self._open(*pixels.shape[:2])
+        stream, time_base = self._stream, self._video.time_base
+        frame = av.VideoFrame.from_ndarray(pixels, format="bgr24")
+        frame = frame.reformat(stream.width, stream.height, stream.pix_fmt)
+        # No encoder takes frames that go back in time.
+        frame.pts = self._pts = max(self._pts + 1, round(time_s / time_base))
+        frame.time_base = time_base
+        self._container.mux(stream.encode(frame))
+
+    def _open(self, height: int, width: int) -> None:
+        import av
+
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(str(self._part.absolute()), "w", format="mp4")
+        rate = Fraction(self._video.fps).limit_denominator(100_000)
+        stream: Any = self._container.add_stream("libx264", rate=rate, options=ENCODER)
+        stream.width, stream.height = width, height
+        # Players everywhere know the first one, which wants even sides.
+        stream.pix_fmt = "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
+        stream.time_base = stream.codec_context.time_base = self._video.time_base
+        self._stream = stream
+
+    def _finish(self) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        self._part.replace(self._path)
+
+    def _guarded(self, write: Callable[..., None], *arguments: Any) -> None:
+        import av
+
+        if self.broken:
+            return
+        try:
+            write(*arguments)
+        except (av.FFmpegError, OSError) as error:
+            self.broken = True
+            self._on_error(CenterNetError(f"cannot write {self._path}: {error.strerror}"))
