@@ -229,10 +229,7 @@ class Study:
         return path
 
     def _feeds(self, model: onnx.ModelProto) -> Iterator[dict[str, Any]]:
-        with tempfile.TemporaryDirectory() as folder:
-            for path in self.calibration:
-                Path(folder, path.name).symlink_to(path.resolve())
-            yield from plan_feeds.from_pictures(model, Path(folder))
+        return plan_feeds.from_pictures(model, self.calibration)
 
     def _digest(self) -> str:
         """Of all that the results depend on but the versions of the libraries."""

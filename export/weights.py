@@ -1,4 +1,4 @@
-"""Finding a network's weights in what trainers write: containers, prefixes, averages, what only training needs."""
+"""Finding a network's weights in what trainers write."""
 
 import argparse
 import json
@@ -157,7 +157,7 @@ def _candidates(keys: tuple[str, ...], tensors: State, known: set[str]) -> Itera
                 votes[".".join([*parts[:start], ""]) if start else ""] += 1
     most = max(votes.values())
     for prefix, count in votes.items():
-        if count and 2 * count >= most or not most:
+        if (count and 2 * count >= most) or not most:
             state = {
                 plain.removeprefix(prefix): tensors[name]
                 for name, plain in names.items()

@@ -4,7 +4,7 @@ It runs inside Triton's container, so NumPy, OpenCV and Pillow are all that it n
 """
 
 from centernet_image.decode import ImageError, Limits, decode
-from centernet_image.description import NetworkDescription
+from centernet_image.description import NetworkDescription, ServedNetwork
 from centernet_image.detections import Detections, select
 from centernet_image.geometry import boxes_to_frame, boxes_to_image, frame_transform, warp
 
@@ -13,6 +13,7 @@ __all__ = [
     "ImageError",
     "Limits",
     "NetworkDescription",
+    "ServedNetwork",
     "boxes_to_frame",
     "boxes_to_image",
     "decode",
