@@ -53,7 +53,10 @@ def assert_served(server, version):
     assert names <= set(classes)
     assert len(names) > 1
     assert count == rows
-    frame = {"frame": np.zeros((1, *SIZES[version], 3), np.uint8), "image_size": np.array([[60, 90]], np.int32)}
+    frame = {
+        "frame": np.zeros((1, *SIZES[version], 3), np.uint8),
+        "image_size": np.array([[60, 90]], np.int32),
+    }
     answer = infer(server, "http", "centernet_frames", frame, {"score_threshold": 0.0})
     assert {label.decode() for label in answer["detection_labels"][0]} <= set(classes)
 

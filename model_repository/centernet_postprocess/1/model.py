@@ -24,8 +24,8 @@ class TritonPythonModel:
         try:
             self._take(self.network.description())
         except (OSError, ValueError) as error:
-            code = pb_utils.TritonError.UNAVAILABLE
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)) for _ in requests]
+            failure = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
+            return [pb_utils.InferenceResponse(error=failure) for _ in requests]
         return [self._answer(request) for request in requests]
 
     def _take(self, description):

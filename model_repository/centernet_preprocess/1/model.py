@@ -42,8 +42,8 @@ class TritonPythonModel:
         try:
             self.frame_size = self.network.description().frame_size
         except (OSError, ValueError) as error:
-            code = pb_utils.TritonError.UNAVAILABLE
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)) for _ in requests]
+            failure = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
+            return [pb_utils.InferenceResponse(error=failure) for _ in requests]
         batches = [pb_utils.get_input_tensor_by_name(r, "image").as_numpy().ravel() for r in requests]
         frames = [np.empty((len(batch), *self.frame_size, 3), np.uint8) for batch in batches]
         jobs = [
