@@ -92,24 +92,36 @@ def compare(
     Raises:
         ExportError: A difference is above the tolerance.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    runnable = to_deform_conv(model).SerializeToString()
-    session = onnxruntime.InferenceSession(runnable, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
+    names = [output.name for output in model.graph.output]
+    found_in_batches = _run_onnx(model, (inputs, inputs[:1]))
     expected = _run(module, inputs, names)
     exact = cache(lambda index: _run(deepcopy(module).double(), inputs[index : index + 1], names))
     differences: Differences = {}
-    for batch in (inputs, inputs[:1]):
-        found = dict(zip(names, session.run(names, {session.get_inputs()[0].name: batch}), strict=True))
+    for found in found_in_batches:
         for name in heads:
             differences[name] = max(
-                _compare_head(name, found[name], expected[name][: len(batch)], exact),
+                _compare_head(name, found[name], expected[name][: len(found[name])], exact),
                 differences.get(name, 0.0),
             )
         for name, difference in _compare_detections(found).items():
             differences[name] = max(difference, differences.get(name, 0.0))
     return differences
+
+
+def _run_onnx(model: onnx.ModelProto, batches: Sequence[np.ndarray]) -> list[Outputs]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(
+            to_deform_conv(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        names = [output.name for output in session.get_outputs()]
+        (tensor,) = session.get_inputs()
+        return [dict(zip(names, session.run(names, {tensor.name: each}), strict=True)) for each in batches]
+    except Exception as error:  # ONNX Runtime's have no base of their own
+        raise ExportError(
+            f"check: ONNX Runtime cannot run the exported graph: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _run(module: nn.Module, inputs: np.ndarray, names: Sequence[str]) -> Outputs:
@@ -124,6 +136,11 @@ def _compare_head(
     name: str, found: np.ndarray, expected: np.ndarray, exact: Callable[[int], Outputs]
 ) -> float:
     """The largest difference of a head [N, C, H, W]; `exact` gives all heads of a picture in float64."""
+    if found.shape != expected.shape:
+        raise ExportError(
+            f"check of batch {len(expected)}: ONNX Runtime's {name} has the shape {list(found.shape)}, "
+            f"expected {list(expected.shape)}, PyTorch's"
+        )
     if not np.isfinite(expected).all():
         raise ExportError(
             f"check of batch {len(found)}: PyTorch's {name} has values that are not finite: "

@@ -22,7 +22,7 @@ def write(folder, content):
         ("coin\rnote\r", ["coin", "note"]),
         (" coin \nbank note\t\n", ["coin", "bank note"]),
         ("\ufeffcoin\nnote\n", ["coin", "note"]),
-        ("硬币\nкупюра\nعملة\n🪙\n", ["硬币", "купюра", "عملة", "🪙"]),
+        ("硬币\n동전\nعملة\n🪙\n", ["硬币", "동전", "عملة", "🪙"]),
         ("one\u2028name\x85more\n", ["one\u2028name\x85more"]),
         ("[coin]\n", ["[coin]"]),
         ('"coin"\n', ['"coin"']),
