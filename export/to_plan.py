@@ -47,9 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
     for file in filter(None, (options.output, options.timing_cache)):
         file.parent.mkdir(parents=True, exist_ok=True)
     reference = rewrite.to_deform_conv(model)
+    rounded = _with_precision(reference, options.precision, pictures)
     engine, timing_cache = plan_engine.build(
         trt,
-        rewrite.to_dcnv2(_with_precision(reference, options.precision, pictures)),
+        rewrite.to_dcnv2(rounded),
         shapes=facts.profiles,
         # FP32 means FP32: TF32 rounds to as few bits as FP16 does.
         tf32=options.precision != "fp32",
@@ -61,7 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     if timing_cache is not None:
         write_beside(options.timing_cache, timing_cache)
     if options.verify:
-        _verify(reference, engine, facts.profiles, pictures, options.precision, console)
+        feeds = _feeds(reference, facts.profiles, pictures)
+        tolerance = plan_verify.TOLERANCES[options.precision]
+        _report(plan_verify.verify(reference, engine, feeds, tolerance, rounded=rounded), console)
     beside = options.output.with_suffix(".json")
     text = json.dumps(_network_facts(model) | {"plan": asdict(facts)}, indent=1, ensure_ascii=False)
     # The description last: it must not call an older plan current.
@@ -195,16 +198,7 @@ def _with_precision(reference: onnx.ModelProto, name: str, pictures: list[Path])
     return rewrite.to_dense_conv_transpose(half)
 
 
-def _verify(
-    reference: onnx.ModelProto,
-    engine: bytes,
-    shapes: Profiles,
-    pictures: list[Path],
-    name: str,
-    console: Console,
-) -> None:
-    feeds = _feeds(reference, shapes, pictures)
-    differences = plan_verify.verify(reference, engine, feeds, plan_verify.TOLERANCES[name])
+def _report(differences: list[plan_verify.Difference], console: Console) -> None:
     for difference in differences:
         console.print(str(difference), soft_wrap=True)
     failed = [difference.output for difference in differences if not difference.passed]

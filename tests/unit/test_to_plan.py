@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from polygraphy.backend.onnxrt import OnnxrtRunner
 
 from export import plan_feeds, plan_verify, to_plan
 from export.errors import ExportError, UsageError
@@ -275,6 +277,55 @@ def test_raw_outputs_are_compared_by_their_range():
     (bad,) = plan_verify.compare_outputs(expected, {"hm": expected["hm"] + 0.2}, TOLERANCE)
     (nan,) = plan_verify.compare_outputs(expected, {"hm": expected["hm"] * np.nan}, TOLERANCE)
     assert [good.passed, bad.passed, nan.passed] == [True, False, False]
+
+
+def scaled(factor):
+    """A runner of a model that multiplies its input."""
+    values = onnx.numpy_helper.from_array(np.float32([factor]), "factor")
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "factor"], ["y"])], "g", *zip(tensors), [values])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return OnnxrtRunner(session)
+
+
+@pytest.mark.parametrize(
+    ("actual", "rounded", "passed"),
+    [
+        (1.005, 1.5, True),
+        (1.05, 1.001, False),
+        (1.05, 1.03, True),
+        (1.07, 1.03, False),
+        (2.0, 1.9, False),  # so much rounding excuses nothing
+        (float("nan"), 1.03, False),
+        (1.05, float("nan"), False),
+    ],
+)
+def test_what_a_precision_cannot_keep_is_not_asked_of_the_plan(actual, rounded, passed):
+    asked = []
+
+    def third():
+        asked.append(rounded)
+        return scaled(rounded)
+
+    feeds = [{"x": np.float32([[1, 2, 3, 4]] * size)} for size in (1, 3)]
+    found = plan_verify.compare_runners(scaled(1), scaled(actual), feeds, TOLERANCE, rounded=third)
+    assert [difference.passed for difference in found] == [passed] * 2
+    assert [difference.batch for difference in found] == [1, 3]
+    assert bool(asked) == (actual != 1.005), "asked only where it is needed"
+
+
+def test_detections_that_a_precision_cannot_keep():
+    rounded, worse = found(), found()
+    rounded["boxes"][:, ::10, 0] += 3
+    worse["boxes"][:, ::7, 0] += 3
+    wrong = {
+        name: np.roll(values, 1, axis=1) if name == "classes" else values for name, values in found().items()
+    }
+    assert not compare(found(), worse).passed
+    for actual, passed in ((worse, True), (wrong, False)):
+        (difference,) = plan_verify.compare_outputs(found(), actual, TOLERANCE, rounded=rounded)
+        assert difference.passed == passed
 
 
 def test_pictures_are_fed_as_the_server_feeds_them(tmp_path):
