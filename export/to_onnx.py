@@ -79,7 +79,7 @@ def to_onnx(
         ExportError: The exported graph is not valid or does not compute what the network computes.
     """
     height, width = input_size
-    names = classes or source.classes or _default_labels(source.heads["hm"])
+    names = classes if classes is not None else source.classes or _default_labels(source.heads["hm"])
     _check_options(source, input_size, top_k, names)
     frames = verify.pictures(height, width)
     module: nn.Module

@@ -156,15 +156,17 @@ def _candidates(keys: tuple[str, ...], tensors: State, known: set[str]) -> Itera
             if ".".join(parts[start:]) in known:
                 votes[".".join([*parts[:start], ""]) if start else ""] += 1
     most = max(votes.values())
-    for prefix, count in votes.items():
-        if (count and 2 * count >= most) or not most:
-            state = {
-                plain.removeprefix(prefix): tensors[name]
-                for name, plain in names.items()
-                if plain.startswith(prefix)
-            }
-            others = [plain for plain in names.values() if not plain.startswith(prefix)]
-            yield _Candidate(keys, prefix, state, others, count)
+    prefixes = [prefix for prefix, count in votes.items() if 2 * count >= max(most, 1) or not most]
+    # The longest first: what has a name within another network is not that of the network around it.
+    owner = {
+        name: next((each for each in sorted(prefixes, key=len, reverse=True) if plain.startswith(each)), None)
+        for name, plain in names.items()
+    }
+    for prefix in prefixes:
+        own = {plain: tensors[name] for name, plain in names.items() if owner[name] == prefix}
+        state = {plain.removeprefix(prefix): value for plain, value in own.items()}
+        others = [plain for plain in names.values() if plain not in own]
+        yield _Candidate(keys, prefix, state, others, votes[prefix])
 
 
 def _is_optimizer(key: str) -> bool:

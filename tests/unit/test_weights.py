@@ -124,6 +124,12 @@ def test_an_average_without_statistics_is_not_enough(tmp_path, state, other):
     assert (loaded.source, loaded.left_out) == ("model", ["ema"])
 
 
+def test_another_network_in_the_same_dict(tmp_path, state, other):
+    loaded = load(tmp_path, state | prefixed("target_net.", other))
+    assert_taken(loaded, state)
+    assert loaded.left_out == ["target_net"]
+
+
 def test_a_teacher_is_not_the_network(tmp_path, state, other):
     loaded = load(tmp_path, {"ema_teacher": other, "student": state})
     assert_taken(loaded, state)
@@ -268,15 +274,14 @@ def test_the_number_of_wrong_weights(tmp_path):
         load(tmp_path, state)
 
 
-@pytest.mark.parametrize("name", ["conv1.weight", "hm.0.weight"])
-def test_a_nan_ends_the_command_with_one_line(tmp_path, name):
+def test_a_nan_ends_the_command_with_one_line(tmp_path):
     """Without a message it was a segmentation fault."""
     state = tiny.network("resdcn_18").state_dict()
-    state[name].fill_(float("nan"))
+    state["deconv_layers.0.weight"].fill_(float("nan"))
     torch.save(state, tmp_path / "x.pth")
     command = [sys.executable, "-m", "export.to_onnx", tmp_path / "x.pth", tmp_path / "x.onnx"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert f"{name} has values that are not finite" in done.stderr
+    assert "deconv_layers.0.weight has values that are not finite" in done.stderr
     assert not (tmp_path / "x.onnx").exists()
