@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from toolchain_of_plugin import find_tensorrt
 
-from export.files import sha256
+from export.files import sha256, sha256_of_all
+from export.plan_description import builder_sha256
 
 ROOT = Path(__file__).parents[2]
 RTX_PLUGIN = ROOT / "build" / "dcnv2" / "rtx" / "libdcnv2.so"
@@ -37,6 +38,7 @@ def to_plan(*arguments, **environment):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_detector(model, precision, target, tmp_path, shared):
     plan = tmp_path / "folder" / "model.plan"
+    pictures = sorted((shared / "images").iterdir())
     options = ["--calibration", shared / "images"] if precision == "int8" else []
     done = to_plan(model, plan, "--target", target, "--precision", precision, "--batch", "1,2,4", *options)
     assert done.returncode == 0, done.stderr
@@ -55,6 +57,9 @@ def test_detector(model, precision, target, tmp_path, shared):
         "plugin_sha256": sha256(RTX_PLUGIN),
         "onnx_sha256": sha256(model),
         "profiles": {"frame": {"min": [1, 256, 384, 3], "opt": [2, 256, 384, 3], "max": [4, 256, 384, 3]}},
+        "calibration_sha256": sha256_of_all(pictures) if precision == "int8" else "",
+        "optimization_level": None,
+        "builder_sha256": builder_sha256(),
     }
     assert facts["plan"]["tensorrt"].startswith("RTX 1.")
     assert sorted(path.name for path in plan.parent.iterdir()) == ["model.json", "model.plan"]

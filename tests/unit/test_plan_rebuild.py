@@ -77,17 +77,22 @@ class StandIn:
         return f"plan {self.builds}".encode(), None
 
 
-def layer(folder, *, external=False):
-    """A convolution, its weights in `model.onnx` or beside it."""
+def layers(folder, *, count=1, external=False):
+    """Convolutions, one behind the other; their weights in `model.onnx` or beside it."""
     frames = helper.make_tensor_value_info("frame", TensorProto.UINT8, ["n", 64, 96, 3])
     output = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
-    weight = onnx.numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "weight")
+    ones = np.ones((3, 3, 1, 1), np.float32)
+    names = ["x", *(f"y{index}" for index in range(1, count)), "out"]
+    weights = [onnx.numpy_helper.from_array(ones, f"weight{index}") for index in range(count)]
     nodes = [
         helper.make_node("Cast", ["frame"], ["cast"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["cast"], ["x"], perm=[0, 3, 1, 2]),
-        helper.make_node("Conv", ["x", "weight"], ["out"], name="conv"),
     ]
-    graph = helper.make_graph(nodes, "g", [frames], [output], [weight])
+    for index, weight in enumerate(weights):
+        nodes.append(
+            helper.make_node("Conv", [names[index], weight.name], [names[index + 1]], name=f"conv{index}")
+        )
+    graph = helper.make_graph(nodes, "g", [frames], [output], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     options = {"save_as_external_data": True, "size_threshold": 0, "location": "data"} if external else {}
     onnx.save_model(model, folder / "model.onnx", **options)
@@ -96,13 +101,13 @@ def layer(folder, *, external=False):
 
 def test_other_external_data_make_another_plan(tmp_path, monkeypatch, capsys):
     tensorrt = StandIn(monkeypatch, tmp_path)
-    path = layer(tmp_path, external=True)
+    path = layers(tmp_path, external=True)
     command = [str(path), str(tmp_path / "model.plan"), "--if-needed", "--precision", "fp32"]
     to_plan.main(command)
     to_plan.main(command)
     assert tensorrt.builds == 1
     assert "fits: nothing to build" in capsys.readouterr().err
-    (tmp_path / "data").write_bytes(np.full(12, 2, np.float32).tobytes())
+    (tmp_path / "data").write_bytes(np.full(9, 2, np.float32).tobytes())
     to_plan.main(command)
     assert tensorrt.builds == 2
     assert "a plan is needed: onnx_sha256" in capsys.readouterr().err
@@ -115,7 +120,7 @@ def test_other_external_data_make_another_plan(tmp_path, monkeypatch, capsys):
 
 def test_a_plan_of_other_passes_is_built_again(tmp_path, monkeypatch, capsys):
     tensorrt = StandIn(monkeypatch, tmp_path)
-    path = layer(tmp_path)
+    path = layers(tmp_path)
     command = [str(path), str(tmp_path / "model.plan"), "--if-needed"]
     to_plan.main(command)
     beside = tmp_path / "model.json"
@@ -153,7 +158,13 @@ def test_other_calibration_pictures_make_another_plan(tmp_path, monkeypatch, cap
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     write_pictures(pictures, good=3, bad=2)
-    command = [str(layer(tmp_path)), str(tmp_path / "model.plan"), "--if-needed", "--precision", "int8"]
+    command = [
+        str(layers(tmp_path, count=5)),
+        str(tmp_path / "model.plan"),
+        "--if-needed",
+        "--precision",
+        "int8",
+    ]
     command += ["--calibration", str(pictures)]
     to_plan.main(command)
     said = capsys.readouterr().err

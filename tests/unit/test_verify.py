@@ -81,7 +81,7 @@ def double_stride_of_boxes(model):
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype == np.float32 and values.size == 1 and values.item() == 4:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values * 2, tensor.name))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, 8), tensor.name))
 
 
 def set_attribute(operator, name, value):
@@ -96,9 +96,9 @@ def set_attribute(operator, name, value):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (swap_heads, "reg differs from PyTorch's|hm differs|wh differs"),
-        (drop_mask, "hm differs from PyTorch's by .*, and from float64 by .*; expected about as much as"),
-        (scale("normalise.shift", 1.05), "hm differs"),
+        (swap_heads, "reg differs from PyTorch's"),
+        (drop_mask, "differs from PyTorch's by .*, and from float64 by .*; expected about as much as"),
+        (scale("normalise.shift", 1.05), "differs from PyTorch's"),
         (scale("network.hm.2.weight", 1.1), "hm differs"),
         (double_stride_of_boxes, "are not what the heads say"),
         (set_attribute("Conv", "strides", [1, 1]), "ONNX Runtime"),
