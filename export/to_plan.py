@@ -37,10 +37,12 @@ def main(arguments: list[str] | None = None) -> None:
         return
     model, digest = onnx_files.load(options.model)
     trt = plan_engine.load_tensorrt(rtx=bool(options.target))
-    pictures = _pictures(options, console)
+    pictures = _pictures(options, console) if options.precision == "int8" else []
     facts = _describe(model, digest, pictures, options, trt)
     if options.if_needed and _is_current(options.output, facts, console):
         return
+    if options.verify and not pictures:
+        pictures = _pictures(options, console)
     console.print(
         f"building {options.output}: {facts.precision} for {facts.gpu or options.target}", soft_wrap=True
     )
@@ -122,8 +124,8 @@ def _batch(text: str) -> tuple[int, int, int]:
 
 
 def _pictures(options: argparse.Namespace, console: Console) -> list[Path]:
-    """Those of `--calibration` that can be read, as many as are asked for, where they are of use."""
-    if options.calibration is None or not (options.verify or options.precision == "int8"):
+    """Those of `--calibration` that can be read, as many as are asked for."""
+    if options.calibration is None:
         return []
     found = plan_feeds.find_pictures(options.calibration, limit=options.pictures)
     if found.skipped:
@@ -139,7 +141,7 @@ def _describe(
         **_surroundings(options, trt, has_plugin=has_plugin),
         precision=options.precision,
         onnx_sha256=digest,
-        calibration_sha256=sha256_of_all(pictures) if options.precision == "int8" else "",
+        calibration_sha256=sha256_of_all(pictures) if pictures else "",
         optimization_level=options.optimization_level,
         profiles=plan_engine.profiles(model, options.batch),
     )
