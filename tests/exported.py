@@ -42,14 +42,6 @@ def small(folder: Path) -> Path:
 
     Its answers depend strongly on the picture, and most of its scores are above the default threshold.
     """
-    labels = folder / "labels.txt"
-    labels.write_text("\n".join(SMALL_CLASSES) + "\n", encoding="utf-8")
-    size = "{}x{}".format(*SMALL_SIZE)
-    return export(small_checkpoint(folder), "--input-size", size, "--labels", str(labels))
-
-
-def small_checkpoint(folder: Path) -> Path:
-    """Writes the checkpoint of `small`, which holds no names."""
     torch.manual_seed(0)
     network = create("resdcn_18", {"hm": 3, "reg": 2, "wh": 2}, width=1 / 8)
     for name, std in {"hm.0": 0.5, "hm.2": 15.0, "wh.0": 0.5, "wh.2": 100.0}.items():
@@ -57,5 +49,7 @@ def small_checkpoint(folder: Path) -> Path:
     state = network.state_dict()
     state["hm.2.bias"] = torch.zeros(3)
     state["wh.2.bias"] = torch.full((2,), 12.0)
-    torch.save({"state_dict": state}, folder / "small.pth")
-    return folder / "small.pth"
+    checkpoint, labels = folder / "small.pth", folder / "labels.txt"
+    torch.save({"state_dict": state}, checkpoint)
+    labels.write_text("\n".join(SMALL_CLASSES) + "\n")
+    return export(checkpoint, "--input-size", "{}x{}".format(*SMALL_SIZE), "--labels", str(labels))

@@ -1,13 +1,14 @@
 """What is answered comes from the version of the network that is served, however it came to be that."""
 
 import json
-import shutil
 import time
+from dataclasses import dataclass
 
-import exported
 import numpy as np
+import onnx
 import pytest
 import tritonclient.grpc as grpc
+from onnx import TensorProto, helper, numpy_helper
 from pictures import encode, picture
 from protocols import images, infer
 from servers import make_repository
@@ -16,94 +17,104 @@ from tritonclient.utils import InferenceServerException
 pytestmark = pytest.mark.server
 
 NETWORK, PICTURE = "centernet_network", encode(picture(60, 90))
-OTHER_CLASSES = ("硬币", "наклейка", "כרטיס")
-SIZES = {1: exported.SMALL_SIZE, 2: (128, 96)}
 
 
-@pytest.fixture(scope="module")
-def onnx_of_2(tmp_path_factory):
-    """The same weights with other names, another frame and less detections."""
-    folder = tmp_path_factory.mktemp("other")
-    labels = folder / "names.txt"
-    labels.write_text("\n".join(OTHER_CLASSES) + "\n", encoding="utf-8")
-    size = "{}x{}".format(*SIZES[2])
-    return exported.export(
-        exported.small_checkpoint(folder), "--input-size", size, "--labels", str(labels), "--top-k", "30"
-    )
+@dataclass(frozen=True)
+class Stub:
+    """A network that sees nothing: every class in turn, in rows of a number of its own."""
+
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    rows: int
+
+    def write(self, folder):
+        """Writes `model.onnx` and `model.json`."""
+        folder.mkdir()
+        values = {
+            "boxes": np.tile(np.float32([4, 4, 20, 20]), (1, self.rows, 1)),
+            "scores": np.full((1, self.rows), 0.9, np.float32),
+            "classes": np.arange(self.rows, dtype=np.int32)[None] % len(self.classes),
+        }
+        nodes = [helper.make_node("Shape", ["frame"], ["batch"], end=1)]
+        constants, outputs = [], []
+        for name, value in values.items():
+            constants += [
+                numpy_helper.from_array(value, f"{name}_of_one"),
+                numpy_helper.from_array(np.int64(value.shape[1:]), f"{name}_shape"),
+            ]
+            nodes += [
+                helper.make_node("Concat", ["batch", f"{name}_shape"], [f"{name}_shapes"], axis=0),
+                helper.make_node("Expand", [f"{name}_of_one", f"{name}_shapes"], [name]),
+            ]
+            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            outputs.append(helper.make_tensor_value_info(name, kind, ["n", *value.shape[1:]]))
+        frame = helper.make_tensor_value_info("frame", TensorProto.UINT8, ["n", *self.size, 3])
+        graph = helper.make_graph(nodes, "stub", [frame], outputs, constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+        onnx.save_model(model, folder / "model.onnx")
+        facts = {"classes": self.classes, "input_size": self.size, "top_k": self.rows}
+        text = json.dumps(facts, ensure_ascii=False)
+        (folder / "model.json").write_text(text, encoding="utf-8")
+        return folder / "model.onnx"
 
 
-def put(repository, version, onnx):
+FIRST = Stub(("ant", "bee", "cicada"), (64, 96), 100)
+SECOND = Stub(("硬币", "наклейка", "כרטיס"), (128, 32), 30)
+
+
+def put(repository, version, stub):
     """Adds a version as a whole: the folder gets its name when it is complete."""
-    new = repository / f".{version}"
-    new.mkdir()
-    for suffix in (".onnx", ".json"):
-        shutil.copy(onnx.with_suffix(suffix), new / f"model{suffix}")
+    new = repository.parent / f"new-{version}"
+    stub.write(new)
     new.rename(repository / NETWORK / str(version))
 
 
-def found_names(server):
-    answer = infer(server, "grpc", "centernet", images([PICTURE]), {"score_threshold": 0.0})
-    return {label.decode() for label in answer["detection_labels"][0]}, answer["detection_boxes"].shape[1]
+def assert_served(server, stub):
+    """Encoded pictures and frames are answered with this network's names, size and number of rows."""
+    frame = {"frame": np.zeros((1, *stub.size, 3), np.uint8), "image_size": np.array([[60, 90]], np.int32)}
+    for model, inputs in (("centernet", images([PICTURE])), ("centernet_frames", frame)):
+        answer = infer(server, "grpc", model, inputs)
+        labels = [label.decode() for label in answer["detection_labels"][0]]
+        assert labels == [stub.classes[index % 3] for index in range(stub.rows)]
 
 
-def assert_served(server, version):
-    """Encoded pictures and frames are answered with this version's names, size and number of rows."""
-    classes, rows = {1: (exported.SMALL_CLASSES, 100), 2: (OTHER_CLASSES, 30)}[version]
-    names, count = found_names(server)
-    assert names <= set(classes)
-    assert len(names) > 1
-    assert count == rows
-    frame = {
-        "frame": np.zeros((1, *SIZES[version], 3), np.uint8),
-        "image_size": np.array([[60, 90]], np.int32),
-    }
-    answer = infer(server, "http", "centernet_frames", frame, {"score_threshold": 0.0})
-    assert {label.decode() for label in answer["detection_labels"][0]} <= set(classes)
-
-
-def test_versions_that_come_and_go(serve, small_onnx, onnx_of_2, tmp_path):
-    repository = make_repository(tmp_path, small_onnx)
-    explicit = [f"--load-model={name}" for name in ("centernet", "centernet_frames")]
-    server = serve(repository, "--model-control-mode=explicit", *explicit)
-    assert_served(server, 1)
-    put(repository, 2, onnx_of_2)
-    assert_served(server, 1)  # there, but not loaded
+def test_versions_that_are_loaded_and_unloaded(serve, tmp_path):
+    repository = make_repository(tmp_path, FIRST.write(tmp_path / "first"))
+    loads = [f"--load-model={name}" for name in ("centernet", "centernet_frames")]
+    server = serve(repository, "--model-control-mode=explicit", *loads)
+    assert_served(server, FIRST)
+    put(repository, 2, SECOND)
+    assert_served(server, FIRST)  # there, but not loaded
     with grpc.InferenceServerClient(server.grpc_url) as client:
         client.load_model(NETWORK)
-        assert_served(server, 2)
+        assert_served(server, SECOND)
         # Back to the first, with both still in their folders.
-        config = json.dumps({"version_policy": {"specific": {"versions": [1]}}, **configuration(client)})
-        client.load_model(NETWORK, config=config)
-        assert_served(server, 1)
+        config = repository / NETWORK / "configs" / "cpu.pbtxt"
+        text = config.read_text()
+        config.write_text(text + "version_policy { specific { versions: [ 1 ] } }\n")
         client.load_model(NETWORK)
-        assert_served(server, 2)
+        assert_served(server, FIRST)
+        config.write_text(text)
+        client.load_model(NETWORK)
+        assert_served(server, SECOND)
         (repository / NETWORK / "2" / "model.json").unlink()
-        assert_served(server, 2)  # as it was loaded
-        shutil.rmtree(repository / NETWORK / "2")
-        client.load_model(NETWORK)
-        assert_served(server, 1)
+        assert_served(server, SECOND)  # as it was loaded
         # A version that nobody described has no names, and gets none of another's.
-        put(repository, 3, onnx_of_2)
+        put(repository, 3, FIRST)
         (repository / NETWORK / "3" / "model.json").unlink()
         client.load_model(NETWORK)
         with pytest.raises(InferenceServerException, match=r"no .*/centernet_network/3/model\.json: make"):
-            found_names(server)
+            assert_served(server, FIRST)
 
 
-def configuration(client):
-    """The network's configuration, for a load that overrides a part of it."""
-    config = client.get_model_config(NETWORK, as_json=True)["config"]
-    return {key: config[key] for key in ("name", "backend", "max_batch_size")}
-
-
-def test_the_highest_version_at_start_and_one_found_by_polling(serve, small_onnx, onnx_of_2, tmp_path):
-    repository = make_repository(tmp_path, small_onnx)
-    (repository / NETWORK / "1").rename(repository / NETWORK / "4")
+def test_the_highest_version_at_start_and_one_found_by_polling(serve, tmp_path):
+    repository = make_repository(tmp_path, SECOND.write(tmp_path / "first"))
+    put(repository, 4, FIRST)
     server = serve(repository, "--model-control-mode=poll", "--repository-poll-secs=1")
-    assert_served(server, 1)
-    put(repository, 5, onnx_of_2)
+    assert_served(server, FIRST)
+    put(repository, 5, SECOND)
     end = time.monotonic() + 120
     with grpc.InferenceServerClient(server.grpc_url) as client:
         while not client.is_model_ready(NETWORK, "5") and time.monotonic() < end:
             time.sleep(0.2)
-    assert_served(server, 2)
+    assert_served(server, SECOND)
