@@ -97,8 +97,6 @@ def test_versions_that_are_loaded_and_unloaded(serve, tmp_path):
         config.write_text(text)
         client.load_model(NETWORK)
         assert_served(server, SECOND)
-        (repository / NETWORK / "2" / "model.json").unlink()
-        assert_served(server, SECOND)  # as it was loaded
         # A version that nobody described has no names, and gets none of another's.
         put(repository, 3, FIRST)
         (repository / NETWORK / "3" / "model.json").unlink()

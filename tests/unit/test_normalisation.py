@@ -93,7 +93,7 @@ def test_it_is_kept_in_graph_and_description(exported):
     (expected,) = run(heads, {"input": fed}, ["hm"])
     assert np.abs(found - expected).max() < 1e-3 * expected.std()
     wrong = np.stack([plan_feeds.normalise(frame, COCO) for frame in frames])
-    assert np.abs(found - run(heads, {"input": wrong}, ["hm"])[0]).max() > 0.1 * expected.std()
+    assert np.abs(found - run(heads, {"input": wrong}, ["hm"])[0]).max() > 1e-2 * expected.std()
 
 
 def test_calibration_takes_it_from_the_description(exported, tmp_path):
