@@ -25,7 +25,7 @@ def read(path: Path) -> list[str]:
         ) from error
     if "\0" in text:
         raise UsageError(f"labels: {path} is no text: found a zero byte: save it as UTF-8")
-    if _is_json(text):
+    if path.suffix.lower() in (".json", ".jsonl") or _is_json(text):
         raise UsageError(f"labels: {path} is JSON, expected plain text, one name a line")
     # Not splitlines, which also splits at what is rare but may be in a name.
     names = [line.strip() for line in text.rstrip().split("\n")]

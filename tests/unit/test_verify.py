@@ -115,6 +115,18 @@ def test_a_wrong_graph_of_a_noisy_network_is_refused(case, fault, message):
     assert "\n" not in str(error.value)
 
 
+def test_values_that_grow_beyond_float32_are_named(case):
+    """Each weight is a number, but the offsets are none: PyTorch and ONNX Runtime would read anywhere."""
+    detector = Detector(tiny.network("resdcn_18"), top_k=20).eval()
+    with torch.no_grad():
+        detector.network.layer4[1].conv2.weight *= 1e30
+        detector.network.layer4[1].bn2.weight *= 1e30
+    with pytest.raises(
+        ExportError, match=r"network\.deconv_layers\.0\.conv_offset_mask gives values that are"
+    ):
+        verify.compare(case[1], detector, case[2], HEADS)
+
+
 def heads(noise, *, seed):
     return noise * np.random.default_rng(seed).normal(0, 1, (2, 3, 16, 24))
 
