@@ -156,7 +156,13 @@ class Study:
     def _pytorch(self) -> list[dict[str, Any]]:
         size = self._options.input_size
         return self._detect(
-            Reference(self._checkpoint, arch=None, frame_size=size, annotations=self._annotations)
+            Reference(
+                self._checkpoint,
+                arch=None,
+                frame_size=size,
+                annotations=self._annotations,
+                normalisation=self._description().normalisation,
+            )
         )
 
     def _onnxruntime(self, name: str) -> list[dict[str, Any]]:
@@ -215,7 +221,8 @@ class Study:
             return path
         if name == "fp32":
             size = "{}x{}".format(*self._options.input_size)
-            to_onnx.main([str(self._checkpoint), str(path), "--input-size", size])
+            pixels = [f"--{name}={text}" for name, text in self._pixels().items() if text]
+            to_onnx.main([str(self._checkpoint), str(path), "--input-size", size, *pixels])
             return path
         model = onnx.load(self._model("fp32"))
         if name == "fp16":
@@ -229,15 +236,15 @@ class Study:
         return path
 
     def _feeds(self, model: onnx.ModelProto) -> Iterator[dict[str, Any]]:
-        with tempfile.TemporaryDirectory() as folder:
-            for path in self.calibration:
-                Path(folder, path.name).symlink_to(path.resolve())
-            yield from plan_feeds.from_pictures(model, Path(folder))
+        return plan_feeds.from_pictures(model, self.calibration)
+
+    def _pixels(self) -> dict[str, str | None]:
+        return {"mean": self._options.mean, "std": self._options.std}
 
     def _digest(self) -> str:
         """Of all that the results depend on but the versions of the libraries."""
         names = [path.name for path in self.calibration]
-        digest = hashlib.sha256(repr((names, self._options.input_size)).encode())
+        digest = hashlib.sha256(repr((names, self._options.input_size, self._pixels())).encode())
         sources = [ROOT / "export" / name for name in ("detector.py", "graph.py", "precision.py")]
         sources += sorted((ROOT / "export/networks").glob("*.py"))
         for path in (self._checkpoint, self._options.annotations, *sources):
@@ -280,6 +287,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HxW",
         help="default: 512x512",
     )
+    for name in ("--mean", "--std"):
+        parser.add_argument(name, metavar="B,G,R", help="the checkpoints' own, as for export.to_onnx")
     parser.add_argument("--output-dir", type=Path, default=Path("out/accuracy"))
     parser.add_argument("--document", type=Path, help="Markdown file whose tables are replaced")
     return parser

@@ -11,10 +11,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 
-from export import contract, plan_description, plan_engine, precision, rewrite
+from export import contract, onnx_files, plan_description, plan_engine, precision, rewrite
 from export.errors import ExportError
 from export.files import sha256, write_together
 from export.plan_description import PlanDescription, find_gpu
@@ -94,7 +93,7 @@ class Engine:
         if gpu is None or not torch.cuda.is_available():
             raise PlanError("found no NVIDIA GPU")
         trt = plan_engine.load_tensorrt()
-        model = onnx.load(onnx_path)
+        model, digest = onnx_files.load(onnx_path)
         names = [node.name for node in model.graph.node if node.op_type in DCN_OPERATORS]
         loaded = None
         if plugin == "nvidia":
@@ -109,7 +108,7 @@ class Engine:
             compute_capability=gpu.compute_capability,
             precision="fp16",
             plugin_sha256=sha256(loaded) if loaded else "",
-            onnx_sha256=sha256(onnx_path),
+            onnx_sha256=digest,
             profiles=plan_engine.profiles(model, sizes),
         )
         reasons = misfits(plan, facts)

@@ -61,10 +61,12 @@ def main() -> int:
         help="evaluate this in PyTorch, too, and compare",
     )
     parser.add_argument("--arch", help="the checkpoint's architecture (default: inferred)")
+    for name in ("--mean", "--std"):
+        parser.add_argument(name, metavar="B,G,R", help="the checkpoint's own, as for export.to_onnx")
     options.add_connection_options(parser)
     arguments = parser.parse_args()
-    if arguments.arch and not arguments.reference:
-        parser.error("--arch belongs to --reference")
+    if (arguments.arch or arguments.mean or arguments.std) and not arguments.reference:
+        parser.error("--arch, --mean and --std belong to --reference")
     if not arguments.images.is_dir():
         parser.error(f"--images: no such folder: {arguments.images}")
     console = Console(stderr=True, highlight=False)
@@ -117,6 +119,7 @@ class Evaluation:
 
     def _reference(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
         from clients.reference import Reference
+        from export import normalisation
 
         arguments = self._arguments
         reference = Reference(
@@ -124,6 +127,7 @@ class Evaluation:
             arch=arguments.arch,
             frame_size=self._client.frame_size(),
             annotations=self._annotations,
+            normalisation=normalisation.parse(arguments.mean, arguments.std),
         )
 
         def answers(pictures: Iterable[Picture]) -> Iterator[Answer[Picture]]:

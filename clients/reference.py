@@ -13,7 +13,7 @@ from clients.annotations import Annotations, numbers_first
 from clients.detections import Detections
 from clients.errors import CenterNetError, SourceError
 from export import checkpoint
-from export.contract import COCO_CLASSES, TOP_K
+from export.contract import COCO, COCO_CLASSES, TOP_K, Normalisation
 from export.detector import Detector
 
 Network = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -66,6 +66,7 @@ class Reference(LocalDetector):
         path: The checkpoint.
         arch: Its architecture, or None to infer it.
         frame_size: Height and width of the network's input, the server's.
+        normalisation: What it was trained on.
         annotations: Name the classes if the checkpoint does not: in the order of their category ids, as
             CenterNet's trainer numbers them.
 
@@ -75,7 +76,13 @@ class Reference(LocalDetector):
     """
 
     def __init__(
-        self, path: Path, *, arch: str | None, frame_size: tuple[int, int], annotations: Annotations
+        self,
+        path: Path,
+        *,
+        arch: str | None,
+        frame_size: tuple[int, int],
+        annotations: Annotations,
+        normalisation: Normalisation = COCO,
     ) -> None:
         loaded = checkpoint.load(path, arch=arch)
         self.sha256 = loaded.sha256
@@ -89,7 +96,7 @@ class Reference(LocalDetector):
             )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cudnn.allow_tf32 = False  # PyTorch's default, which no FP32 engine is held to
-        detector = Detector(loaded.network, top_k=TOP_K).eval().to(device)
+        detector = Detector(loaded.network, top_k=TOP_K, normalisation=normalisation).eval().to(device)
 
         def network(frames: np.ndarray) -> list[np.ndarray]:
             with torch.inference_mode():

@@ -1,44 +1,43 @@
-"""Reading checkpoints: the original's, plain state dicts, safetensors."""
+"""From a checkpoint's weights to a network."""
 
-import json
-import pickle
 import re
-import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from export import weights
 from export.contract import HEADS
 from export.errors import ExportError, UsageError
 from export.files import sha256
 from export.networks import ARCHITECTURES, STEM_CHANNELS, CenterNet, create
-
-State = dict[str, Tensor]
+from export.weights import State
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network with its weights, ready to run."""
+    """A network with its weights, ready to run.
+
+    `source` and `left_out` say which of the file's weights it has, as in `export.weights.Weights`.
+    """
 
     network: CenterNet
     arch: str
     heads: dict[str, int]
     classes: list[str] | None
     sha256: str
+    source: str = ""
+    left_out: list[str] = field(default_factory=list)
 
 
 def load(path: Path, *, arch: str | None = None, heads: dict[str, int] | None = None) -> Checkpoint:
     """Reads a checkpoint; architecture, width and heads are inferred from names and shapes of the weights.
 
-    A file is a safetensors file (`.safetensors`) or what `torch.save` wrote: a state dict, or a dict with
-    one under `state_dict`, as CenterNet's trainer writes. `classes`, a list of names beside it (in
-    safetensors: JSON in the metadata), is optional.
+    A file is a safetensors file (`.safetensors`) or what `torch.save` wrote: a state dict, or dicts around
+    one, as trainers write (see `export.weights`). `classes`, a list of names beside it (in safetensors: JSON
+    in the metadata), is optional.
 
     Args:
         path: The file.
@@ -47,11 +46,12 @@ def load(path: Path, *, arch: str | None = None, heads: dict[str, int] | None = 
 
     Raises:
         UsageError: There is no such file, or it is not of `arch` or `heads`.
-        ExportError: The file cannot be read, or its weights are of no known network.
+        ExportError: The file cannot be read, or its weights are of no known network or no numbers.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    state, classes = _read(path)
+        raise UsageError(f"{path}: {'found a folder, expected a' if path.is_dir() else 'no such'} file")
+    found_weights = weights.load(path, [_expected_names(name) for name in ARCHITECTURES])
+    state, classes = found_weights.state, found_weights.classes
     arch = _check_names(path, state, arch)
     found = _heads(path, state, arch)
     if heads is not None and heads != found:
@@ -59,71 +59,14 @@ def load(path: Path, *, arch: str | None = None, heads: dict[str, int] | None = 
     network = _build(path, state, arch, found)
     if classes is not None and len(classes) != found["hm"]:
         raise ExportError(f"{path}: found {len(classes)} class names, expected {found['hm']}, hm's channels")
-    return Checkpoint(network, arch, found, classes, sha256(path))
+    return Checkpoint(
+        network, arch, found, classes, sha256(path), found_weights.source, found_weights.left_out
+    )
 
 
 def format_heads(heads: dict[str, int]) -> str:
     """Writes heads as the command line does: `hm=80,reg=2,wh=2`."""
     return ",".join(f"{name}={channels}" for name, channels in heads.items())
-
-
-def _read(path: Path) -> tuple[State, list[str] | None]:
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            content = {"state_dict": load_file(path)}
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            if "classes" in metadata:
-                content["classes"] = json.loads(metadata["classes"])
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-    ) as error:
-        raise ExportError(f"{path}: {_why_unreadable(path, error)}") from error
-    if not isinstance(content, dict):
-        raise ExportError(f"{path}: found a {type(content).__name__}, expected a dict with state_dict")
-    state = content.get("state_dict", content)
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
-    ):
-        names = ", ".join(map(str, list(content)[:6]))
-        raise ExportError(f"{path}: found a dict of {names}, expected a state_dict of tensors")
-    classes = content.get("classes") if state is not content else None
-    if classes is not None and not (
-        isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
-    ):
-        raise ExportError(f"{path}: found classes {str(classes)[:60]}, expected a list of names")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state, None if classes is None else list(classes)
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        start = file.read(16)
-    if path.suffix == ".safetensors":
-        kind, is_kind = "safetensors", start[8:9] == b"{"
-    else:
-        kind, is_kind = "PyTorch", start.startswith((b"PK", b"\x80")) or tarfile.is_tarfile(path)
-    if not is_kind:
-        return f"no {kind} file: found {path.stat().st_size} bytes beginning {start!r}: download it again"
-    if isinstance(error, pickle.UnpicklingError):
-        return (
-            "not a checkpoint of tensors alone, and other objects are not loaded: "
-            "save it again with torch.save({'state_dict': model.state_dict()}, …)"
-        )
-    reason = re.split(r"\. |\n", str(error))[0] or type(error).__name__
-    return f"cannot be read as {kind} file: {reason}: is the file complete?"
 
 
 @cache
@@ -200,9 +143,33 @@ def _build(path: Path, state: State, arch: str, heads: dict[str, int]) -> Center
         raise ExportError(
             f"{path}: lacks {_some(missing)}: expected all heads with one convolution, or all with two"
         )
-    weights = {
+    filled = {
         name: state[name].to(value.dtype) if name in state else torch.zeros(value.shape, dtype=value.dtype)
         for name, value in expected.items()
     }
-    network.load_state_dict(weights, assign=True)
+    _check_values(path, filled)
+    network.load_state_dict(filled, assign=True)
     return network.eval()
+
+
+def _check_values(path: Path, state: State) -> None:
+    """Refuses what would make every output NaN, or end the process that computes with it."""
+    faults = []
+    for name, value in state.items():
+        finite = value.isfinite()
+        negative = value < 0 if name.endswith("running_var") else torch.zeros((), dtype=torch.bool)
+        if not finite.all():
+            faults.append(f"{name} has values that are not finite ({_count(value, ~finite)})")
+        elif negative.any():
+            faults.append(f"{name} has negative variances ({_count(value, negative)})")
+    if faults:
+        further = f"; {len(faults) - 1} more weights have such values" if len(faults) > 1 else ""
+        raise ExportError(
+            f"{path}: {faults[0]}{further}: the training diverged, or the file is damaged: "
+            "take an earlier checkpoint"
+        )
+
+
+def _count(value: Tensor, wrong: Tensor) -> str:
+    first = tuple(wrong.nonzero()[0].tolist())
+    return f"{int(wrong.sum())} of {value.numel()}, the first {value[first].item():g} at {list(first)}"

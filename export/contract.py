@@ -20,9 +20,24 @@ INPUT_SIZE = (512, 512)
 SCORE_THRESHOLD = 0.3
 """Default of the postprocess model's parameter and of the request parameter with the same name."""
 
-# Of CenterNet's training set, per channel in the frame's own order (BGR), for pixels divided by 255.
-MEAN = (0.408, 0.447, 0.470)
-STD = (0.289, 0.274, 0.278)
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What a network was trained on: (pixel / 255 - mean) / std, by channel in the frame's order, BGR."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+COCO = Normalisation((0.408, 0.447, 0.470), (0.289, 0.274, 0.278))
+"""CenterNet's own for its networks of COCO, and the default."""
+
+NORMALISATIONS = {
+    "coco": COCO,
+    # What others have for RGB; CenterNet's Pascal and KITTI networks were trained with it on BGR.
+    "imagenet": Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "none": Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
 
 HEADS = ("hm", "reg", "wh")
 """Outputs of the raw-heads ONNX form, in this order."""

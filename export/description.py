@@ -1,15 +1,24 @@
 """What a served network says about itself: in the ONNX file's metadata and in the JSON file beside it."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import onnx
 
+from export.contract import COCO, Normalisation
+
+LATER = ("mean", "std")
+"""Facts that older files lack: they have the defaults."""
+
 
 @dataclass(frozen=True)
 class Description:
-    """Facts about an exported network. `input_size` is height and width in pixels; heads have no `top_k`."""
+    """Facts about an exported network.
+
+    `input_size` is height and width in pixels; heads have no `top_k`; `mean` and `std` are a
+    `Normalisation`'s.
+    """
 
     arch: str
     form: str
@@ -17,6 +26,13 @@ class Description:
     input_size: list[int]
     top_k: int | None
     checkpoint_sha256: str
+    mean: list[float] = field(default_factory=lambda: list(COCO.mean))
+    std: list[float] = field(default_factory=lambda: list(COCO.std))
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What the network wants of its pixels."""
+        return Normalisation(tuple(self.mean), tuple(self.std))
 
     def to_metadata(self) -> dict[str, str]:
         """Each fact as text: strings as they are, anything else as JSON."""
@@ -37,7 +53,7 @@ def read(model: onnx.ModelProto) -> Description:
         ValueError: The metadata lacks a fact; the message names the missing ones.
     """
     found = {entry.key: entry.value for entry in model.metadata_props}
-    missing = [name for name in Description.__annotations__ if name not in found]
+    missing = [each.name for each in fields(Description) if each.name not in found and each.name not in LATER]
     if missing:
         raise ValueError(
             f"the ONNX file's metadata lacks {', '.join(missing)}: export it with export.to_onnx"
@@ -49,4 +65,5 @@ def read(model: onnx.ModelProto) -> Description:
         input_size=json.loads(found["input_size"]),
         top_k=json.loads(found["top_k"]),
         checkpoint_sha256=found["checkpoint_sha256"],
+        **{name: json.loads(found[name]) for name in LATER if name in found},
     )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from export.contract import HEADS, MEAN, STD, STRIDE
+from export.contract import COCO, HEADS, STRIDE, Normalisation
 from export.networks import CenterNet
 
 
@@ -14,9 +14,9 @@ class Normalise(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, normalisation: Normalisation = COCO) -> None:
         super().__init__()
-        mean, std = torch.tensor(MEAN), torch.tensor(STD)
+        mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
         self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1))
 
@@ -85,9 +85,9 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
 class Detector(nn.Module):
     """Normalisation, network and decode; the heads that it reads come last among the outputs, for checks."""
 
-    def __init__(self, network: CenterNet, *, top_k: int) -> None:
+    def __init__(self, network: CenterNet, *, top_k: int, normalisation: Normalisation = COCO) -> None:
         super().__init__()
-        self.normalise = Normalise()
+        self.normalise = Normalise(normalisation)
         self.network = network
         self.decode = Decode(top_k)
 

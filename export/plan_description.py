@@ -3,16 +3,27 @@
 import ctypes
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from export.files import sha256_of_all
+
+BUILDER = ("to_plan", "plan_engine", "plan_feeds", "precision", "rewrite")
+"""Modules that decide what is in a plan."""
 
 Profiles = dict[str, dict[str, list[int]]]
 """Input name -> min, opt, max -> shape."""
 
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+
+
+@cache
+def builder_sha256() -> str:
+    """Of this project's code that decides what is in a plan: a plan of other code is built again."""
+    return sha256_of_all(Path(__file__).with_name(f"{name}.py") for name in BUILDER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +36,11 @@ class PlanDescription:
         compute_capability: "9.0".
         precision: fp32, fp16 or int8.
         plugin_sha256: of the library that runs the DCNv2 layers, empty where the model has none.
-        onnx_sha256: of the file that the plan was built from.
+        onnx_sha256: of what the plan was built from, with its external data.
         profiles: shapes it serves.
+        calibration_sha256: of the pictures that gave int8 its scales, else empty.
+        optimization_level: TensorRT's own; its default if None.
+        builder_sha256: as the function of that name.
     """
 
     tensorrt: str
@@ -36,6 +50,9 @@ class PlanDescription:
     plugin_sha256: str
     onnx_sha256: str
     profiles: Profiles
+    calibration_sha256: str = ""
+    optimization_level: int | None = None
+    builder_sha256: str = field(default_factory=builder_sha256)
 
 
 def read(plan: Path) -> dict[str, Any]:

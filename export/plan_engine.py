@@ -111,7 +111,7 @@ def _is_registered(trt: ModuleType) -> bool:
 
 def loaded_library(name: str) -> Path | None:
     """The file of a shared library of this process whose name begins with `name`."""
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+    for line in os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines():
         path = Path(line.split(maxsplit=5)[-1])
         if path.name.startswith(name) and ".so" in path.name:
             return path

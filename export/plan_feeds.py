@@ -1,27 +1,65 @@
 """Inputs for calibration and comparison: pictures as the server would feed them, or smooth noise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 from centernet_image import ImageError, decode, warp
 
-from export import contract
+from export import contract, description
 from export.errors import UsageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+ENOUGH = 8
+"""Pictures that make up for any number of others that cannot be read."""
 
 
-def from_pictures(
-    model: onnx.ModelProto, folder: Path, *, limit: int = 500
-) -> Iterator[dict[str, np.ndarray]]:
-    """Feeds for one of this project's networks, one picture each, in the order of their names.
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of a folder that can be read, in the order of their names, and why others cannot."""
+
+    paths: list[Path]
+    skipped: dict[Path, str]
+
+    def __str__(self) -> str:
+        first, why = next(iter(self.skipped.items()))
+        looked_at = len(self.paths) + len(self.skipped)
+        return f"{len(self.skipped)} of {looked_at} pictures cannot be read, the first {first}: {why}"
+
+
+def find_pictures(folder: Path, *, limit: int = 500) -> Pictures:
+    """Decodes the pictures of a folder and its subfolders, until `limit` of them have been read.
+
+    Raises:
+        UsageError: There is none, or too few can be read: less than half, and less than `ENOUGH`.
+    """
+    found = Pictures([], {})
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+        if len(found.paths) == limit:
+            break
+        try:
+            decode(path.read_bytes())
+            found.paths.append(path)
+        except OSError as error:
+            found.skipped[path] = error.strerror or str(error)
+        except ImageError as error:
+            found.skipped[path] = str(error)
+    if not found.paths and not found.skipped:
+        raise UsageError(f"found no picture in {folder}")
+    if len(found.paths) < min(ENOUGH, len(found.skipped)):
+        raise UsageError(f"{folder}: {found}: too few are left, expected at least half or {ENOUGH}")
+    return found
+
+
+def from_pictures(model: onnx.ModelProto, paths: Iterable[Path]) -> Iterator[dict[str, np.ndarray]]:
+    """Feeds for one of this project's networks, one picture each.
 
     Args:
-        model: with the one input `frame` (uint8 [N, H, W, 3]) or `input` (float [N, 3, H, W], normalised).
-        folder: searched with its subfolders.
-        limit: pictures at most.
+        model: with the one input `frame` (uint8 [N, H, W, 3]) or `input` (float [N, 3, H, W], normalised as
+            its description says).
+        paths: of the pictures.
 
     Raises:
         UsageError: the model's input is another one, or a picture cannot be read.
@@ -39,20 +77,25 @@ def from_pictures(
             "only this project's own networks can be fed with pictures"
         )
     frame_size = (shape[1], shape[2]) if is_frame else (shape[2], shape[3])
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise UsageError(f"found no picture in {folder}")
-    for path in paths[:limit]:
+    normalisation = contract.COCO if is_frame else _normalisation(model)
+    for path in paths:
         try:
             frame = warp(decode(path.read_bytes()), frame_size)
-        except ImageError as error:
+        except (ImageError, OSError) as error:
             raise UsageError(f"{path}: {error}") from error
-        yield {tensor.name: frame[None] if is_frame else normalise(frame)[None]}
+        yield {tensor.name: frame[None] if is_frame else normalise(frame, normalisation)[None]}
 
 
-def normalise(frame: np.ndarray) -> np.ndarray:
+def _normalisation(model: onnx.ModelProto) -> contract.Normalisation:
+    try:
+        return description.read(model).normalisation
+    except ValueError:  # not exported by this project, or edited
+        return contract.COCO
+
+
+def normalise(frame: np.ndarray, normalisation: contract.Normalisation = contract.COCO) -> np.ndarray:
     """BGR uint8 [H, W, 3] to the float32 [3, H, W] of the raw-heads form."""
-    scaled = (frame.astype(np.float32) / 255 - contract.MEAN) / contract.STD
+    scaled = (frame.astype(np.float32) / 255 - normalisation.mean) / normalisation.std
     return scaled.transpose(2, 0, 1).astype(np.float32)
 
 

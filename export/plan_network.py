@@ -17,11 +17,13 @@ class PlanNetwork:
 
     Attributes:
         reference: FP32 and standard operators: what ONNX Runtime runs, and the plan is compared with.
-        model: strongly typed, with the plugin's DCNv2 nodes: what TensorRT builds.
+        rounded: the same in the precision, with standard operators: right by construction.
+        model: `rounded` with the plugin's DCNv2 nodes, strongly typed: what TensorRT builds.
         tf32: whether TensorRT may round the inputs of FP32 convolutions to TF32.
     """
 
     reference: onnx.ModelProto
+    rounded: onnx.ModelProto
     model: onnx.ModelProto
     tf32: bool
 
@@ -45,8 +47,9 @@ def make(
     reference = rewrite.to_deform_conv(model)
     if precision_name == "fp32":
         # FP32 means FP32: TF32 rounds to as few bits as FP16 does.
-        return PlanNetwork(reference=reference, model=rewrite.to_dcnv2(reference), tf32=False)
+        model = rewrite.to_dcnv2(reference)
+        return PlanNetwork(reference=reference, rounded=reference, model=model, tf32=False)
     quantized = precision.to_int8(reference, feeds) if precision_name == "int8" else reference
     # Tensor cores make up for the zeros between the channels; FP32 has none.
-    half = rewrite.to_dense_conv_transpose(precision.to_fp16(quantized))
-    return PlanNetwork(reference=reference, model=rewrite.to_dcnv2(half), tf32=True)
+    rounded = rewrite.to_dense_conv_transpose(precision.to_fp16(quantized))
+    return PlanNetwork(reference=reference, rounded=rounded, model=rewrite.to_dcnv2(rounded), tf32=True)

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from export import checkpoint, graph, verify
+from export import checkpoint, graph, labels, normalisation, verify
 from export.contract import (
     BOXES,
     CLASSES,
+    COCO,
     COCO_CLASSES,
     FRAME,
     HEADS,
@@ -26,6 +27,7 @@ from export.contract import (
     SIDE_MULTIPLE,
     STRIDE,
     TOP_K,
+    Normalisation,
 )
 from export.description import Description
 from export.detector import Detector, RawHeads
@@ -55,7 +57,8 @@ def to_onnx(
     dcn_op: str = "DeformConv",
     input_size: tuple[int, int] = INPUT_SIZE,
     top_k: int = TOP_K,
-    labels: list[str] | None = None,
+    classes: list[str] | None = None,
+    normalisation: Normalisation = COCO,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Export:
     """Exports a network and checks the result.
@@ -67,22 +70,24 @@ def to_onnx(
         dcn_op: The node of a deformable convolution: the standard `DeformConv`, or `DCNv2`.
         input_size: Height and width, pixels, multiples of 32.
         top_k: Detections per picture.
-        labels: Class names; else the checkpoint's own, COCO's for 80 classes, or numbers.
+        classes: Class names; else the checkpoint's own, COCO's for 80 classes, or numbers.
+        normalisation: What the network was trained on; in the graph, or, for `heads`, left to the caller.
         progress: Is told what is done next.
 
     Raises:
-        UsageError: `input_size`, `top_k` or `labels` is impossible for this network.
+        UsageError: `input_size`, `top_k` or `classes` is impossible for this network.
         ExportError: The exported graph is not valid or does not compute what the network computes.
     """
     height, width = input_size
-    _check_options(source, input_size, top_k, labels)
+    names = classes if classes is not None else source.classes or _default_labels(source.heads["hm"])
+    _check_options(source, input_size, top_k, names)
     frames = verify.pictures(height, width)
     module: nn.Module
+    detector = Detector(source.network, top_k=top_k, normalisation=normalisation).eval()
     if form == "detector":
-        module, inputs, name = Detector(source.network, top_k=top_k).eval(), frames, FRAME.name
+        module, inputs, name = detector, frames, FRAME.name
         outputs = [BOXES.name, SCORES.name, CLASSES.name]
     else:
-        detector = Detector(source.network, top_k=top_k)
         module, name, outputs = RawHeads(source.network).eval(), RAW_INPUT, []
         inputs = detector.normalise(torch.from_numpy(frames)).numpy()
 
@@ -100,10 +105,12 @@ def to_onnx(
     description = Description(
         arch=source.arch,
         form=form,
-        classes=labels or source.classes or _default_labels(source.heads["hm"]),
+        classes=names,
         input_size=[height, width],
         top_k=top_k if form == "detector" else None,
         checkpoint_sha256=source.sha256,
+        mean=list(normalisation.mean),
+        std=list(normalisation.std),
     )
     onnx.helper.set_model_props(model, description.to_metadata())
 
@@ -120,20 +127,21 @@ def to_onnx(
 
 
 def _check_options(
-    source: checkpoint.Checkpoint, input_size: tuple[int, int], top_k: int, labels: list[str] | None
+    source: checkpoint.Checkpoint, input_size: tuple[int, int], top_k: int, names: list[str]
 ) -> None:
     height, width = input_size
     if min(input_size) <= 0 or height % SIDE_MULTIPLE or width % SIDE_MULTIPLE:
         raise UsageError(f"input size: found {height}x{width}, expected multiples of {SIDE_MULTIPLE}")
     classes = source.heads["hm"]
+    if len(names) != classes:
+        raise UsageError(f"labels: found {len(names)} names, expected {classes}, the channels of hm")
+    labels.check(names, where="labels")
     cells = classes * (height // STRIDE) * (width // STRIDE)
     if not 1 <= top_k <= min(MAX_TOP_K, cells):
         raise UsageError(
             f"top-k: found {top_k}, expected 1 to {min(MAX_TOP_K, cells)} "
             f"for {classes} classes at {height}x{width}"
         )
-    if labels is not None and len(labels) != classes:
-        raise UsageError(f"labels: found {len(labels)} names, expected {classes}, the channels of hm")
     if source.heads["wh"] not in (2, 2 * classes) or source.heads.get("reg", 2) != 2:
         raise ExportError(
             f"heads: found {checkpoint.format_heads(source.heads)}, "
@@ -159,15 +167,6 @@ def _head_channels(text: str) -> dict[str, int]:
     return {name: heads[name] for name in (*HEADS, *sorted(heads.keys() - set(HEADS))) if name in heads}
 
 
-def _labels(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UsageError(f"labels: {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"labels: {path} is no UTF-8 text: {error.reason} at byte {error.start}") from error
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export.to_onnx", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="the original's .pth, a state dict, or .safetensors")
@@ -188,7 +187,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--top-k", type=int, default=TOP_K, help="detections per picture (default: %(default)s)"
     )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line, UTF-8")
+    parser.add_argument(
+        "--mean",
+        metavar="B,G,R",
+        help=f"what the checkpoint was trained with: {normalisation.EXPECTED} (default: coco)",
+    )
+    parser.add_argument("--std", metavar="B,G,R", help="as --mean, which may name both")
     return parser
 
 
@@ -199,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UsageError(f"{options.output}: expected a name that ends with .onnx")
     if not options.output.parent.is_dir():
         raise UsageError(f"{options.output.parent}: no such folder")
-    labels = _labels(options.labels) if options.labels else None
+    classes = labels.read(options.labels) if options.labels else None
+    pixels = normalisation.parse(options.mean, options.std)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -215,7 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dcn_op=options.dcn_op,
             input_size=options.input_size,
             top_k=options.top_k,
-            labels=labels,
+            classes=classes,
+            normalisation=pixels,
             progress=progress,
         )
         progress("writing")
@@ -226,6 +233,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{options.output}: {source.arch}, {checkpoint.format_heads(source.heads)}, {options.form}, "
         f"{'x'.join(map(str, options.input_size))}, {len(content) / 1e6:.1f} MB"
     )
+    if source.source or source.left_out:
+        print(
+            f"  weights: {source.source or 'at the top'}; left out: {', '.join(source.left_out) or 'nothing'}"
+        )
+    for name, indices in labels.repeated(result.description.classes).items():
+        print(f"  warning: {name!r} is the name of classes {', '.join(map(str, indices))}")
     for name, difference in result.differences.items():
         reference = "PyTorch" if name in source.heads else "a decode of the same heads"
         print(f"  {name}: at most {difference:.1e} from {reference}")

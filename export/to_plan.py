@@ -4,7 +4,6 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -12,9 +11,9 @@ import numpy as np
 import onnx
 from rich.console import Console
 
-from export import description, errors, plan_engine, plan_feeds, plan_network, plan_verify
-from export.files import sha256, write_beside, write_together
-from export.plan_description import PlanDescription, Profiles, find_gpu, misfits, read
+from export import description, errors, onnx_files, plan_engine, plan_feeds, plan_network, plan_verify
+from export.files import sha256, sha256_of_all, write_beside, write_together
+from export.plan_description import PlanDescription, Profiles, builder_sha256, find_gpu, misfits, read
 from export.plan_engine import PlanError
 
 
@@ -36,17 +35,20 @@ def main(arguments: list[str] | None = None) -> None:
     if options.if_needed and options.output.is_file() and not options.model.exists():
         _check_without_model(options, console)
         return
-    model = _read(options.model)
+    model, digest = onnx_files.load(options.model)
     trt = plan_engine.load_tensorrt(rtx=bool(options.target))
-    facts = _describe(model, options, trt)
+    pictures = _pictures(options, console) if options.precision == "int8" else []
+    facts = _describe(model, digest, pictures, options, trt)
     if options.if_needed and _is_current(options.output, facts, console):
         return
+    if options.verify and not pictures:
+        pictures = _pictures(options, console)
     console.print(
         f"building {options.output}: {facts.precision} for {facts.gpu or options.target}", soft_wrap=True
     )
     for file in filter(None, (options.output, options.timing_cache)):
         file.parent.mkdir(parents=True, exist_ok=True)
-    network = plan_network.make(model, options.precision, _calibration(model, options))
+    network = plan_network.make(model, options.precision, plan_feeds.from_pictures(model, pictures))
     engine, timing_cache = plan_engine.build(
         trt,
         network.model,
@@ -60,7 +62,12 @@ def main(arguments: list[str] | None = None) -> None:
     if timing_cache is not None:
         write_beside(options.timing_cache, timing_cache)
     if options.verify:
-        _verify(network.reference, engine, facts.profiles, options, console)
+        feeds = _feeds(network.reference, facts.profiles, pictures)
+        tolerance = plan_verify.TOLERANCES[options.precision]
+        differences = plan_verify.verify(
+            network.reference, engine, feeds, tolerance, rounded=network.rounded
+        )
+        _report(differences, console)
     beside = options.output.with_suffix(".json")
     text = json.dumps(_network_facts(model) | {"plan": asdict(facts)}, indent=1, ensure_ascii=False)
     # The description last: it must not call an older plan current.
@@ -81,7 +88,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--timing-cache", type=Path, help="read if it is there, and written")
     parser.add_argument("--calibration", type=Path, metavar="DIR", help="pictures for int8, and for --verify")
-    parser.add_argument("--pictures", type=int, default=100, help="how many of them calibrate (default 100)")
+    parser.add_argument("--pictures", type=int, default=100, help="how many of them at most (default 100)")
     parser.add_argument(
         "--verify", action="store_true", help="compare with ONNX Runtime; refuse what differs"
     )
@@ -95,6 +102,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.precision == "int8" and options.calibration is None:
         parser.error("--precision int8 needs --calibration DIR: pictures like those to be served")
+    if options.pictures < 1:
+        parser.error(f"--pictures: found {options.pictures}, expected 1 or more")
     if options.verify and options.target:
         parser.error("--verify runs the plan, which --target cannot: use a machine with a GPU")
     if options.target and not (options.target.startswith("SM") and options.target[2:].isdigit()):
@@ -115,21 +124,26 @@ def _batch(text: str) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def _read(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(path)
-    except OSError as error:
-        raise errors.UsageError(f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # protobuf's DecodeError, which onnx does not wrap
-        raise errors.UsageError(f"{path} is not an ONNX file: {error}") from None
+def _pictures(options: argparse.Namespace, console: Console) -> list[Path]:
+    """Those of `--calibration` that can be read, as many as are asked for."""
+    if options.calibration is None:
+        return []
+    found = plan_feeds.find_pictures(options.calibration, limit=options.pictures)
+    if found.skipped:
+        console.print(f"warning: {found}: going on with {len(found.paths)}", soft_wrap=True, markup=False)
+    return found.paths
 
 
-def _describe(model: onnx.ModelProto, options: argparse.Namespace, trt: ModuleType) -> PlanDescription:
+def _describe(
+    model: onnx.ModelProto, digest: str, pictures: list[Path], options: argparse.Namespace, trt: ModuleType
+) -> PlanDescription:
     has_plugin = any(node.op_type in ("DeformConv", "DCNv2") for node in model.graph.node)
     return PlanDescription(
         **_surroundings(options, trt, has_plugin=has_plugin),
         precision=options.precision,
-        onnx_sha256=sha256(options.model),
+        onnx_sha256=digest,
+        calibration_sha256=sha256_of_all(pictures) if pictures else "",
+        optimization_level=options.optimization_level,
         profiles=plan_engine.profiles(model, options.batch),
     )
 
@@ -171,23 +185,14 @@ def _check_without_model(options: argparse.Namespace, console: Console) -> None:
             f"{options.output} does not fit ({'; '.join(reasons)}), and found no {options.model} to build "
             "another from: put the ONNX file there"
         )
+    for reason in misfits(section, {"builder_sha256": builder_sha256()}):
+        console.print(f"{options.output} is served, but is an older build's ({reason})", soft_wrap=True)
     console.print(f"{options.output} fits: nothing to build", soft_wrap=True)
 
 
-def _calibration(model: onnx.ModelProto, options: argparse.Namespace) -> Iterator[dict[str, np.ndarray]]:
-    if options.precision == "int8":
-        yield from plan_feeds.from_pictures(model, options.calibration, limit=options.pictures)
 
 
-def _verify(
-    reference: onnx.ModelProto,
-    engine: bytes,
-    shapes: Profiles,
-    options: argparse.Namespace,
-    console: Console,
-) -> None:
-    feeds = _feeds(reference, shapes, options.calibration)
-    differences = plan_verify.verify(reference, engine, feeds, plan_verify.TOLERANCES[options.precision])
+def _report(differences: list[plan_verify.Difference], console: Console) -> None:
     for difference in differences:
         console.print(str(difference), soft_wrap=True)
     failed = [difference.output for difference in differences if not difference.passed]
@@ -197,7 +202,7 @@ def _verify(
 
 
 def _feeds(
-    reference: onnx.ModelProto, shapes: Profiles, folder: Path | None
+    reference: onnx.ModelProto, shapes: Profiles, pictures: list[Path]
 ) -> Iterator[dict[str, np.ndarray]]:
     """One feed for each batch size of the profile, of pictures if there are any."""
     dtypes = {
@@ -205,14 +210,14 @@ def _feeds(
         for tensor in reference.graph.input
     }
     for size in sorted({shape[0] for shape in next(iter(shapes.values())).values()}):
-        if folder is None:
+        if not pictures:
             sides = {name: [size, *shape["opt"][1:]] for name, shape in shapes.items()}
             yield plan_feeds.noise(sides, dtypes, seed=size)
             continue
-        pictures = list(islice(plan_feeds.from_pictures(reference, folder), size))
+        feeds = list(plan_feeds.from_pictures(reference, pictures[:size]))
         yield {
-            name: np.concatenate([pictures[index % len(pictures)][name] for index in range(size)])
-            for name in pictures[0]
+            name: np.concatenate([feeds[index % len(feeds)][name] for index in range(size)])
+            for name in feeds[0]
         }
 
 

@@ -47,3 +47,8 @@ def write_checkpoint(shared: Path, arch: str, path: Path) -> Path:
     """Writes a checkpoint as the original's trainer does."""
     torch.save({"epoch": 1, "state_dict": state_dict(shared, arch)}, path)
     return path
+
+
+def detections(shared: Path, name: str, picture: str) -> dict:
+    """What the original found in a picture, and how it was asked."""
+    return json.loads((shared / f"reference/{name}.{picture}.detections.json").read_text(encoding="utf-8"))

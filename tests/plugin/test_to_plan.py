@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pictures import encode, picture
 from toolchain_of_plugin import find_tensorrt
 
-from export.files import sha256
+from export.files import sha256, sha256_of_all
+from export.plan_description import builder_sha256
 
 ROOT = Path(__file__).parents[2]
 RTX_PLUGIN = ROOT / "build" / "dcnv2" / "rtx" / "libdcnv2.so"
@@ -65,6 +66,9 @@ def test_detector(model, precision, target, tmp_path, pictures):
         "plugin_sha256": sha256(RTX_PLUGIN),
         "onnx_sha256": sha256(model),
         "profiles": {"frame": {"min": [1, 256, 384, 3], "opt": [2, 256, 384, 3], "max": [4, 256, 384, 3]}},
+        "calibration_sha256": sha256_of_all(sorted(pictures.iterdir())) if precision == "int8" else "",
+        "optimization_level": None,
+        "builder_sha256": builder_sha256(),
     }
     assert facts["plan"]["tensorrt"].startswith("RTX 1.")
     # A resdcn_18: 19 convolutions of the backbone, 3 of the heads; the stem, 3 of offsets, 3 of outputs.

@@ -7,6 +7,7 @@ from collections import Counter
 from copy import deepcopy
 from functools import cache
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from export.errors import ExportError, UsageError
 from export.networks import ARCHITECTURES
 from export.rewrite import to_deform_conv
 
+ROOT = Path(__file__).parents[2]
 SIZE = (64, 96)
 DEFAULTS = (to_onnx.FORMS[0], to_onnx.DCN_OPS[0])
 DCN_LAYERS = {"dla_34": 16, "dlav0_34": 0} | {arch: 3 for arch in ARCHITECTURES if arch.startswith("resdcn")}
@@ -205,6 +207,8 @@ def test_command_line(tmp_path, capsys):
         "classes": ["coin", "note", "card"],
         "input_size": [64, 96],
         "top_k": 7,
+        "mean": [0.408, 0.447, 0.470],
+        "std": [0.289, 0.274, 0.278],
     }
     assert description.read(model) == Description(**facts, checkpoint_sha256=checkpoint.load(source).sha256)
     assert [output.name for output in model.graph.output] == ["boxes", "scores", "classes"]
@@ -214,14 +218,29 @@ def test_command_line(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.onnx", "model.pth"]
 
 
+def test_what_was_taken_and_what_looks_wrong_is_printed(tmp_path, monkeypatch, traced, capsys):
+    monkeypatch.setattr(graph, "trace", traced("resdcn_18", "detector"))
+    state = tiny.network("resdcn_18").state_dict()
+    averaged = {f"module.model.{name}": value for name, value in state.items()}
+    content = {"net": state, "ema": averaged, "classes": ["coin", "note", "coin"]}
+    torch.save(content, tmp_path / "x.pth")
+    to_onnx.main(
+        [str(tmp_path / "x.pth"), str(tmp_path / "x.onnx"), "--input-size", "64x96", "--top-k", "20"]
+    )
+    printed = capsys.readouterr().out
+    assert "  weights: ema, prefix model.; left out: net\n" in printed
+    assert "  warning: 'coin' is the name of classes 0, 2\n" in printed
+
+
 def test_labels_file(tmp_path, monkeypatch, traced):
     monkeypatch.setattr(graph, "trace", traced("resdcn_18", "detector"))
     source = tiny.write(tmp_path / "model.pth", "resdcn_18")
-    (tmp_path / "names").write_text("Münze\nbank note\ncard\n", encoding="utf-8")
+    (tmp_path / "names").write_text("\ufeffMünze\n硬币\ncard\n\n", encoding="utf-8")
     output = tmp_path / "model.onnx"
     options = ["--input-size", "64x96", "--top-k", "20", "--labels", str(tmp_path / "names")]
     to_onnx.main([str(source), str(output), *options])
-    assert json.loads(output.with_suffix(".json").read_text())["classes"] == ["Münze", "bank note", "card"]
+    text = output.with_suffix(".json").read_text(encoding="utf-8")
+    assert json.loads(text)["classes"] == ["Münze", "硬币", "card"]
 
 
 @pytest.mark.parametrize(
@@ -235,8 +254,12 @@ def test_labels_file(tmp_path, monkeypatch, traced):
         (["--arch", "dla_34"], "found resdcn_18, expected dla_34"),
         (["--heads", "hm=80,reg=2,wh=2"], "found heads hm=3,reg=2,wh=2, expected hm=80,reg=2,wh=2"),
         (["--labels", "nowhere"], "^labels: nowhere cannot be read: No such file or directory$"),
-        (["--labels", sys.executable], "is no UTF-8 text: invalid .* at byte [0-9]+$"),
-        (["--labels", __file__], "names, expected 3"),
+        (["--labels", sys.executable], "is no UTF-8 text: invalid .* at byte [0-9]+: save it as UTF-8$"),
+        (["--labels", __file__], "name 2 of [0-9]+ is empty"),
+        (["--labels", str(ROOT / "versions.json")], "is JSON, expected plain text"),
+        (["--labels", str(ROOT / ".gitignore")], "labels: found [0-9]+ names, expected 3, the channels"),
+        (["--mean", "0.4,0.4,0.4"], "^--mean: found numbers without --std"),
+        (["--mean", "123.7,116.3,103.5", "--std", "coco"], "pixels / 255$"),
     ],
 )
 def test_misuse(tmp_path, options, message):
@@ -316,7 +339,7 @@ def test_a_wrong_graph_is_not_written(tmp_path, monkeypatch, traced, step, opera
 def test_weights_that_are_no_numbers_are_refused():
     source = tiny.checkpoint("resdcn_18")
     source.network.hm[2].bias.data[0] = float("nan")
-    with pytest.raises(ExportError, match="hm differs from PyTorch's by nan"):
+    with pytest.raises(ExportError, match="PyTorch's hm has values that are not finite"):
         to_onnx.to_onnx(source, input_size=SIZE)
 
 

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from polygraphy.backend.onnxrt import OnnxrtRunner
 
 from export import plan_feeds, plan_verify, to_plan
 from export.errors import ExportError, UsageError
@@ -68,6 +70,7 @@ def test_without_gpu_and_target_it_says_so_in_one_line(tmp_path):
         (["--precision", "int8"], "needs --calibration"),
         (["--verify", "--target", "SM86"], "--verify runs the plan"),
         (["--target", "86"], "found 86, expected SM"),
+        (["--pictures", "0"], "--pictures: found 0, expected 1 or more"),
         (["--batch", "8,1"], "three rising ones"),
         (["--batch", "32,8,1"], "three rising ones"),
         (["--batch", "0"], "three rising ones"),
@@ -121,6 +124,9 @@ def test_weights_among_the_inputs_have_no_profile():
         {"plugin_sha256": "cc"},
         {"onnx_sha256": "cc"},
         {"precision": "int8"},
+        {"builder_sha256": "cc"},
+        {"calibration_sha256": "cc"},
+        {"optimization_level": 5},
         {"profiles": {}},
     ],
 )
@@ -273,6 +279,55 @@ def test_raw_outputs_are_compared_by_their_range():
     assert [good.passed, bad.passed, nan.passed] == [True, False, False]
 
 
+def scaled(factor):
+    """A runner of a model that multiplies its input."""
+    values = onnx.numpy_helper.from_array(np.float32([factor]), "factor")
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "factor"], ["y"])], "g", *zip(tensors), [values])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return OnnxrtRunner(session)
+
+
+@pytest.mark.parametrize(
+    ("actual", "rounded", "passed"),
+    [
+        (1.005, 1.5, True),
+        (1.05, 1.001, False),
+        (1.05, 1.03, True),
+        (1.07, 1.03, False),
+        (2.0, 1.9, False),  # so much rounding excuses nothing
+        (float("nan"), 1.03, False),
+        (1.05, float("nan"), False),
+    ],
+)
+def test_what_a_precision_cannot_keep_is_not_asked_of_the_plan(actual, rounded, passed):
+    asked = []
+
+    def third():
+        asked.append(rounded)
+        return scaled(rounded)
+
+    feeds = [{"x": np.float32([[1, 2, 3, 4]] * size)} for size in (1, 3)]
+    found = plan_verify.compare_runners(scaled(1), scaled(actual), feeds, TOLERANCE, rounded=third)
+    assert [difference.passed for difference in found] == [passed] * 2
+    assert [difference.batch for difference in found] == [1, 3]
+    assert bool(asked) == (actual != 1.005), "asked only where it is needed"
+
+
+def test_detections_that_a_precision_cannot_keep():
+    rounded, worse = found(), found()
+    rounded["boxes"][:, ::10, 0] += 3
+    worse["boxes"][:, ::7, 0] += 3
+    wrong = {
+        name: np.roll(values, 1, axis=1) if name == "classes" else values for name, values in found().items()
+    }
+    assert not compare(found(), worse).passed
+    for actual, passed in ((worse, True), (wrong, False)):
+        (difference,) = plan_verify.compare_outputs(found(), actual, TOLERANCE, rounded=rounded)
+        assert difference.passed == passed
+
+
 def test_pictures_are_fed_as_the_server_feeds_them(tmp_path):
     import cv2
 
@@ -280,11 +335,12 @@ def test_pictures_are_fed_as_the_server_feeds_them(tmp_path):
     cv2.imwrite(str(tmp_path / "b.png"), picture)
     cv2.imwrite(str(tmp_path / "a.png"), picture[::-1])
     (tmp_path / "notes.txt").write_text("not a picture")
-    first, second = plan_feeds.from_pictures(model_of("n", 64, 96, 3), tmp_path)
+    paths = plan_feeds.find_pictures(tmp_path).paths
+    first, second = plan_feeds.from_pictures(model_of("n", 64, 96, 3), paths)
     assert first["frame"].shape == (1, 64, 96, 3)
     np.testing.assert_array_equal(second["frame"][0], plan_feeds.warp(picture, (64, 96)))
     raw = model_of("n", 3, 64, 96, name="input", dtype=TensorProto.FLOAT)
-    feed = list(plan_feeds.from_pictures(raw, tmp_path))[1]["input"]
+    feed = list(plan_feeds.from_pictures(raw, paths))[1]["input"]
     assert feed.dtype == np.float32
     blue = (second["frame"][0, 30, 40, 0] / 255 - 0.408) / 0.289
     assert feed[0, 0, 30, 40] == pytest.approx(blue, abs=1e-6)
@@ -292,12 +348,7 @@ def test_pictures_are_fed_as_the_server_feeds_them(tmp_path):
 
 def test_pictures_for_another_network_are_refused(tmp_path):
     with pytest.raises(ExportError, match="found the inputs images, expected frame or input alone"):
-        list(plan_feeds.from_pictures(model_of("n", 3, 64, 64, name="images"), tmp_path))
-    with pytest.raises(ExportError, match="found no picture in"):
-        list(plan_feeds.from_pictures(model_of("n", 64, 64, 3), tmp_path))
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no more")
-    with pytest.raises(ExportError, match=r"broken\.jpg: found"):
-        list(plan_feeds.from_pictures(model_of("n", 64, 64, 3), tmp_path))
+        list(plan_feeds.from_pictures(model_of("n", 3, 64, 64, name="images"), []))
 
 
 def test_noise_is_smooth_and_repeatable():

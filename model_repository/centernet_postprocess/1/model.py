@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from centernet_image import NetworkDescription, readiness, select
+from centernet_image import ServedNetwork, readiness, select
 
 INPUTS = ("boxes", "scores", "classes", "image_size")
 OUTPUTS = ("num_detections", "detection_boxes", "detection_scores", "detection_classes", "detection_labels")
@@ -15,18 +15,28 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Reads the default threshold, the frame size and the class names."""
-        description, parameters = NetworkDescription.of_model(args)
-        self.frame_size = description.frame_size
-        self.labels = np.array([name.encode() for name in description.classes], object)
-        self.threshold = _threshold(parameters.get("score_threshold"))
+        self.network = ServedNetwork(args, pb_utils.is_model_ready)
+        self._take(self.network.at_start)
+        self.threshold = _threshold(self.network.parameters.get("score_threshold"))
 
     def execute(self, requests):
         """Answers each request with its detections, or with the error in its own threshold or sizes."""
+        try:
+            self._take(self.network.description())
+        except (OSError, ValueError) as error:
+            failure = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
+            return [pb_utils.InferenceResponse(error=failure) for _ in requests]
         return [self._answer(request) for request in requests]
 
     def is_ready(self):
         """Asked by Triton for its own readiness; the 24.10 of the CPU's environment does not ask."""
         return readiness.is_ready()
+
+    def _take(self, description):
+        """Prepares what answers need of a description, unless it was the last one."""
+        if description is not getattr(self, "description", None):
+            self.description = description
+            self.labels = np.array([name.encode() for name in description.classes], object)
 
     def _answer(self, request):
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
@@ -42,7 +52,7 @@ class TritonPythonModel:
                 scores,
                 classes,
                 image_sizes=image_sizes,
-                frame_size=self.frame_size,
+                frame_size=self.description.frame_size,
                 thresholds=threshold,
                 labels=self.labels,
             )

@@ -8,7 +8,7 @@ from contextlib import suppress
 import cv2
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from centernet_image import ImageError, Limits, NetworkDescription, decode, readiness, warp
+from centernet_image import ImageError, Limits, ServedNetwork, decode, readiness, warp
 from PIL import Image
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -19,8 +19,9 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Reads limits and frame size, and runs once what is slow the first time."""
-        description, parameters = NetworkDescription.of_model(args)
-        self.frame_size = description.frame_size
+        self.network = ServedNetwork(args, pb_utils.is_model_ready)
+        self.frame_size = self.network.at_start.frame_size
+        parameters = self.network.parameters
         self.limits = Limits(**{k: int(v) for k, v in parameters.items() if k in Limits.__dataclass_fields__})
         # One picture's memory serves the next. Otherwise the system takes it back, and clears each page again
         # when it is asked for: half of the decoding's time.
@@ -38,6 +39,11 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Answers each request with its frames, or with the first error among its own pictures."""
+        try:
+            self.frame_size = self.network.description().frame_size
+        except (OSError, ValueError) as error:
+            failure = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
+            return [pb_utils.InferenceResponse(error=failure) for _ in requests]
         batches = [pb_utils.get_input_tensor_by_name(r, "image").as_numpy().ravel() for r in requests]
         frames = [np.empty((len(batch), *self.frame_size, 3), np.uint8) for batch in batches]
         jobs = [

@@ -5,7 +5,7 @@ It runs inside Triton's container, so NumPy, OpenCV, simplejpeg and Pillow are a
 
 from centernet_image.codecs.common import ImageError
 from centernet_image.decode import Limits, decode
-from centernet_image.description import NetworkDescription
+from centernet_image.description import NetworkDescription, ServedNetwork
 from centernet_image.detections import Detections, select
 from centernet_image.geometry import boxes_to_frame, boxes_to_image, frame_transform, warp
 
@@ -14,6 +14,7 @@ __all__ = [
     "ImageError",
     "Limits",
     "NetworkDescription",
+    "ServedNetwork",
     "boxes_to_frame",
     "boxes_to_image",
     "decode",

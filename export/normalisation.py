@@ -1,0 +1,49 @@
+"""`--mean` and `--std` of the command line."""
+
+import math
+import re
+
+from export.contract import COCO, NORMALISATIONS, Normalisation
+from export.errors import UsageError
+
+EXPECTED = (
+    "three numbers for pixels / 255 in BGR order, for example 0.408,0.447,0.470, "
+    f"or a name: {', '.join(NORMALISATIONS)}"
+)
+
+
+def parse(mean: str | None, std: str | None) -> Normalisation:
+    """Makes a normalisation of the texts of `--mean` and `--std`.
+
+    A name stands for both; with numbers for one, the other must be given, too.
+
+    Raises:
+        UsageError: A text is no name and no three numbers of the right range, or one is missing.
+    """
+    if mean is None and std is None:
+        return COCO
+    named = NORMALISATIONS.get(mean or "") or NORMALISATIONS.get(std or "")
+    if named is None and (mean is None or std is None):
+        given, other = ("--mean", "--std") if std is None else ("--std", "--mean")
+        _numbers(given, (mean or std or ""))
+        raise UsageError(f"{given}: found numbers without {other}: give both, or a name for both")
+    return Normalisation(
+        named.mean if mean is None and named else _numbers("--mean", mean or ""),
+        named.std if std is None and named else _numbers("--std", std or ""),
+    )
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    if text in NORMALISATIONS:
+        return getattr(NORMALISATIONS[text], option.removeprefix("--"))
+    try:
+        values = tuple(float(part) for part in re.split(r"[,\s]+", text.strip()))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or not all(map(math.isfinite, values)):
+        raise UsageError(f"{option}: found {text}, expected {EXPECTED}")
+    low_open = option == "--std"
+    if max(values) > 1 or min(values) < 0 or (low_open and min(values) == 0):
+        limits = "above 0 and at most 1" if low_open else "0 to 1"
+        raise UsageError(f"{option}: found {text}, expected numbers of {limits}: they are for pixels / 255")
+    return values

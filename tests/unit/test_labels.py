@@ -1,0 +1,67 @@
+"""Files of class names."""
+
+import pytest
+
+from export import labels
+from export.errors import UsageError
+
+
+def write(folder, content):
+    path = folder / "names.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ("coin\nnote\n", ["coin", "note"]),
+        ("coin\nnote", ["coin", "note"]),
+        ("coin\nnote\n\n \n\t\n", ["coin", "note"]),
+        ("coin\r\nnote\r\n\r\n", ["coin", "note"]),
+        ("coin\rnote\r", ["coin", "note"]),
+        (" coin \nbank note\t\n", ["coin", "bank note"]),
+        ("\ufeffcoin\nnote\n", ["coin", "note"]),
+        ("硬币\n동전\nعملة\n🪙\n", ["硬币", "동전", "عملة", "🪙"]),
+        ("one\u2028name\x85more\n", ["one\u2028name\x85more"]),
+        ("[coin]\n", ["[coin]"]),
+        ('"coin"\n', ['"coin"']),
+        ("7\n", ["7"]),
+        ("coin\ncoin\n", ["coin", "coin"]),
+        ("", []),
+        ("\n\n", []),
+    ],
+)
+def test_names(tmp_path, content, names):
+    assert labels.read(write(tmp_path, content)) == names
+
+
+def test_names_of_any_script(shared):
+    assert labels.read(shared / "cases/names-non-ascii.txt") == ["硬币"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("coin\n\nnote\n", "name 2 of 3 is empty"),
+        ("\ncoin\n", "name 1 of 2 is empty"),
+        ("coin\n \nnote\n\n", "name 2 of 3 is empty"),
+        ('["coin", "note"]', "is JSON, expected plain text, one name a line"),
+        ('\ufeff{\n "0": "coin"\n}\n', "is JSON"),
+        ("[]", "is JSON"),
+        ("M\xfcnze\n".encode("latin-1"), "is no UTF-8 text: .* at byte 1: save it as UTF-8"),
+        ("硬币\n".encode("gb18030"), "is no UTF-8 text"),
+        ("coin\n".encode("utf-16"), "is no UTF-8 text"),
+        ("coin\n".encode("utf-16-le"), "is no text: found a zero byte"),
+    ],
+)
+def test_what_is_refused(tmp_path, content, message):
+    with pytest.raises(UsageError, match=message) as error:
+        labels.read(write(tmp_path, content))
+    assert str(error.value).startswith(f"labels: {tmp_path / 'names.txt'}")
+    assert "\n" not in str(error.value)
+
+
+def test_names_that_several_classes_have():
+    assert labels.repeated(["a", "b", "a", "c", "a"]) == {"a": [0, 2, 4]}
+    assert labels.repeated(["a", "b"]) == {}
