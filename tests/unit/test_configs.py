@@ -75,6 +75,8 @@ def test_network_variants():
 
 def test_parameters_are_the_codes_defaults():
     parameters = read("centernet_preprocess/config.pbtxt").parameters
-    assert Limits(**{name: int(value.string_value) for name, value in parameters.items()}) == Limits()
+    values = {name: value.string_value for name, value in parameters.items()}
+    assert values.pop("device") == "auto"
+    assert Limits(**{name: int(value) for name, value in values.items()}) == Limits()
     threshold = read("centernet_postprocess/config.pbtxt").parameters["score_threshold"]
     assert float(threshold.string_value) == contract.SCORE_THRESHOLD

@@ -1,0 +1,162 @@
+"""Pictures to frames on a GPU: decoded by nvImageCodec, warped by a kernel, never on the host."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from centernet_image import Limits, frame_transform
+
+from preprocessing import Prepared
+from preprocessing.cpu.preprocessor import CpuPreprocessor
+from preprocessing.gpu.jpeg import plain_size
+
+# The kernel is compiled once in each process's life; the container's file system is read-only.
+os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")
+
+import cupy  # noqa: E402
+from nvidia import nvimgcodec  # noqa: E402
+
+MAX_PIXELS_AT_ONCE = 2**26
+"""Of the pictures that are decoded together: 200 MB of the GPU's memory."""
+
+KEPT_BYTES = 2**24
+"""Of a decoded picture whose memory is kept for the next one in its place: half a gigabyte in 32 places."""
+
+# As struct Picture in warp.cu.
+PICTURE = np.dtype(
+    [
+        ("pixels", np.uint64),
+        ("pitch", np.int64),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("step", np.float32),
+        ("first_column", np.float32),
+        ("first_row", np.float32),
+        ("frame", np.int32),
+    ]
+)
+BACKENDS = (nvimgcodec.BackendKind.HW_GPU_ONLY, nvimgcodec.BackendKind.HYBRID_CPU_GPU)
+BLOCK = (32, 8)
+
+
+class GpuPreprocessor:
+    """Decodes plain JPEGs on the GPU; all other pictures go the CPU's way, at the same time."""
+
+    def __init__(
+        self, frame_size: tuple[int, int], limits: Limits, *, gpu_id: int, max_batch: int, cpu: CpuPreprocessor
+    ) -> None:
+        self.frame_size, self.limits, self.cpu = frame_size, limits, cpu
+        self.device = cupy.cuda.Device(gpu_id)
+        self.device.use()
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.frames = cupy.empty((max_batch, *frame_size, 3), cupy.uint8)
+        self.pictures = cupy.empty(max_batch * PICTURE.itemsize, cupy.uint8)
+        self.warp = cupy.RawKernel(Path(__file__).with_name("warp.cu").read_text(), "warp")
+        # What the hardware cannot decode, the GPU's multiprocessors can. nvImageCodec's decoders for the CPU are
+        # left out: the project's own has the last word. Colours are enlarged as libjpeg-turbo does it.
+        self.decoder = nvimgcodec.Decoder(
+            device_id=gpu_id,
+            backends=[nvimgcodec.Backend(kind) for kind in BACKENDS],
+            options=":fancy_upsampling=1",
+        )
+        self.parameters = nvimgcodec.DecodeParams(
+            apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB
+        )
+        self.kept: list[Any] = []
+        self._warm_up(max_batch)
+
+    def prepare(self, pictures: Sequence[bytes]) -> Prepared:
+        """See `preprocessing.Preprocessor`; the frames are in the GPU's memory."""
+        self.device.use()
+        sizes: list[Any] = [self._plain_size(data) for data in pictures]
+        plain = [index for index, size in enumerate(sizes) if size]
+        others = {index: self.cpu.start(pictures[index]) for index, size in enumerate(sizes) if not size}
+        for part in _parts(plain, [sizes[index][0] * sizes[index][1] for index in plain]):
+            images = self._decode([pictures[index] for index in part])
+            decoded = {index: image for index, image in zip(part, images, strict=True) if image is not None}
+            # What the GPU refused is judged by the CPU, whose answer counts.
+            others |= {index: self.cpu.start(pictures[index]) for index in part if index not in decoded}
+            self._warp(decoded)
+            self.stream.synchronize()
+            kept = [image for image in images if image is not None and image.capacity <= KEPT_BYTES]
+            self.kept = kept + self.kept[len(images) :]
+        for index, future in others.items():
+            frame, sizes[index] = future.result()
+            if not isinstance(sizes[index], Exception):
+                self.frames[index].set(frame, stream=self.stream)
+        self.stream.synchronize()
+        return Prepared(self.frames[: len(pictures)], sizes)
+
+    def close(self) -> None:
+        """Ends the threads and gives the memory back."""
+        self.cpu.close()
+        self.kept.clear()
+        del self.decoder, self.frames, self.pictures
+
+    def _plain_size(self, data: bytes) -> tuple[int, int] | None:
+        size = plain_size(data) if len(data) <= self.limits.max_bytes else None
+        within = size and size[0] * size[1] <= self.limits.max_pixels and min(size) >= self.limits.min_side
+        return size if within else None
+
+    def _decode(self, pictures: list[bytes]) -> list[Any]:
+        """Decoded pictures, uint8 [height, width, 3] in RGB; None for what is not that."""
+        streams = [nvimgcodec.CodeStream(data) for data in pictures]
+        # Memory is taken anew only where there is none: to give it back, the GPU must stand still.
+        reused = {"images": self.kept[: len(streams)]} if len(self.kept) >= len(streams) else {}
+        images = self.decoder.decode(
+            streams, params=self.parameters, cuda_stream=self.stream.ptr, **reused
+        )
+        return [
+            image if image is not None and len(image.shape) == 3 and image.shape[2] == 3 else None
+            for image in images
+        ]
+
+    def _warp(self, images: dict[int, Any]) -> None:
+        if not images:
+            return
+        pictures = np.zeros(len(images), PICTURE)
+        for picture, (index, image) in zip(pictures, images.items(), strict=True):
+            height, width, _ = image.shape
+            matrix = frame_transform((height, width), self.frame_size)
+            scale, shift = matrix[0, 0], matrix[:, 2]
+            # Strides are None for a picture without gaps between its rows.
+            interface = image.__cuda_array_interface__
+            pitch = interface["strides"][0] if interface.get("strides") else 3 * width
+            picture["pixels"], picture["pitch"] = interface["data"][0], pitch
+            picture["height"], picture["width"] = height, width
+            picture["step"], (picture["first_column"], picture["first_row"]) = 1 / scale, -shift / scale
+            picture["frame"] = index
+        self.pictures[: pictures.nbytes].set(pictures.view(np.uint8), stream=self.stream)
+        height, width = self.frame_size
+        grid = (-(-width // BLOCK[0]), -(-height // BLOCK[1]), len(images))
+        arguments = (self.pictures, self.frames, np.int32(height), np.int32(width))
+        with self.stream:
+            self.warp(grid, BLOCK, arguments)
+
+    def _warm_up(self, max_batch: int) -> None:
+        """Has the libraries take what they need, and says so if they cannot work here."""
+        import cv2
+
+        data = cv2.imencode(".jpg", np.full((*self.frame_size, 3), 128, np.uint8))[1].tobytes()
+        for count in (1, max_batch):
+            if any(image is None for image in self._decode([data] * count)):
+                raise RuntimeError("nvImageCodec decodes no JPEG here: is nvidia-nvjpeg installed?")
+            _, sizes = self.prepare([data] * count)
+            if errors := [size for size in sizes if isinstance(size, Exception)]:
+                raise errors[0]
+
+
+def _parts(indices: Iterable[int], pixels: Iterable[int]) -> Iterator[list[int]]:
+    """Cuts a batch where its pictures together would take too much memory."""
+    part: list[int] = []
+    total = 0
+    for index, count in zip(indices, pixels, strict=True):
+        if part and total + count > MAX_PIXELS_AT_ONCE:
+            yield part
+            part, total = [], 0
+        part.append(index)
+        total += count
+    if part:
+        yield part
