@@ -1,11 +1,11 @@
-"""Triton's glue around `preprocessing`: encoded pictures to frames."""
+"""Triton's glue around `centernet_preprocessing`: encoded pictures to frames."""
 
 import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from centernet_image import ImageError, Limits, NetworkDescription
-from preprocessing import create
+from centernet_preprocessing import create
 
 
 class TritonPythonModel:

@@ -58,7 +58,7 @@ def create(
     """
     if device not in ("auto", "cpu", "gpu"):
         raise ValueError(f"device: found {device!r}, expected auto, cpu or gpu")
-    from preprocessing.cpu.preprocessor import CpuPreprocessor
+    from centernet_preprocessing.cpu.preprocessor import CpuPreprocessor
 
     cpu = CpuPreprocessor(frame_size, limits)
     if device == "cpu" or (device == "auto" and gpu_id is None):
@@ -68,7 +68,7 @@ def create(
             raise RuntimeError("Triton gave this instance no GPU")
         if missing := [name for name in GPU_PACKAGES if not _found(name)]:
             raise RuntimeError(f"no Python package {' and no '.join(missing)}")
-        from preprocessing.gpu.preprocessor import GpuPreprocessor
+        from centernet_preprocessing.gpu.preprocessor import GpuPreprocessor
 
         return GpuPreprocessor(frame_size, limits, gpu_id=gpu_id, max_batch=max_batch, cpu=cpu)
     except Exception as error:

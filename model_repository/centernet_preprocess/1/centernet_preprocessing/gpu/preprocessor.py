@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from centernet_image import Limits, frame_transform
 
-from preprocessing import Prepared
-from preprocessing.cpu.preprocessor import CpuPreprocessor
-from preprocessing.gpu.jpeg import plain_size
+from centernet_preprocessing import Prepared
+from centernet_preprocessing.cpu.preprocessor import CpuPreprocessor
+from centernet_preprocessing.gpu.jpeg import plain_size
 
 # The kernel is compiled once in each process's life; the container's file system is read-only.
 os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")
@@ -68,7 +68,7 @@ class GpuPreprocessor:
         self._warm_up(max_batch)
 
     def prepare(self, pictures: Sequence[bytes]) -> Prepared:
-        """See `preprocessing.Preprocessor`; the frames are in the GPU's memory."""
+        """See `centernet_preprocessing.Preprocessor`; the frames are in the GPU's memory."""
         self.device.use()
         sizes: list[Any] = [self._plain_size(data) for data in pictures]
         plain = [index for index, size in enumerate(sizes) if size]

@@ -11,7 +11,7 @@ import numpy as np
 from centernet_image import ImageError, Limits, decode, warp
 from PIL import Image
 
-from preprocessing import Prepared
+from centernet_preprocessing import Prepared
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -37,7 +37,7 @@ class CpuPreprocessor:
                 warp(decode(data), frame_size)
 
     def prepare(self, pictures: Sequence[bytes]) -> Prepared:
-        """See `preprocessing.Preprocessor`; the frames are in the host's memory."""
+        """See `centernet_preprocessing.Preprocessor`; the frames are in the host's memory."""
         frames = np.empty((len(pictures), *self.frame_size, 3), np.uint8)
         # A lone picture is not worth a thread's waking.
         run = map if len(pictures) == 1 else self.pool.map
