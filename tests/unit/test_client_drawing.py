@@ -33,7 +33,7 @@ def test_box_and_caption_are_in_the_picture_and_in_proportion(height: int, width
     assert (picture == 127).all()
     changed = (drawn != 127).any(axis=-1)
     # The caption is the block of rows from the top that its background fills.
-    filled = changed[: height // 2, 4 : min(width, height) // 6].mean(axis=1) > 0.9
+    filled = changed[: height // 2, 4 : min(width, height) // 10].mean(axis=1) > 0.9
     text_height = filled.sum()
     assert 9 <= text_height <= height * 0.2
     if height >= 2160:

@@ -5,24 +5,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 """What both Pillow (which reads the header) and OpenCV (which decodes) know."""
 
 MAX_SIDE = 32766
 """Pixels; OpenCV's warp addresses its source with 16 bits."""
-
-# EXIF orientation to (transpose, flip code of cv2.flip), in this order.
-_ORIENTATIONS: dict[int, tuple[bool, int | None]] = {
-    2: (False, 1),
-    3: (False, -1),
-    4: (False, 0),
-    5: (True, None),
-    6: (True, 1),
-    7: (True, -1),
-    8: (True, 0),
-}
 
 
 class ImageError(ValueError):
@@ -64,27 +53,21 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
         raise ImageError("found 0 bytes, expected an encoded picture")
     if len(data) > limits.max_bytes:
         raise ImageError(f"found {len(data)} bytes, limit max_bytes is {limits.max_bytes}")
-    format_name, orientation = _check_header(data, limits)
+    format_name = _check_header(data, limits)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
         image = None
     if image is None:
         raise ImageError(f"found {len(data)} bytes of a damaged or truncated {format_name} picture")
-    if orientation in _ORIENTATIONS:
-        transposed, flip = _ORIENTATIONS[orientation]
-        image = cv2.transpose(image) if transposed else image
-        image = image if flip is None else cv2.flip(image, flip)
     return image
 
 
-def _check_header(data: bytes, limits: Limits) -> tuple[str, int]:
-    """Returns the format's name and the EXIF orientation where OpenCV does not apply it, else 1."""
+def _check_header(data: bytes, limits: Limits) -> str:
+    """Returns the format's name."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             format_name, (width, height) = header.format or "", header.size
-            # OpenCV turns the other formats itself.
-            orientation = header.getexif().get(ExifTags.Base.Orientation, 1) if format_name == "WEBP" else 1
     except Image.DecompressionBombError as error:
         raise ImageError(f"{error}; limit max_pixels is {limits.max_pixels}") from error
     except Exception as error:  # Pillow's readers raise nearly anything on hostile data.
@@ -98,4 +81,4 @@ def _check_header(data: bytes, limits: Limits) -> tuple[str, int]:
         raise ImageError(f"{found}, limit min_side is {limits.min_side}")
     if max(width, height) > MAX_SIDE:
         raise ImageError(f"{found}, a side may have at most {MAX_SIDE}")
-    return format_name, orientation
+    return format_name
