@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from centernet_image import Limits, frame_transform
+from centernet_image import Limits
 
 from centernet_preprocessing import Prepared
 from centernet_preprocessing.cpu.preprocessor import CpuPreprocessor
 from centernet_preprocessing.gpu.jpeg import plain_size
+from centernet_preprocessing.gpu.picture import PICTURE, describe
 
 # The kernel is compiled once in each process's life; the container's file system is read-only.
 os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")
@@ -24,19 +25,6 @@ MAX_PIXELS_AT_ONCE = 2**26
 KEPT_BYTES = 2**24
 """Of a decoded picture whose memory is kept for the next one in its place: half a gigabyte in 32 places."""
 
-# As struct Picture in warp.cu.
-PICTURE = np.dtype(
-    [
-        ("pixels", np.uint64),
-        ("pitch", np.int64),
-        ("height", np.int32),
-        ("width", np.int32),
-        ("step", np.float32),
-        ("first_column", np.float32),
-        ("first_row", np.float32),
-        ("frame", np.int32),
-    ]
-)
 BACKENDS = (nvimgcodec.BackendKind.HW_GPU_ONLY, nvimgcodec.BackendKind.HYBRID_CPU_GPU)
 BLOCK = (32, 8)
 
@@ -116,24 +104,21 @@ class GpuPreprocessor:
     def _warp(self, images: dict[int, Any]) -> None:
         if not images:
             return
-        pictures = np.zeros(len(images), PICTURE)
-        for picture, (index, image) in zip(pictures, images.items(), strict=True):
-            height, width, _ = image.shape
-            matrix = frame_transform((height, width), self.frame_size)
-            scale, shift = matrix[0, 0], matrix[:, 2]
-            # Strides are None for a picture without gaps between its rows.
-            interface = image.__cuda_array_interface__
-            pitch = interface["strides"][0] if interface.get("strides") else 3 * width
-            picture["pixels"], picture["pitch"] = interface["data"][0], pitch
-            picture["height"], picture["width"] = height, width
-            picture["step"], (picture["first_column"], picture["first_row"]) = 1 / scale, -shift / scale
-            picture["frame"] = index
+        pictures = np.stack([self._describe(image, index) for index, image in images.items()])
         self.pictures[: pictures.nbytes].set(pictures.view(np.uint8), stream=self.stream)
         height, width = self.frame_size
         grid = (-(-width // BLOCK[0]), -(-height // BLOCK[1]), len(images))
         arguments = (self.pictures, self.frames, np.int32(height), np.int32(width))
         with self.stream:
             self.warp(grid, BLOCK, arguments)
+
+    def _describe(self, image: Any, index: int) -> np.ndarray:
+        height, width, _ = image.shape
+        interface = image.__cuda_array_interface__
+        # No strides: no gap between its rows.
+        pitch = interface["strides"][0] if interface.get("strides") else 3 * width
+        pixels = interface["data"][0]
+        return describe((height, width), self.frame_size, pixels=pixels, pitch=pitch, frame=index)
 
     def _warm_up(self, max_batch: int) -> None:
         """Has the libraries take what they need, and says so if they cannot work here."""
