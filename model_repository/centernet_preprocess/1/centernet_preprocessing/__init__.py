@@ -40,6 +40,7 @@ def create(
     device: str,
     gpu_id: int | None,
     max_batch: int,
+    host_frames: bool = False,
     warn: Callable[[str], object],
 ) -> Preprocessor:
     """Makes the preprocessor for this machine.
@@ -50,6 +51,7 @@ def create(
         device: `cpu`; `gpu`, with which a GPU that cannot be used is an error; or `auto`.
         gpu_id: The GPU that this instance is for, None for none.
         max_batch: Pictures in a batch, at most.
+        host_frames: Whether a GPU's frames are copied to the host's memory.
         warn: Is told, in one line, why a GPU stays unused.
 
     Raises:
@@ -70,7 +72,9 @@ def create(
             raise RuntimeError(f"no Python package {' and no '.join(missing)}")
         from centernet_preprocessing.gpu.preprocessor import GpuPreprocessor
 
-        return GpuPreprocessor(frame_size, limits, gpu_id=gpu_id, max_batch=max_batch, cpu=cpu)
+        return GpuPreprocessor(
+            frame_size, limits, gpu_id=gpu_id, max_batch=max_batch, cpu=cpu, host_frames=host_frames
+        )
     except Exception as error:
         reason = f"pictures cannot be decoded on the GPU: {error}"
         if device == "gpu":

@@ -57,9 +57,7 @@ def _is_grey_or_ycbcr(components: bytes) -> bool:
     identifiers, samplings = components[::3], components[1::3]
     if len(components) == 3:
         return identifiers == b"\1"
-    return (
-        identifiers == b"\1\2\3" and samplings[0] in SAMPLINGS and samplings[1:] == b"\x11\x11"
-    )
+    return identifiers == b"\1\2\3" and samplings[0] in SAMPLINGS and samplings[1:] == b"\x11\x11"
 
 
 def _is_upright(exif: bytes) -> bool:

@@ -16,8 +16,9 @@ from centernet_preprocessing.gpu.picture import PICTURE, describe
 # The kernel is compiled once in each process's life; the container's file system is read-only.
 os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")
 
-import cupy  # noqa: E402
-from nvidia import nvimgcodec  # noqa: E402
+import cupy
+import cupyx
+from nvidia import nvimgcodec
 
 MAX_PIXELS_AT_ONCE = 2**26
 """Of the pictures that are decoded together: 200 MB of the GPU's memory."""
@@ -33,17 +34,25 @@ class GpuPreprocessor:
     """Decodes plain JPEGs on the GPU; all other pictures go the CPU's way, at the same time."""
 
     def __init__(
-        self, frame_size: tuple[int, int], limits: Limits, *, gpu_id: int, max_batch: int, cpu: CpuPreprocessor
+        self,
+        frame_size: tuple[int, int],
+        limits: Limits,
+        *,
+        gpu_id: int,
+        max_batch: int,
+        cpu: CpuPreprocessor,
+        host_frames: bool = False,
     ) -> None:
         self.frame_size, self.limits, self.cpu = frame_size, limits, cpu
         self.device = cupy.cuda.Device(gpu_id)
         self.device.use()
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.frames = cupy.empty((max_batch, *frame_size, 3), cupy.uint8)
+        self.host = cupyx.empty_pinned(self.frames.shape, np.uint8) if host_frames else None
         self.pictures = cupy.empty(max_batch * PICTURE.itemsize, cupy.uint8)
         self.warp = cupy.RawKernel(Path(__file__).with_name("warp.cu").read_text(), "warp")
-        # What the hardware cannot decode, the GPU's multiprocessors can. nvImageCodec's decoders for the CPU are
-        # left out: the project's own has the last word. Colours are enlarged as libjpeg-turbo does it.
+        # What the hardware cannot decode, the multiprocessors can. nvImageCodec's decoders for the CPU are left
+        # out, as the project's own has the last word. Colours are enlarged as libjpeg-turbo does.
         self.decoder = nvimgcodec.Decoder(
             device_id=gpu_id,
             backends=[nvimgcodec.Backend(kind) for kind in BACKENDS],
@@ -74,8 +83,11 @@ class GpuPreprocessor:
             frame, sizes[index] = future.result()
             if not isinstance(sizes[index], Exception):
                 self.frames[index].set(frame, stream=self.stream)
+        frames = self.frames[: len(pictures)]
+        if self.host is not None:
+            frames = frames.get(stream=self.stream, out=self.host[: len(pictures)])
         self.stream.synchronize()
-        return Prepared(self.frames[: len(pictures)], sizes)
+        return Prepared(frames, sizes)
 
     def close(self) -> None:
         """Ends the threads and gives the memory back."""
@@ -93,9 +105,7 @@ class GpuPreprocessor:
         streams = [nvimgcodec.CodeStream(data) for data in pictures]
         # Memory is taken anew only where there is none: to give it back, the GPU must stand still.
         reused = {"images": self.kept[: len(streams)]} if len(self.kept) >= len(streams) else {}
-        images = self.decoder.decode(
-            streams, params=self.parameters, cuda_stream=self.stream.ptr, **reused
-        )
+        images = self.decoder.decode(streams, params=self.parameters, cuda_stream=self.stream.ptr, **reused)
         return [
             image if image is not None and len(image.shape) == 3 and image.shape[2] == 3 else None
             for image in images
