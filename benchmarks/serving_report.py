@@ -97,7 +97,7 @@ def _markdown(results: Mapping[str, Any]) -> str:
         + "- Client: perf_analyzer on the same machine, gRPC; its processor time is in no column\n"
         f"- Duration: {results['minutes']:.1f} minutes\n\n"
         f"Medians of {repeats} repeats, in which the server and what it is compared with (one process on a\n"
-        "CPU, the bare engine on a GPU) take turns; in brackets the lowest and highest ratio within a repeat.\n"
+        "CPU, the bare engine on a GPU) take turns; in brackets the lowest and highest ratio in a repeat.\n"
         "Latency: p50 of one request at a time. Throughput: with the requests in flight and the batch size\n"
         "that were fastest in the sweep.\n\n" + _comparison_table(results["comparison"])
     )

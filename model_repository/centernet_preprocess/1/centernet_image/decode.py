@@ -1,21 +1,34 @@
 """Bounded decoding of encoded pictures."""
 
-import io
+import binascii
+import re
+import struct
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-"""What both Pillow (which reads the header) and OpenCV (which decodes) know."""
+from centernet_image.codecs import CODECS, FORMATS
+from centernet_image.codecs.common import CheckSize, DamagedError, ImageError
+from centernet_image.codecs.signatures import describe, format_of
 
 MAX_SIDE = 32766
 """Pixels; OpenCV's warp addresses its source with 16 bits."""
 
+# EXIF orientation to (transpose, flip code of cv2.flip), in this order.
+_ORIENTATIONS: dict[int, tuple[bool, int | None]] = {
+    2: (False, 1),
+    3: (False, -1),
+    4: (False, 0),
+    5: (True, None),
+    6: (True, 1),
+    7: (True, -1),
+    8: (True, 0),
+}
 
-class ImageError(ValueError):
-    """A picture that cannot be used; its text names what was found and what was expected."""
+_DATA_URI = re.compile(rb"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
+# As the formats' first bytes read in base64.
+_BASE64 = re.compile(rb"\s*(/9j/|iVBORw0KGgo|UklGR|Qk|SUkq|SUkr|TU0A|R0lGOD|UD[E-Z])[A-Za-z0-9+/\s]{24}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +37,12 @@ class Limits:
 
     Attributes:
         max_bytes: Size of the encoded picture.
-        max_pixels: Width times height; decoding takes three bytes for each.
+        max_pixels: Width times height; decoding takes three bytes for each, progressive JPEG up to nine.
         min_side: Pixels of the shorter side; less holds no object.
     """
 
     max_bytes: int = 32 * 2**20
-    max_pixels: int = 50_000_000
+    max_pixels: int = 64 * 2**20
     min_side: int = 8
 
 
@@ -40,7 +53,7 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """Decodes a picture as CenterNet was trained to see it: upright, 8 bits, three channels, alpha dropped.
 
     Args:
-        data: The encoded picture, in one of `FORMATS`.
+        data: The encoded picture, in one of `FORMATS`, or its base64 text, with or without `data:` in front.
         limits: Checked against the data's size and its header, before any pixel is decoded.
 
     Returns:
@@ -53,32 +66,49 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
         raise ImageError("found 0 bytes, expected an encoded picture")
     if len(data) > limits.max_bytes:
         raise ImageError(f"found {len(data)} bytes, limit max_bytes is {limits.max_bytes}")
-    format_name = _check_header(data, limits)
+    name = format_of(data)
+    if name is None:
+        data = _without_base64(data)
+        name = format_of(data)
+    if name is None:
+        raise ImageError(f"found {describe(data)}, expected one of {', '.join(FORMATS)}")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise ImageError(f"found {len(data)} bytes of a damaged or truncated {format_name} picture")
+        image, orientation = CODECS[name](data, _size_check(name, limits))
+    except ImageError:
+        raise
+    # Numbers that are not there or make no sense, and what the libraries raise.
+    except (ValueError, IndexError, OverflowError, OSError, EOFError, struct.error, cv2.error) as error:
+        reason = f": {error}" if isinstance(error, DamagedError) else ""
+        raise ImageError(
+            f"found {len(data)} bytes of a damaged or truncated {name} picture{reason}"
+        ) from error
+    if orientation in _ORIENTATIONS:
+        transposed, flip = _ORIENTATIONS[orientation]
+        image = cv2.transpose(image) if transposed else image
+        image = image if flip is None else cv2.flip(image, flip)
     return image
 
 
-def _check_header(data: bytes, limits: Limits) -> str:
-    """Returns the format's name."""
+def _size_check(name: str, limits: Limits) -> CheckSize:
+    def check(width: int, height: int) -> None:
+        found = f"found a {name} picture of {width}x{height} pixels"
+        if width * height > limits.max_pixels:
+            raise ImageError(f"{found} = {width * height}, limit max_pixels is {limits.max_pixels}")
+        if min(width, height) < limits.min_side:
+            raise ImageError(f"{found}, limit min_side is {limits.min_side}")
+        if max(width, height) > MAX_SIDE:
+            raise ImageError(f"{found}, a side may have at most {MAX_SIDE}")
+
+    return check
+
+
+def _without_base64(data: bytes) -> bytes:
+    """What base64 text stands for; anything else as it is."""
+    uri = _DATA_URI.match(data)
+    if uri is None and _BASE64.match(data) is None:
+        return data
+    text = data[uri.end() if uri else 0 :].translate(None, b" \t\r\n")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            format_name, (width, height) = header.format or "", header.size
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{error}; limit max_pixels is {limits.max_pixels}") from error
-    except Exception as error:  # Pillow's readers raise nearly anything on hostile data.
-        raise ImageError(
-            f"found {len(data)} bytes beginning {data[:8]!r}, expected one of {', '.join(FORMATS)}"
-        ) from error
-    found = f"found a {format_name} picture of {width}x{height} pixels"
-    if width * height > limits.max_pixels:
-        raise ImageError(f"{found} = {width * height}, limit max_pixels is {limits.max_pixels}")
-    if min(width, height) < limits.min_side:
-        raise ImageError(f"{found}, limit min_side is {limits.min_side}")
-    if max(width, height) > MAX_SIDE:
-        raise ImageError(f"{found}, a side may have at most {MAX_SIDE}")
-    return format_name
+        return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
+    except binascii.Error as error:
+        raise ImageError(f"found {len(data)} bytes of damaged base64 text: {error}") from error

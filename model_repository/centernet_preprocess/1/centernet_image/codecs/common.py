@@ -1,0 +1,64 @@
+"""What the codecs share.
+
+A codec is a function of an encoded picture and of `CheckSize`, which it calls with the width and height that the
+header claims before it spends time or memory on them. It holds every length in the file against the bytes that are
+there, and hands a decoding library only what it has checked.
+"""
+
+import struct
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+CheckSize = Callable[[int, int], None]
+"""Takes width and height; raises ImageError if they are beyond the limits."""
+
+Codec = Callable[[bytes, CheckSize], tuple[np.ndarray, int]]
+"""Returns BGR, uint8 [height, width, 3] as stored, and the EXIF orientation, 1 to 8."""
+
+MAX_PARTS = 65_536
+"""Chunks or blocks that one file may have: walking them costs time, whatever their size."""
+
+_ORIENTATION = 0x0112
+_SHORT = 3
+
+# OpenCV would write lines of its own beside the error that is raised.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; its text names what was found and what was expected."""
+
+
+class DamagedError(ValueError):
+    """Bytes are missing or contradict each other; the text says which."""
+
+
+def opencv(data: bytes) -> np.ndarray:
+    """Decodes without looking at the orientation.
+
+    Raises:
+        DamagedError: OpenCV cannot.
+    """
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_BGR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise DamagedError("its pixels cannot be decoded")
+    return image
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation in an EXIF block (a TIFF header and its first directory); 1 if there is none."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, directory)
+        for index in range(count):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, directory + 2 + 12 * index)
+            if (tag, kind) == (_ORIENTATION, _SHORT):
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass  # Damaged metadata do not make a damaged picture.
+    return 1

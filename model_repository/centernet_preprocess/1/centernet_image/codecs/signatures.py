@@ -1,0 +1,60 @@
+"""Formats by their first bytes: those that have a codec, and names for what people send instead."""
+
+import re
+
+_SIGNATURES = (
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"RIFF....WEBP", "WEBP"),
+    (rb"BM", "BMP"),
+    (rb"II[*+]\0|MM\0[*+]", "TIFF"),
+    (rb"P[1-6][ \t\r\n\v\f#]", "PPM"),
+    (rb"GIF8[79]a", "GIF"),
+)
+_OTHERS = (
+    (rb"....ftyp(avif|avis)", "an AVIF picture"),
+    (rb"....ftyp(hei[cxms]|hev[cxms]|mif[12]|msf1)", "a HEIC picture"),
+    (rb"....ftyp", "an MP4 or QuickTime video"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (rb"II\xbc", "a JPEG XR picture"),
+    (rb"P7\s", "a PAM picture"),
+    (rb"P[fF]\s", "a PFM picture of floating-point samples"),
+    (rb"\x00\x00[\x01\x02]\x00", "an icon"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"v/1\x01", "an OpenEXR picture"),
+    (rb"qoif", "a QOI picture"),
+    (rb"%PDF-", "a PDF file"),
+    (rb"%!PS", "a PostScript file"),
+    (rb"RIFF....AVI ", "an AVI video"),
+    (rb"\x1aE\xdf\xa3", "a Matroska or WebM video"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+    (rb"\x1f\x8b", "a gzip file"),
+    (rb"\x93NUMPY", "a NumPy array"),
+    (rb"version https://git-lfs", "a Git LFS pointer"),
+    (rb"(?i:https?|s3|gs|file)://", "a URL"),
+    (rb"(?i:data:)", "a data URI without base64"),
+    (rb"(?i:<!doctype html|<html|<head|<body)", "an HTML page"),
+    (rb"(?s:(<\?xml|<!--|<!DOCTYPE svg).{0,2000})?<svg", "an SVG drawing"),
+    (rb"<\?xml", "an XML file"),
+    (rb"[\[{]\s*[\"{\[\]}\d]", "JSON"),
+)
+
+
+_TEXT_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*")
+
+
+def format_of(data: bytes) -> str | None:
+    """The format that the data begin like, if it has a codec."""
+    return _first(_SIGNATURES, data, 0)
+
+
+def describe(data: bytes) -> str:
+    """What data of none of the formats are, for an error's text."""
+    text = _TEXT_START.match(data)
+    name = _first(_OTHERS, data, 0) or _first(_OTHERS, data, text.end() if text else 0)
+    return name or f"{len(data)} bytes beginning {data[:8]!r}"
+
+
+def _first(rules: tuple[tuple[bytes, str], ...], data: bytes, start: int) -> str | None:
+    return next((name for pattern, name in rules if re.compile(pattern, re.DOTALL).match(data, start)), None)

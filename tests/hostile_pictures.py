@@ -1,0 +1,119 @@
+"""Pictures that are cheap to send and would be dear to decode."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+from pictures import bomb, encode, picture
+from seed_pictures import png, text_pnm, tiff
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """Smooth with some noise, as photographs are; BGR uint8 [height, width, 3]."""
+    noise = np.random.default_rng(0).integers(-4, 5, (height, width, 3), np.int16)
+    return np.clip(picture(height, width) + noise, 0, 255).astype(np.uint8)
+
+
+def many_scans(width: int, height: int, scans: int) -> bytes:
+    """A progressive JPEG whose last scan is there again and again."""
+    stream = io.BytesIO()
+    Image.new("L", (width, height), 128).save(stream, "JPEG", progressive=True)
+    data = stream.getvalue()
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * scans + b"\xff\xd9"
+
+
+def black_tiff(
+    width: int, height: int, *, samples: int = 3, bits: int = 8, extra: dict | None = None
+) -> bytes:
+    """Deflate, in strips of 64 rows that are all alike but in the file one by one."""
+    rows = min(64, height)
+    strip = zlib.compress(bytes(rows * width * samples * bits // 8))
+    count = -(-height // rows)
+    entries = {
+        256: (4, [width]),
+        257: (4, [height]),
+        258: (3, [bits] * samples),
+        259: (3, [8]),
+        262: (3, [2 if samples > 1 else 1]),
+        273: (4, [8 + len(strip) * index for index in range(count)]),
+        277: (3, [samples]),
+        278: (4, [rows]),
+        279: (4, [len(strip)] * count),
+        **({338: (3, [0] * (samples - 3))} if samples > 3 else {}),
+    }
+    return tiff(entries | (extra or {}), strip * count)
+
+
+def refused() -> dict[str, bytes]:
+    """Each is to be refused at once."""
+    side = 8000
+    jpeg = encode(np.zeros((side, side, 3), np.uint8), "JPEG")
+    start_of_scan = jpeg.index(b"\xff\xda")
+    many = [b"\xff\xfe\0\2" * 2_000_000, b"\xff\xc4\0\x02" * 2_000_000]
+    text = b"\0\0\0\0tEXt" + struct.pack(">I", zlib.crc32(b"tEXt"))
+    still = png(side, side)
+    gif = b"GIF89a" + struct.pack("<HHBBB", side, side, 0, 0, 0)
+    webp = b"VP8X\x0a\0\0\0" + bytes(4) + b"\x3f\x1f\0\x3f\x1f\0" + b"JUNK\0\0\0\0" * 2_000_000
+    strips = {259: (3, [1]), 258: (3, [8]), 262: (3, [1]), 256: (4, [side]), 257: (4, [side]), 277: (3, [1])}
+    return {
+        "JPEG of 1000 scans": many_scans(side, side, 1000),
+        "JPEG without its end": jpeg[: len(jpeg) // 2],
+        "JPEG without pixels": jpeg[: start_of_scan + 14] + b"\xff\xd9",
+        "JPEG of 2 million comments": jpeg[:2] + many[0] + jpeg[2:],
+        "JPEG of 2 million tables": jpeg[:2] + many[1] + jpeg[2:],
+        "PNG of 400 million pixels": bomb(20000, 20000),
+        "PNG with a chunk of 2 GiB": png(side, side, (b"IDAT", b""))[:-24]
+        + b"\x7f\xff\xff\xffIDAT"
+        + bytes(33),
+        "PNG of 2 million chunks": still[:33] + text * 2_000_000 + still[33:],
+        "PNG without pixels": png(side, side, (b"IDAT", zlib.compress(b""))),
+        "GIF of 4 million blocks": gif + b"\x21\xfe" + b"\1a" * 4_000_000 + b"\0\x3b",
+        "WEBP of 2 million chunks": b"RIFF" + struct.pack("<I", len(webp) + 4) + b"WEBP" + webp,
+        "TIFF of strips in one place": tiff(
+            strips | {273: (4, [8] * side), 279: (4, [side] * side), 278: (4, [1])}, bytes(side)
+        ),
+        "TIFF of a tile of 2 gigapixels": tiff(
+            strips | {322: (4, [45_000]), 323: (4, [45_000]), 324: (4, [8]), 325: (4, [8])}, bytes(8)
+        ),
+        "TIFF of 65535 tags": tiff({tag: (4, [0] * 2) for tag in range(60_000)}, bytes(8)),
+        "BMP without pixels": encode(np.zeros((side, side, 3), np.uint8), "BMP")[:1000],
+        "PPM without pixels": b"P6 8000 8000 255\n" + bytes(1000),
+        "PPM text without pixels": b"P3 8000 8000 255\n" + b"1 " * 1000,
+    }
+
+
+def dear(width: int, height: int) -> dict[str, bytes]:
+    """Each is accepted, of `width` x `height` pixels."""
+    image = photograph(height, width)
+    rows = height * (1 + 8 * width)
+    flags = {"save_all": True, "duration": 10}
+    tiny = [Image.fromarray(image[:, :, ::-1].copy()) for _ in range(20)]
+    for index, frame in enumerate(tiny):
+        frame.putpixel((index, 0), (255, 255, 255))
+    first = encode(image)
+    zipped = b"profile\0\0" + zlib.compress(bytes(2**28), 9)
+    # A filter of 4 (Paeth) on every row.
+    paeth = zlib.compress((b"\4" + bytes(8 * width)) * height)
+    return {
+        "JPEG progressive": encode(image, "JPEG", progressive=True),
+        "JPEG of 10 scans a component": many_scans(width, height, 5),
+        "JPEG with a restart at each block": encode(image, "JPEG", restart_marker_blocks=1),
+        "PNG": first,
+        "PNG RGBA 16 bits, Paeth": png(width, height, (b"IDAT", paeth), bits=16, color=6),
+        "PNG RGBA 16 bits": png(width, height, (b"IDAT", zlib.compress(bytes(rows))), bits=16, color=6),
+        "PNG with 256 MB in its profile": first[:33] + png(1, 1, (b"iCCP", zipped))[33:-12] + first[33:],
+        "PNG animated": encode(image, append_images=tiny, **flags),
+        "WEBP": encode(image, "WEBP"),
+        "WEBP lossless": encode(image, "WEBP", lossless=True),
+        "WEBP animated": encode(image, "WEBP", append_images=tiny, **flags),
+        "GIF": encode(image, "GIF"),
+        "GIF animated": encode(image, "GIF", append_images=tiny, **flags),
+        "TIFF Deflate": black_tiff(width, height),
+        "TIFF Deflate RGBA 16 bits": black_tiff(width, height, samples=4, bits=16),
+        "BMP": encode(image, "BMP"),
+        "PPM": encode(image, "PPM"),
+        "PPM text": text_pnm(3, image, 255),
+    }
