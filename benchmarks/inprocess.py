@@ -74,6 +74,21 @@ def onnxruntime_network(path: Path, *, threads: int, session: Mapping[str, str])
     return lambda frames: network.run(OUTPUTS, {contract.FRAME.name: frames})
 
 
+def tensorrt_network(path: Path) -> Network:
+    """The plan on TensorRT, frames and answers in the host's memory; its plugin must be loaded already."""
+    from polygraphy.backend.common import BytesFromPath
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+    runner = TrtRunner(EngineFromBytes(BytesFromPath(str(path))))
+    runner.activate()
+
+    def infer(frames: np.ndarray) -> list[np.ndarray]:
+        outputs = runner.infer({contract.FRAME.name: frames})
+        return [outputs[name] for name in OUTPUTS]
+
+    return infer
+
+
 class Engine:
     """A plan on the GPU's own memory, replayed as CUDA graphs: the most that any server can reach."""
 

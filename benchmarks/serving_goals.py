@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.triton_server import STEPS
 from clients import coco
 
 Rows = list[dict[str, Any]]
@@ -30,7 +31,7 @@ def main() -> int:
     folder = Path(sys.argv[1])
     runs = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/server.json"))}
     goals = [*_shares(runs), *_lone(runs), *_gpus(runs), *_cpu(runs), *_precision(folder)]
-    results = {"environment": report.environment(), "goals": goals, "settings": _settings(runs)}
+    results: dict[str, Any] = {"environment": report.environment(), "goals": goals, "settings": _settings(runs)}
     text = (
         f"# Serving\n\n{report.environment_lines(results['environment'])}\n{report.goals_table(goals)}\n"
         f"## Where the mean request's milliseconds go, at saturation\n\n{_breakdowns(runs)}\n"
@@ -133,8 +134,8 @@ def _settings_table(settings: Rows) -> str:
 
 
 def _breakdowns(runs: dict[str, Any]) -> str:
-    parts = ("transport", "handover", "preprocess_queue", "preprocess", "network_queue", "network")
-    parts += ("postprocess_queue", "postprocess")
+    steps = [name for step in STEPS for name in (f"{step}_queue", step)]
+    parts = ["transport", "handover", *steps]
     further = {"GPU, %": "gpu_percent", "JPEG engine, %": "jpeg_percent", "GPU memory, MiB": "memory_mib"}
     table = []
     for name, run in runs.items():

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = [
         [row["streams"], row["throughput"], row["throughput"] / row["streams"], row["s"]] for row in rows
     ]
-    results = {"environment": report.environment(), "rows": rows}
+    results: dict[str, Any] = {"environment": report.environment(), "rows": rows}
     text = f"# Video streams\n\n{report.environment_lines(results['environment'])}\n"
     text += report.markdown_table(columns, table)
     report.write(options.output_dir, "streams", results=results, markdown=text)

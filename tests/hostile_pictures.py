@@ -5,8 +5,8 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
 from pictures import bomb, encode, picture
+from PIL import Image
 from seed_pictures import png, text_pnm, tiff
 
 

@@ -8,8 +8,8 @@ from functools import cache
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
 from pictures import encode, picture
+from PIL import ExifTags, Image
 
 HEIGHT, WIDTH = 40, 56
 

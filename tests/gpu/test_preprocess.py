@@ -156,6 +156,7 @@ def test_random_damage(cpu, gpu):
     """Both refuse a damaged picture, or both show it."""
     random = np.random.default_rng(0)
     data = jpeg(picture(240, 320), quality=85)
+    refused = shown = 0
     for _ in range(8):
         pictures = []
         for _ in range(MAX_BATCH):
@@ -166,6 +167,16 @@ def test_random_damage(cpu, gpu):
         _, sizes = prepared(gpu, pictures)
         _, expected = prepared(cpu, pictures)
         assert list(map(str, sizes)) == list(map(str, expected))
+        gpu.check_scans = False
+        _, unchecked = prepared(gpu, pictures)
+        gpu.check_scans = True
+        refused += sum(isinstance(size, Exception) for size in expected)
+        shown += sum(
+            not isinstance(s, Exception) and isinstance(e, Exception)
+            for s, e in zip(unchecked, expected, strict=True)
+        )
+    print(f"of {refused} refused pictures, the GPU alone would show {shown}")
+    assert refused
 
 
 def test_memory_stays_bounded(gpu):

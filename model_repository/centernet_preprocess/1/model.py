@@ -22,6 +22,7 @@ class TritonPythonModel:
             device=parameters.get("device", "auto"),
             gpu_id=int(args["model_instance_device_id"]) if gpu else None,
             max_batch=json.loads(args["model_config"])["max_batch_size"],
+            check_scans=parameters.get("check_scans", "on") == "on",
             host_frames=parameters.get("frames") == "host",
             warn=pb_utils.Logger.log_warn,
         )

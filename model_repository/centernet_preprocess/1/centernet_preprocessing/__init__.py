@@ -41,6 +41,7 @@ def create(
     gpu_id: int | None,
     max_batch: int,
     host_frames: bool = False,
+    check_scans: bool = True,
     warn: Callable[[str], object],
 ) -> Preprocessor:
     """Makes the preprocessor for this machine.
@@ -52,6 +53,7 @@ def create(
         gpu_id: The GPU that this instance is for, None for none.
         max_batch: Pictures in a batch, at most.
         host_frames: Whether a GPU's frames are copied to the host's memory.
+        check_scans: Whether the CPU reads the scan of each JPEG that the GPU decodes, to refuse damaged ones.
         warn: Is told, in one line, why a GPU stays unused.
 
     Raises:
@@ -73,7 +75,13 @@ def create(
         from centernet_preprocessing.gpu.preprocessor import GpuPreprocessor
 
         return GpuPreprocessor(
-            frame_size, limits, gpu_id=gpu_id, max_batch=max_batch, cpu=cpu, host_frames=host_frames
+            frame_size,
+            limits,
+            gpu_id=gpu_id,
+            max_batch=max_batch,
+            cpu=cpu,
+            host_frames=host_frames,
+            check_scans=check_scans,
         )
     except Exception as error:
         reason = f"pictures cannot be decoded on the GPU: {error}"

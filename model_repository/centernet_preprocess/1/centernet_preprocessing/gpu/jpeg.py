@@ -2,6 +2,8 @@
 
 import struct
 
+import simplejpeg
+
 SOI, EOI, SOF0, SOS = 0xD8, 0xD9, 0xC0, 0xDA
 # Tables, restart interval, comments and APP0 to APP15: they change nothing here, but for two of the last.
 HARMLESS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
@@ -21,6 +23,19 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
         return _plain_size(data)
     except (struct.error, IndexError):
         return None
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether libjpeg-turbo has nothing to say against a plain JPEG's scan.
+
+    Hardware shows a damaged one as far as it comes. At an eighth of its size the scan is read as ever, and
+    little else is done.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", strict=True, min_height=1, min_width=1)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain_size(data: bytes) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from centernet_image import Limits
 
 from centernet_preprocessing import Prepared
 from centernet_preprocessing.cpu.preprocessor import CpuPreprocessor
-from centernet_preprocessing.gpu.jpeg import plain_size
+from centernet_preprocessing.gpu.jpeg import is_whole, plain_size
 from centernet_preprocessing.gpu.picture import PICTURE, describe
 
 # The kernel is compiled once in each process's life; the container's file system is read-only.
@@ -42,8 +42,10 @@ class GpuPreprocessor:
         max_batch: int,
         cpu: CpuPreprocessor,
         host_frames: bool = False,
+        check_scans: bool = True,
     ) -> None:
         self.frame_size, self.limits, self.cpu = frame_size, limits, cpu
+        self.check_scans = check_scans
         self.device = cupy.cuda.Device(gpu_id)
         self.device.use()
         self.stream = cupy.cuda.Stream(non_blocking=True)
@@ -51,8 +53,8 @@ class GpuPreprocessor:
         self.host = cupyx.empty_pinned(self.frames.shape, np.uint8) if host_frames else None
         self.pictures = cupy.empty(max_batch * PICTURE.itemsize, cupy.uint8)
         self.warp = cupy.RawKernel(Path(__file__).with_name("warp.cu").read_text(), "warp")
-        # What the hardware cannot decode, the multiprocessors can. nvImageCodec's decoders for the CPU are left
-        # out, as the project's own has the last word. Colours are enlarged as libjpeg-turbo does.
+        # What the hardware cannot decode, the multiprocessors can. nvImageCodec has decoders for the CPU, too;
+        # here the project's own has the last word. Colours are enlarged as by libjpeg-turbo.
         self.decoder = nvimgcodec.Decoder(
             device_id=gpu_id,
             backends=[nvimgcodec.Backend(kind) for kind in BACKENDS],
@@ -70,10 +72,14 @@ class GpuPreprocessor:
         sizes: list[Any] = [self._plain_size(data) for data in pictures]
         plain = [index for index, size in enumerate(sizes) if size]
         others = {index: self.cpu.start(pictures[index]) for index, size in enumerate(sizes) if not size}
+        # At the same time as the GPU decodes them.
+        checks = {i: self.cpu.pool.submit(is_whole, pictures[i]) for i in plain if self.check_scans}
         for part in _parts(plain, [sizes[index][0] * sizes[index][1] for index in plain]):
             images = self._decode([pictures[index] for index in part])
             decoded = {index: image for index, image in zip(part, images, strict=True) if image is not None}
-            # What the GPU refused is judged by the CPU, whose answer counts.
+            for index in [i for i in decoded if i in checks and not checks[i].result()]:
+                del decoded[index]
+            # What is refused here is judged by the CPU, whose answer counts.
             others |= {index: self.cpu.start(pictures[index]) for index in part if index not in decoded}
             self._warp(decoded)
             self.stream.synchronize()
