@@ -117,8 +117,10 @@ class Engine:
         tensors = {}
         for name in names:
             dtype = self._trt.nptype(self._engine.get_tensor_dtype(name))
-            tensors[name] = cupy.random.randint(0, 255, tuple(context.get_tensor_shape(name))).astype(dtype)
+            tensors[name] = cupy.empty(tuple(context.get_tensor_shape(name)), dtype)
             context.set_tensor_address(name, tensors[name].data.ptr)
+        frames = tensors[contract.FRAME.name]
+        frames.set(np.random.default_rng(0).integers(0, 256, frames.shape, np.uint8))
         stream = cupy.cuda.Stream(non_blocking=True)
         cupy.cuda.Device().synchronize()
         # What is taken once is taken before the capture.

@@ -31,9 +31,11 @@ def main() -> int:
     folder = Path(sys.argv[1])
     runs = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/server.json"))}
     goals = [*_shares(runs), *_lone(runs), *_gpus(runs), *_cpu(runs), *_precision(folder)]
-    results: dict[str, Any] = {"environment": report.environment(), "goals": goals, "settings": _settings(runs)}
+    results: dict[str, Any] = {"environment": report.environment(), "goals": goals}
+    results["settings"] = _settings(runs)
     text = (
-        f"# Serving\n\n{report.environment_lines(results['environment'])}\n{report.goals_table(goals)}\n"
+        f"# Serving\n\n{report.environment_lines(results['environment'])}\n"
+        f"{report.goals_table(goals)}\n"
         f"## Where the mean request's milliseconds go, at saturation\n\n{_breakdowns(runs)}\n"
         f"## What each setting is worth\n\n{_settings_table(results['settings'])}"
     )

@@ -76,7 +76,7 @@ def test_network_variants():
 def test_parameters_are_the_codes_defaults():
     parameters = read("centernet_preprocess/config.pbtxt").parameters
     values = {name: value.string_value for name, value in parameters.items()}
-    assert values.pop("device") == "auto"
+    assert (values.pop("device"), values.pop("check_scans")) == ("auto", "on")
     assert Limits(**{name: int(value) for name, value in values.items()}) == Limits()
     threshold = read("centernet_postprocess/config.pbtxt").parameters["score_threshold"]
     assert float(threshold.string_value) == contract.SCORE_THRESHOLD

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from centernet_image import Limits
 
-GPU_PACKAGES = ("cupy", "nvidia.nvimgcodec")
+GPU_PACKAGES = ("cupy", "cuda.pathfinder", "nvidia.nvimgcodec")
 
 
 class Prepared(NamedTuple):

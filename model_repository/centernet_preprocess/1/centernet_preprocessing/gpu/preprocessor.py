@@ -5,20 +5,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cupy
+import cupyx
 import numpy as np
 from centernet_image import Limits
+from cuda.pathfinder import load_nvidia_dynamic_lib
+from nvidia import nvimgcodec
 
 from centernet_preprocessing import Prepared
 from centernet_preprocessing.cpu.preprocessor import CpuPreprocessor
 from centernet_preprocessing.gpu.jpeg import is_whole, plain_size
 from centernet_preprocessing.gpu.picture import PICTURE, describe
-
-# The kernel is compiled once in each process's life; the container's file system is read-only.
-os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")
-
-import cupy
-import cupyx
-from nvidia import nvimgcodec
 
 MAX_PIXELS_AT_ONCE = 2**26
 """Of the pictures that are decoded together: 200 MB of the GPU's memory."""
@@ -46,6 +43,10 @@ class GpuPreprocessor:
     ) -> None:
         self.frame_size, self.limits, self.cpu = frame_size, limits, cpu
         self.check_scans = check_scans
+        # The kernel is compiled once in each process's life; the container's file system is read-only.
+        os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")
+        # CuPy compiles by this library, and itself finds only the system's.
+        load_nvidia_dynamic_lib("nvrtc")
         self.device = cupy.cuda.Device(gpu_id)
         self.device.use()
         self.stream = cupy.cuda.Stream(non_blocking=True)
@@ -53,8 +54,8 @@ class GpuPreprocessor:
         self.host = cupyx.empty_pinned(self.frames.shape, np.uint8) if host_frames else None
         self.pictures = cupy.empty(max_batch * PICTURE.itemsize, cupy.uint8)
         self.warp = cupy.RawKernel(Path(__file__).with_name("warp.cu").read_text(), "warp")
-        # What the hardware cannot decode, the multiprocessors can. nvImageCodec has decoders for the CPU, too;
-        # here the project's own has the last word. Colours are enlarged as by libjpeg-turbo.
+        # What the hardware cannot decode, the multiprocessors can. nvImageCodec has decoders for the CPU,
+        # too; here the project's own has the last word. Colours are enlarged as by libjpeg-turbo.
         self.decoder = nvimgcodec.Decoder(
             device_id=gpu_id,
             backends=[nvimgcodec.Backend(kind) for kind in BACKENDS],
