@@ -7,9 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
 from benchmarks.report import BenchmarkError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +54,9 @@ def repository(network: Path, folder: Path) -> Path:
 
 def change(text: str) -> str:
     """An argparse type: `MODEL:TEXT`, where TEXT is a part of a model's configuration."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
     model, _, part = text.partition(":")
     try:
         text_format.Parse(part, model_config_pb2.ModelConfig())
@@ -75,6 +75,10 @@ def changed(repository: Path, changes: Sequence[str], folder: Path) -> Path:
     """
     if not changes:
         return repository
+    # Not with the file: networks are also made where there is no client.
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
     shutil.copytree(repository, folder, symlinks=True)
     for text in changes:
         model, _, part = text.partition(":")

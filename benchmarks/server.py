@@ -30,7 +30,6 @@ from benchmarks.report import BenchmarkError, choices, numbers
 from benchmarks.triton_server import GpuUsage, Server, Statistics, Usage, breakdown, running
 from export import contract
 from export.errors import ExportError
-from export.networks import ARCHITECTURES
 
 NETWORK = "centernet_network"
 NETWORKS = (str(networks.ROOT / "demo" / "coins.pth"), "resdcn_18")
@@ -301,6 +300,8 @@ def _works(
         )
         pipeline = inprocess.Pipeline(network, description)
         return lambda name: _work(pipeline, REQUESTS[name], description.frame_size), "ONNX Runtime, CPU"
+    if options.only_server:
+        return lambda _: None, "TensorRT"
     try:
         engine = inprocess.Engine(folder / "model.plan", options.plugin)
     except (ExportError, ImportError) as error:
@@ -339,6 +340,8 @@ def _show(row: Row) -> None:
 
 def _networks(text: str) -> list[str]:
     """An argparse type: checkpoints and architectures, separated by commas."""
+    from export.networks import ARCHITECTURES  # needs PyTorch, which nothing else here does
+
     found = text.split(",")
     for network in found:
         if network not in ARCHITECTURES and not (Path(network).suffix and Path(network).is_file()):
@@ -373,6 +376,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--requests", type=choices(REQUESTS), default=("jpeg", "frame"), help="kinds of them")
     parser.add_argument("--shared-memory", type=choices(SHARED_MEMORY), default=SHARED_MEMORY[:2])
     parser.add_argument("--clients", type=_positive(int), default=1, help="processes that send requests")
+    parser.add_argument("--only-server", action="store_true", help="measure nothing beside it")
     parser.add_argument("--plugin", type=Path, help="libdcnv2.so, preloaded into the server that is started")
     parser.add_argument(
         "--server-option", action="append", default=[], help="for tritonserver, once for each"

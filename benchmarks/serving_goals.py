@@ -1,4 +1,7 @@
-"""The goals of serving, from what `ci/gpu/serving` measured: python -m benchmarks.serving_goals FOLDER."""
+"""The goals of serving, from what `ci/gpu/serving` measured.
+
+python -m benchmarks.serving_goals FOLDER ANNOTATIONS
+"""
 
 import json
 import sys
@@ -10,7 +13,6 @@ from benchmarks.triton_server import STEPS
 from clients import coco
 
 Rows = list[dict[str, Any]]
-BCCD = Path(__file__).resolve().parents[2] / "shared" / "datasets" / "bccd"
 
 # Network, kind of request, figure of the comparison, kind of shared memory (any: the best), and the goal.
 SHARES = (
@@ -28,9 +30,9 @@ CPU = (("throughput", 0.9, None), ("latency", None, 1.15))
 
 def main() -> int:
     """Reads every server.json below the folder; writes serving.json and serving.md there."""
-    folder = Path(sys.argv[1])
+    folder, annotations = map(Path, sys.argv[1:3])
     runs = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/server.json"))}
-    goals = [*_shares(runs), *_lone(runs), *_gpus(runs), *_cpu(runs), *_precision(folder)]
+    goals = [*_shares(runs), *_lone(runs), *_gpus(runs), *_cpu(runs), *_precision(folder, annotations)]
     results: dict[str, Any] = {"environment": report.environment(), "goals": goals}
     results["settings"] = _settings(runs)
     text = (
@@ -101,12 +103,11 @@ def _cpu(runs: dict[str, Any]) -> Rows:
     return goals
 
 
-def _precision(folder: Path) -> Rows:
+def _precision(folder: Path, annotations: Path) -> Rows:
     found = {}
     for device in ("cpu", "gpu"):
         path = folder / f"bccd-{device}.json"
         if path.exists():
-            annotations = BCCD / "val.json"
             ids = coco.Annotations.read(annotations).image_ids.values()
             found[device] = coco.average_precision(annotations, json.loads(path.read_text()), ids)["AP"]
     difference = abs(found["cpu"] - found["gpu"]) if len(found) == 2 else None
