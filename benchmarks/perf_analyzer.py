@@ -25,6 +25,9 @@ WINDOW_STRETCH = 1.2
 NO_REQUEST_IN_WINDOW = 3
 """Exit code of perf_analyzer."""
 
+NO_STATISTICS = "failed to find the requested model version"
+"""What it says when the server's counters show no request of a window."""
+
 # Of the model that was asked; the models of an ensemble follow by name.
 _SERVER_LATENCY = re.compile(r"^ *Server: *\n(?: .*\n)*? *Avg request latency: (\d+) usec", re.MULTILINE)
 
@@ -113,7 +116,7 @@ def _run(command: Sequence[str], table: Path, *, seconds: float) -> Load:
         done = subprocess.run(
             [*command, "-p", str(window_ms), "-f", str(table)], capture_output=True, text=True
         )
-        if done.returncode != NO_REQUEST_IN_WINDOW:
+        if done.returncode != NO_REQUEST_IN_WINDOW and NO_STATISTICS not in done.stderr:
             break
         window_ms *= 3
     if done.returncode or not table.exists():
