@@ -1,16 +1,17 @@
-"""What a picture costs: time against a plain JPEG of as many pixels, and memory.
+"""What a picture costs: time against plain JPEGs of as many pixels, and memory.
 
     PYTHONPATH=tests python -m benchmarks.pictures
 
-Each picture is decoded in a process of its own. Time is the processor's, so that a busy machine does not count.
+Each picture is decoded in a process of its own. Time is the processor's: a busy machine does not count.
 """
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import hostile_pictures
@@ -18,21 +19,26 @@ import numpy as np
 from centernet_image import ImageError, decode
 from pictures import encode
 
+Measured = tuple[float, float, str]
+"""Milliseconds, megabytes of growth, and the size of the picture or the error."""
 
-def measure(data: bytes) -> dict[str, object]:
-    """Decodes in a child process; its best of three times, its growth and what came out."""
+
+def measure(data: bytes) -> Measured:
+    """Decodes in a child process; the best time of three."""
     child = subprocess.run(
         [sys.executable, "-m", "benchmarks.pictures", "--child"], input=data, capture_output=True, check=True
     )
-    return json.loads(child.stdout)
+    milliseconds, megabytes, result = json.loads(child.stdout)
+    return milliseconds, megabytes, result
 
 
-def work(data: bytes) -> dict[str, object]:
+def work(data: bytes) -> Measured:
     """What `measure` returns, in this process."""
     cv2.setNumThreads(1)
     decode(encode(np.zeros((16, 16, 3), np.uint8), "JPEG"))
     times = []
-    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
+    before = memory_mb("VmRSS")
     for _ in range(3):
         start = time.process_time()
         try:
@@ -41,8 +47,13 @@ def work(data: bytes) -> dict[str, object]:
         except ImageError as error:
             result = str(error)
         times.append(time.process_time() - start)
-    grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb
-    return {"ms": 1000 * min(times), "grown_mb": grown_kb / 1024, "bytes": len(data), "result": result}
+    return 1000 * min(times), memory_mb("VmHWM") - before, result
+
+
+def memory_mb(name: str) -> float:
+    """A line of this process's status."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def main() -> None:
@@ -55,19 +66,26 @@ def main() -> None:
         print(json.dumps(work(sys.stdin.buffer.read())))
         return
     for name, data in hostile_pictures.refused().items():
-        found = measure(data)
+        milliseconds, megabytes, result = measure(data)
         print(
-            f"{name:38} {len(data):9} bytes {found['ms']:8.1f} ms {found['grown_mb']:6.1f} MB  {found['result']}"
+            f"{name:36} {len(data):9} bytes {milliseconds:7.1f} ms {megabytes:6.1f} MB  {result}", flush=True
         )
     width, height = map(int, arguments.size.split("x"))
-    plain = measure(encode(hostile_pictures.photograph(height, width), "JPEG"))
-    print(f"{'JPEG':38} {plain['bytes']:9} bytes {plain['ms']:8.1f} ms {plain['grown_mb']:6.1f} MB")
-    for name, data in hostile_pictures.dear(width, height).items():
-        found = measure(data)
-        ratio = found["ms"] / plain["ms"]
+    image = hostile_pictures.photograph(height, width)
+    plain = {
+        "JPEG": encode(image, "JPEG"),
+        "JPEG of quality 100, 4:4:4": encode(image, "JPEG", quality=100, subsampling=0),
+    }
+    base_ms = dict.fromkeys(plain, 0.0)
+    print(f"{'':71} against {' and '.join(plain)}")
+    for name, data in (plain | hostile_pictures.dear(width, height)).items():
+        milliseconds, megabytes, result = measure(data)
+        if name in plain:
+            base_ms[name] = milliseconds
+        ratios = " ".join(f"{milliseconds / base:5.1f}" for base in base_ms.values() if base)
         print(
-            f"{name:38} {len(data):9} bytes {found['ms']:8.1f} ms {found['grown_mb']:6.1f} MB  "
-            f"{ratio:5.1f} x  {found['result']}"
+            f"{name:36} {len(data):9} bytes {milliseconds:7.1f} ms {megabytes:6.1f} MB {ratios}  {result}",
+            flush=True,
         )
 
 

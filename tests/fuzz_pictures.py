@@ -1,7 +1,8 @@
 """Mutated pictures through the decoder, in child processes: `ci/fuzz-pictures --help`.
 
-Whatever the bytes, the decoder returns a picture or raises ImageError. A child that dies instead names the mutation
-that it died of, and the next child goes on behind it. Mutation number N is the same in every run.
+Whatever the bytes, the decoder returns a picture or raises ImageError. When a child dies instead, the
+mutation that it died of is named, and the next child goes on behind it. Mutation number N is the same in
+every run.
 """
 
 import argparse
@@ -104,10 +105,13 @@ def work(first: int, last: int, progress: Path) -> None:
     file = os.open(progress, os.O_WRONLY)
     for number in range(first, last):
         os.pwrite(file, struct.pack("<q", number), 0)
+        if os.environ.get("FUZZ_PICTURES_DIE_AT") == str(number):  # How a test sees that deaths are seen.
+            os.abort()
         try:
             image = decode(mutation(number, pictures), LIMITS)
         except ImageError as error:
-            assert "\n" not in str(error), str(error)
+            if "\n" in str(error):
+                raise AssertionError(f"more than one line: {error}") from error
             continue
         accepted += 1
         assert image.dtype == np.uint8
@@ -119,13 +123,19 @@ def work(first: int, last: int, progress: Path) -> None:
 def run(first: int, last: int, *, stall_s: float = STALL_S) -> tuple[int, list[str]]:
     """Decodes mutations in children; returns how many gave a picture, and what went wrong."""
     accepted, failures = 0, []
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     with tempfile.NamedTemporaryFile() as file:
         progress = Path(file.name)
         while first < last:
             progress.write_bytes(struct.pack("<q", first))
             command = [sys.executable, __file__, "--child", str(first), str(last), str(progress)]
             child = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
             )
             out, err, stalled = _wait(child, progress, stall_s)
             if child.returncode == 0:
@@ -170,8 +180,8 @@ def main() -> int:
     accepted, failures = run(arguments.first, arguments.first + arguments.count)
     print(*failures, sep="\n", end="\n" if failures else "")
     print(
-        f"{arguments.count} mutations of {len(seeds())} pictures: {accepted} gave a picture, {len(failures)} failed, "
-        f"{time.monotonic() - start:.0f} s"
+        f"{arguments.count} mutations of {len(seeds())} pictures: {accepted} gave a picture, "
+        f"{len(failures)} failed, {time.monotonic() - start:.0f} s"
     )
     return 1 if failures else 0
 

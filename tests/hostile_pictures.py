@@ -1,11 +1,16 @@
 """Pictures that are cheap to send and would be dear to decode."""
 
 import io
+import re
 import struct
 import zlib
 
 import numpy as np
+<<<<<<< HEAD
 from pictures import bomb, encode, picture
+=======
+from pictures import encode, picture
+>>>>>>> pictures
 from PIL import Image
 from seed_pictures import png, text_pnm, tiff
 
@@ -17,12 +22,32 @@ def photograph(height: int, width: int) -> np.ndarray:
 
 
 def many_scans(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG whose last scan is there again and again."""
+    """A grey progressive JPEG with `scans` scans behind the first, each of one coefficient, all zero."""
     stream = io.BytesIO()
     Image.new("L", (width, height), 128).save(stream, "JPEG", progressive=True)
     data = stream.getvalue()
-    start = data.rindex(b"\xff\xda")
-    return data[:start] + data[start:-2] * scans + b"\xff\xd9"
+    _, first, second = (found.start() for found in list(re.finditer(rb"\xff\xda", data))[:3])
+    # Each scan has its Huffman table in front of it.
+    tables, more = (data.rindex(b"\xff\xc4", 0, scan) for scan in (first, second))
+    head, scan, pixels = data[:tables], data[tables : first + 7], data[first + 10 : more]
+    coefficients = [bytes([1 + index % 63]) * 2 + b"\0" for index in range(scans)]
+    return head + b"".join(scan + spectrum + pixels for spectrum in coefficients) + b"\xff\xd9"
+
+
+def damaged_animation() -> bytes:
+    """Its first picture begins with a filter that does not exist; OpenCV 4.11 died of it."""
+    rows = bytearray(b"".join(b"\0" + bytes(3 * 16) for _ in range(16)))
+    rows[0] = 9
+    control = struct.pack(">IIIIIHHBB", 0, 16, 16, 0, 0, 1, 10, 0, 0)
+    frame = struct.pack(">I", 2) + zlib.compress(bytes(16 * 49))
+    return png(
+        *(16, 16),
+        (b"acTL", struct.pack(">II", 2, 0)),
+        (b"fcTL", control),
+        (b"IDAT", zlib.compress(rows)),
+        (b"fcTL", b"\0\0\0\1" + control[4:]),
+        (b"fdAT", frame),
+    )
 
 
 def black_tiff(
@@ -47,41 +72,42 @@ def black_tiff(
     return tiff(entries | (extra or {}), strip * count)
 
 
-def refused() -> dict[str, bytes]:
-    """Each is to be refused at once."""
-    side = 8000
+def refused(side: int = 8000, many: int = 2_000_000) -> dict[str, bytes]:
+    """Each is to be refused at once; those of `side` x `side` pixels claim to be pictures.
+
+    Args:
+        side: Pixels.
+        many: Segments, chunks or blocks, more than any limit of theirs.
+    """
     jpeg = encode(np.zeros((side, side, 3), np.uint8), "JPEG")
-    start_of_scan = jpeg.index(b"\xff\xda")
-    many = [b"\xff\xfe\0\2" * 2_000_000, b"\xff\xc4\0\x02" * 2_000_000]
-    text = b"\0\0\0\0tEXt" + struct.pack(">I", zlib.crc32(b"tEXt"))
+    scan = jpeg.index(b"\xff\xda")
+    chunk = b"\0\0\0\0tEXt" + struct.pack(">I", zlib.crc32(b"tEXt"))
     still = png(side, side)
     gif = b"GIF89a" + struct.pack("<HHBBB", side, side, 0, 0, 0)
-    webp = b"VP8X\x0a\0\0\0" + bytes(4) + b"\x3f\x1f\0\x3f\x1f\0" + b"JUNK\0\0\0\0" * 2_000_000
-    strips = {259: (3, [1]), 258: (3, [8]), 262: (3, [1]), 256: (4, [side]), 257: (4, [side]), 277: (3, [1])}
+    canvas = struct.pack("<I", side - 1)[:3] * 2
+    webp = b"VP8X\x0a\0\0\0" + bytes(4) + canvas + b"JUNK\0\0\0\0" * many
+    grey = {259: (3, [1]), 258: (3, [8]), 262: (3, [1]), 256: (4, [side]), 257: (4, [side]), 277: (3, [1])}
+    tile = {322: (4, [45_000]), 323: (4, [45_000]), 324: (4, [8]), 325: (4, [8])}
     return {
         "JPEG of 1000 scans": many_scans(side, side, 1000),
         "JPEG without its end": jpeg[: len(jpeg) // 2],
-        "JPEG without pixels": jpeg[: start_of_scan + 14] + b"\xff\xd9",
-        "JPEG of 2 million comments": jpeg[:2] + many[0] + jpeg[2:],
-        "JPEG of 2 million tables": jpeg[:2] + many[1] + jpeg[2:],
-        "PNG of 400 million pixels": bomb(20000, 20000),
-        "PNG with a chunk of 2 GiB": png(side, side, (b"IDAT", b""))[:-24]
-        + b"\x7f\xff\xff\xffIDAT"
-        + bytes(33),
-        "PNG of 2 million chunks": still[:33] + text * 2_000_000 + still[33:],
+        "JPEG without pixels": jpeg[: scan + 14] + b"\xff\xd9",
+        "JPEG of comments": jpeg[:2] + b"\xff\xfe\0\2" * many + jpeg[2:],
+        "JPEG of tables": jpeg[:2] + b"\xff\xc4\0\2" * many + jpeg[2:],
+        "PNG of too many pixels": png(20_000, 20_000),
+        "PNG with a chunk of 2 GiB": still[:-12] + b"\x7f\xff\xff\xffIDAT" + bytes(33),
+        "PNG of chunks": still[:33] + chunk * many + still[33:],
         "PNG without pixels": png(side, side, (b"IDAT", zlib.compress(b""))),
-        "GIF of 4 million blocks": gif + b"\x21\xfe" + b"\1a" * 4_000_000 + b"\0\x3b",
-        "WEBP of 2 million chunks": b"RIFF" + struct.pack("<I", len(webp) + 4) + b"WEBP" + webp,
+        "GIF of blocks": gif + b"\x21\xfe" + b"\1a" * many + b"\0\x3b",
+        "WEBP of chunks": b"RIFF" + struct.pack("<I", len(webp) + 4) + b"WEBP" + webp,
         "TIFF of strips in one place": tiff(
-            strips | {273: (4, [8] * side), 279: (4, [side] * side), 278: (4, [1])}, bytes(side)
+            grey | {273: (4, [8] * side), 279: (4, [side] * side), 278: (4, [1])}, bytes(side)
         ),
-        "TIFF of a tile of 2 gigapixels": tiff(
-            strips | {322: (4, [45_000]), 323: (4, [45_000]), 324: (4, [8]), 325: (4, [8])}, bytes(8)
-        ),
-        "TIFF of 65535 tags": tiff({tag: (4, [0] * 2) for tag in range(60_000)}, bytes(8)),
+        "TIFF of a tile of 2 gigapixels": tiff(grey | tile, bytes(8)),
+        "TIFF of 60000 tags": tiff({tag: (4, [0, 0]) for tag in range(60_000)}, bytes(8)),
         "BMP without pixels": encode(np.zeros((side, side, 3), np.uint8), "BMP")[:1000],
-        "PPM without pixels": b"P6 8000 8000 255\n" + bytes(1000),
-        "PPM text without pixels": b"P3 8000 8000 255\n" + b"1 " * 1000,
+        "PPM without pixels": b"P6 %d %d 255\n" % (side, side) + bytes(1000),
+        "PPM text without pixels": b"P3 %d %d 255\n" % (side, side) + b"1 " * 1000,
     }
 
 
@@ -99,7 +125,7 @@ def dear(width: int, height: int) -> dict[str, bytes]:
     paeth = zlib.compress((b"\4" + bytes(8 * width)) * height)
     return {
         "JPEG progressive": encode(image, "JPEG", progressive=True),
-        "JPEG of 10 scans a component": many_scans(width, height, 5),
+        "JPEG of 10 scans": many_scans(width, height, 9),
         "JPEG with a restart at each block": encode(image, "JPEG", restart_marker_blocks=1),
         "PNG": first,
         "PNG RGBA 16 bits, Paeth": png(width, height, (b"IDAT", paeth), bits=16, color=6),

@@ -19,7 +19,7 @@ def encode(image: np.ndarray, name: str = "PNG", **options: object) -> bytes:
     """Encodes BGR uint8 [height, width, 3] in Pillow's format `name`, nearly lossless."""
     stream = io.BytesIO()
     quality = {"quality": 95} if name in ("JPEG", "WEBP") else {}
-    Image.fromarray(image[..., ::-1]).save(stream, name, **quality, **options)
+    Image.fromarray(image[..., ::-1]).save(stream, name, **quality | options)
     return stream.getvalue()
 
 

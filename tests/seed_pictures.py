@@ -116,7 +116,7 @@ def run_length_bmp(levels: np.ndarray) -> bytes:
 
 
 def tiff(entries: dict[int, tuple[int, list[int]]], data: bytes) -> bytes:
-    """A little-endian TIFF: `data` at byte 8, then a directory of tags, their types (3 short, 4 long) and values."""
+    """A little-endian TIFF: `data` at byte 8, then tags with their types (3 short, 4 long) and values."""
     directory, extra = b"", b""
     start = 8 + len(data) + len(data) % 2
     behind = start + 2 + 12 * len(entries) + 4

@@ -9,8 +9,10 @@ import pytest
 import tritonclient.grpc as grpc
 from centernet_image import NetworkDescription, decode, select, warp
 from exported import SMALL_CLASSES, SMALL_SIZE
+from hostile_pictures import damaged_animation, many_scans
 from pictures import bomb, encode, picture
 from protocols import INVALID, PROTOCOLS, images, infer
+from seed_pictures import seeds
 from tritonclient.utils import InferenceServerException
 
 from export import contract
@@ -18,6 +20,7 @@ from export import contract
 pytestmark = pytest.mark.server
 SIZES = ((60, 90), (300, 200), (256, 384), (481, 640), (1000, 300), (33, 700))
 JPEG = encode(picture(200, 240), "JPEG")
+PNG = encode(picture(200, 240))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,14 @@ def test_defaults_and_rows_beyond_the_last(server, expect):
     assert set(answer["detection_labels"][0, :num]) <= {name.encode() for name in SMALL_CLASSES}
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_pictures_of_every_kind(server, expect, protocol):
+    pictures = list(seeds().values())
+    for first in range(0, len(pictures), 32):
+        batch = pictures[first : first + 32]
+        assert_equal(infer(server, protocol, "centernet", images(batch)), expect(batch))
+
+
 def test_frames_are_the_same_as_pictures(server):
     image = decode(JPEG)
     frame = {
@@ -110,9 +121,14 @@ def test_frames_are_the_same_as_pictures(server):
 
 BAD_PICTURES = {
     "empty": (b"", "found 0 bytes, expected an encoded picture"),
-    "text": (b"<html>no picture</html>", "found 23 bytes beginning b'<html>no', expected one of JPEG"),
+    "text": (b"<html>no picture</html>", "found an HTML page, expected one of JPEG"),
+    "unknown": (b"no picture", "found 10 bytes beginning b'no pictu', expected one of JPEG"),
     "truncated": (JPEG[: len(JPEG) // 2], "of a damaged or truncated JPEG picture"),
-    "bomb": (bomb(20000, 20000), "20000x20000 pixels = 400000000, limit max_pixels is 50000000"),
+    "hole": (JPEG[: len(JPEG) // 2] + JPEG[-2:], "of a damaged or truncated JPEG picture: Corrupt JPEG data"),
+    "scans": (many_scans(640, 480, 1000), "found a JPEG picture of more than 10 scans, limit is 10"),
+    "bomb": (bomb(20000, 20000), "20000x20000 pixels = 400000000, limit max_pixels is 67108864"),
+    "animation": (damaged_animation(), "of a damaged or truncated PNG picture: its pixels cannot be decoded"),
+    "claim": (PNG[:33] + b"\x7f\xff\xff\xffIDAT" + PNG[41:], "a chunk claims 2147483647 bytes"),
     "1x1": (encode(np.zeros((1, 1, 3), np.uint8)), "1x1 pixels, limit min_side is 8"),
     "1x5000": (encode(np.zeros((1, 5000, 3), np.uint8)), "5000x1 pixels, limit min_side is 8"),
 }
@@ -248,7 +264,7 @@ def test_bad_input_beside_good(patient_server, expect):
 
 
 def test_limits_are_parameters(serve_edited):
-    server = serve_edited({"33554432": "100000", "50000000": "1000000", '"8"': '"32"'})
+    server = serve_edited({"33554432": "100000", "67108864": "1000000", '"8"': '"32"'})
     for data, message in (
         (JPEG + bytes(100_000), "limit max_bytes is 100000"),
         (bomb(1001, 1000), "limit max_pixels is 1000000"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from centernet_image.codecs import CODECS, FORMATS
 from centernet_image.codecs.common import CheckSize, DamagedError, ImageError
@@ -76,6 +77,8 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
         image, orientation = CODECS[name](data, _size_check(name, limits))
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{error}; Pillow's limit is Image.MAX_IMAGE_PIXELS") from error
     # Numbers that are not there or make no sense, and what the libraries raise.
     except (ValueError, IndexError, OverflowError, OSError, EOFError, struct.error, cv2.error) as error:
         reason = f": {error}" if isinstance(error, DamagedError) else ""

@@ -1,8 +1,8 @@
 """What the codecs share.
 
-A codec is a function of an encoded picture and of `CheckSize`, which it calls with the width and height that the
-header claims before it spends time or memory on them. It holds every length in the file against the bytes that are
-there, and hands a decoding library only what it has checked.
+A codec takes an encoded picture and `CheckSize`, which it calls with the header's width and height before it
+spends time or memory on them. It holds every length against the bytes that are there, and hands a decoding
+library only what it has checked.
 """
 
 import struct

@@ -29,7 +29,7 @@ _WHOLE_SPECTRUM = b"\0\x3f\0"
 def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
     """Decodes baseline and progressive JPEG of 8 bits."""
     orientation = None
-    components = frame = 0
+    components = frame = blocks = 0
     scans: Counter[int] = Counter()
     for marker, start, end in _segments(data):
         if marker in _OTHER_FRAMES:
@@ -42,7 +42,11 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
             if precision != 8:
                 raise ImageError(f"found a JPEG picture of {precision} bits a sample, expected 8")
             check(width, height)
+            blocks = -(-width // 8) * -(-height // 8)
         elif marker == _SOS:
+            # libjpeg fills the picture that it cannot decode, however few bytes claim it.
+            if not scans and 8 * (len(data) - end) < blocks:
+                raise DamagedError(f"{len(data) - end} bytes are too few for {blocks} blocks")
             count = data[start]
             if frame != _PROGRESSIVE:
                 # Some encoders leave these empty where they have only one meaning.
