@@ -6,11 +6,7 @@ import struct
 import zlib
 
 import numpy as np
-<<<<<<< HEAD
-from pictures import bomb, encode, picture
-=======
 from pictures import encode, picture
->>>>>>> pictures
 from PIL import Image
 from seed_pictures import png, text_pnm, tiff
 
