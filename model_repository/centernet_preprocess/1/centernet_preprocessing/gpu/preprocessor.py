@@ -108,7 +108,13 @@ class GpuPreprocessor:
         return size if within else None
 
     def _decode(self, pictures: list[bytes]) -> list[Any]:
-        """Decoded pictures, uint8 [height, width, 3] in RGB; None for what is not that."""
+        """Decoded pictures, uint8 [height, width, 3] in RGB; None for what cannot be that."""
+        try:
+            return self._decoded(pictures)
+        except Exception:  # Of one picture, perhaps: each alone, then, and the CPU says what it is.
+            return [None] if len(pictures) == 1 else [self._decode([data])[0] for data in pictures]
+
+    def _decoded(self, pictures: list[bytes]) -> list[Any]:
         streams = [nvimgcodec.CodeStream(data) for data in pictures]
         # Memory is taken anew only where there is none: to give it back, the GPU must stand still.
         reused = {"images": self.kept[: len(streams)]} if len(self.kept) >= len(streams) else {}
