@@ -1,5 +1,6 @@
-// Lays decoded pictures into frames, as cv2.warpAffine (OpenCV 5, INTER_LINEAR, black outside) does for a matrix
-// that only scales and shifts. Every rounding is OpenCV's: the columns' positions are fused, nothing else is.
+// Lays decoded pictures into frames, as cv2.warpAffine (OpenCV 5, INTER_LINEAR, black outside) does for a
+// matrix that only scales and shifts. Every rounding is OpenCV's: the columns' positions are fused, nothing
+// else is.
 
 struct Picture {
   const unsigned char* pixels;  // RGB, interleaved
@@ -10,7 +11,8 @@ struct Picture {
 };
 
 // One thread for each pixel of a frame; blockIdx.z counts pictures.
-extern "C" __global__ void warp(const Picture* pictures, unsigned char* frames, int frame_height, int frame_width) {
+extern "C" __global__ void warp(const Picture* pictures, unsigned char* frames, int frame_height,
+                                int frame_width) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x;
   const int y = blockIdx.y * blockDim.y + threadIdx.y;
   if (x >= frame_width || y >= frame_height) {
