@@ -47,13 +47,13 @@ def main() -> int:
 
 
 def _compared(runs: dict[str, Any], *, network: str, request: str) -> Rows:
-    """The comparisons of runs with the settings as they are."""
+    """The comparisons of one GPU's runs with the settings as they are."""
     return [
         one
         for name, run in runs.items()
         for one in run["comparison"]
         if not run["changes"]
-        and "gpus" not in name
+        and not name.endswith(("-cpu", "-mps", "-gpus-1", "-gpus-2"))
         and (one["network"], one["request"]) == (network, request)
     ]
 
