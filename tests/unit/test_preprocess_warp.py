@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from centernet_image import frame_transform
-from centernet_preprocessing.gpu.picture import describe
+from centernet_preprocessing.gpu.picture import PICTURE, describe
 from pictures import picture
 
 SOURCE = Path(__file__).parents[2] / (
@@ -48,11 +48,12 @@ def kernel(tmp_path_factory):
 
 def warped(kernel, images, frame_size):
     """The frames of RGB images, as the kernel makes them."""
-    pictures = np.stack(
+    pictures = np.array(
         [
             describe(image.shape[:2], frame_size, pixels=image.ctypes.data, pitch=image.strides[0], frame=i)
             for i, image in enumerate(images)
-        ]
+        ],
+        PICTURE,
     )
     frames = np.full((len(images), *frame_size, 3), 77, np.uint8)
     kernel(

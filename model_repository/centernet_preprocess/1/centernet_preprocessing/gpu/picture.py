@@ -1,5 +1,7 @@
 """What the warp kernel is told of a picture."""
 
+from functools import lru_cache
+
 import numpy as np
 from centernet_image import frame_transform
 
@@ -20,8 +22,8 @@ PICTURE = np.dtype(
 
 def describe(
     size: tuple[int, int], frame_size: tuple[int, int], *, pixels: int, pitch: int, frame: int
-) -> np.ndarray:
-    """One element of `PICTURE`.
+) -> tuple[float, ...]:
+    """One element of an array of `PICTURE`.
 
     Args:
         size: The picture's height and width.
@@ -30,7 +32,11 @@ def describe(
         pitch: Bytes from one of its rows to the next.
         frame: Which of the batch's frames it becomes.
     """
+    return (pixels, pitch, *size, *_place(size, frame_size), frame)
+
+
+@lru_cache(maxsize=1024)
+def _place(size: tuple[int, int], frame_size: tuple[int, int]) -> tuple[float, float, float]:
     matrix = frame_transform(size, frame_size)
-    scale, (shift_x, shift_y) = matrix[0, 0], matrix[:, 2]
-    place = (1 / scale, -shift_x / scale, -shift_y / scale)
-    return np.array((pixels, pitch, *size, *place, frame), PICTURE)
+    scale = float(matrix[0, 0])
+    return 1 / scale, -float(matrix[0, 2]) / scale, -float(matrix[1, 2]) / scale

@@ -127,7 +127,7 @@ class GpuPreprocessor:
     def _warp(self, images: dict[int, Any]) -> None:
         if not images:
             return
-        pictures = np.stack([self._describe(image, index) for index, image in images.items()])
+        pictures = np.array([self._describe(image, index) for index, image in images.items()], PICTURE)
         self.pictures[: pictures.nbytes].set(pictures.view(np.uint8), stream=self.stream)
         height, width = self.frame_size
         grid = (-(-width // BLOCK[0]), -(-height // BLOCK[1]), len(images))
@@ -135,7 +135,7 @@ class GpuPreprocessor:
         with self.stream:
             self.warp(grid, BLOCK, arguments)
 
-    def _describe(self, image: Any, index: int) -> np.ndarray:
+    def _describe(self, image: Any, index: int) -> tuple[float, ...]:
         height, width, _ = image.shape
         interface = image.__cuda_array_interface__
         # No strides: no gap between its rows.
