@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from centernet_image import Detections, NetworkDescription, decode, select, warp
 
-from export import contract
+from export import contract, plan_engine
 
 Network = Callable[[np.ndarray], Sequence[np.ndarray]]
 """Frames uint8 [N, H, W, 3] to boxes [N, K, 4], scores [N, K] and classes [N, K]."""
@@ -75,7 +75,7 @@ def onnxruntime_network(path: Path, *, threads: int, session: Mapping[str, str])
 
 
 def tensorrt_network(path: Path) -> Network:
-    """The plan on TensorRT; its plugin must be loaded already (LD_PRELOAD)."""
+    """The plan on TensorRT, frames and answers in the host's memory; its plugin must be loaded already."""
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
@@ -87,6 +87,54 @@ def tensorrt_network(path: Path) -> Network:
         return [outputs[name] for name in OUTPUTS]
 
     return infer
+
+
+class Engine:
+    """A plan on the GPU's own memory, replayed as CUDA graphs: the most that any server can reach."""
+
+    def __init__(self, plan: Path, plugin: Path | None) -> None:
+        import cupy
+
+        self._cupy, trt = cupy, plan_engine.load_tensorrt()
+        plan_engine.load_plugin(trt, plugin)
+        self._trt, self._runtime = trt, trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            raise plan_engine.PlanError(f"TensorRT {trt.__version__} cannot load {plan}")
+        self._graphs: dict[int, Callable[[], None]] = {}
+
+    def __call__(self, batch: int) -> None:
+        """Computes one batch of so many frames, and waits for it."""
+        if batch not in self._graphs:
+            self._graphs[batch] = self._capture(batch)
+        self._graphs[batch]()
+
+    def _capture(self, batch: int) -> Callable[[], None]:
+        cupy, context = self._cupy, self._engine.create_execution_context()
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        frame_shape = self._engine.get_tensor_shape(contract.FRAME.name)
+        context.set_input_shape(contract.FRAME.name, (batch, *frame_shape[1:]))
+        tensors = {}
+        for name in names:
+            dtype = self._trt.nptype(self._engine.get_tensor_dtype(name))
+            tensors[name] = cupy.empty(tuple(context.get_tensor_shape(name)), dtype)
+            context.set_tensor_address(name, tensors[name].data.ptr)
+        frames = tensors[contract.FRAME.name]
+        frames.set(np.random.default_rng(0).integers(0, 256, frames.shape, np.uint8))
+        stream = cupy.cuda.Stream(non_blocking=True)
+        cupy.cuda.Device().synchronize()
+        # What is taken once is taken before the capture.
+        context.execute_async_v3(stream.ptr)
+        stream.synchronize()
+        stream.begin_capture()
+        context.execute_async_v3(stream.ptr)
+        graph = stream.end_capture()
+
+        def run(keep: object = (context, tensors)) -> None:
+            graph.launch(stream)
+            stream.synchronize()
+
+        return run
 
 
 def times_ms(work: Callable[[], object], *, seconds: float) -> list[float]:

@@ -1,8 +1,10 @@
 """Networks to measure: exported from a checkpoint, or from random weights where there is none."""
 
+import argparse
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.report import BenchmarkError
@@ -40,11 +42,51 @@ def export(network: str, work_dir: Path) -> Path:
     return onnx
 
 
-def repository(onnx: Path, folder: Path) -> Path:
-    """Make `folder` a copy of the model repository that serves this network."""
+def repository(network: Path, folder: Path) -> Path:
+    """Make `folder` a copy of the model repository that serves this ONNX file or plan."""
     ignore = shutil.ignore_patterns("model.onnx*", "model.plan*", "model.json", "__pycache__")
     shutil.copytree(ROOT / "model_repository", folder, symlinks=True, ignore=ignore)
-    for suffix in (".onnx", ".json"):
+    for suffix in (network.suffix, ".json"):
         link = folder / "centernet_network" / "1" / f"model{suffix}"
-        link.symlink_to(onnx.with_suffix(suffix).resolve())
+        link.symlink_to(network.with_suffix(suffix).resolve())
+    return folder
+
+
+def change(text: str) -> str:
+    """An argparse type: `MODEL:TEXT`, where TEXT is a part of a model's configuration."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    model, _, part = text.partition(":")
+    try:
+        text_format.Parse(part, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected MODEL:TEXT: {error}") from error
+    if not (ROOT / "model_repository" / model / "config.pbtxt").is_file():
+        raise argparse.ArgumentTypeError(f"found {model!r}, expected a model of the repository")
+    return text
+
+
+def changed(repository: Path, changes: Sequence[str], folder: Path) -> Path:
+    """A copy of a model repository with changed configurations; itself, if nothing is to be changed.
+
+    `instance_group` is replaced as a whole; a map, such as `parameters`, and
+    a message, such as `dynamic_batching`, keep what the change does not mention.
+    """
+    if not changes:
+        return repository
+    # Not with the file: networks are also made where there is no client.
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    shutil.copytree(repository, folder, symlinks=True)
+    for text in changes:
+        model, _, part = text.partition(":")
+        for path in (folder / model).rglob("*.pbtxt"):
+            config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+            given = text_format.Parse(part, model_config_pb2.ModelConfig())
+            if given.instance_group:
+                config.ClearField("instance_group")
+            config.MergeFrom(given)
+            path.write_text(text_format.MessageToString(config))
     return folder

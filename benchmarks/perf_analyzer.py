@@ -7,6 +7,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ NO_REQUEST_IN_WINDOW = 3
 
 SHARED_MEMORY_OFF = "shared memory is disabled"
 """In what a server answers that was started without."""
+NO_STATISTICS = "failed to find the requested model version"
+"""What it says when the server's counters show no request of a window."""
 
 # Of the model that was asked; the models of an ensemble follow by name.
 _SERVER_LATENCY = re.compile(r"^ *Server: *\n(?: .*\n)*? *Avg request latency: (\d+) usec", re.MULTILINE)
@@ -65,9 +68,11 @@ def run(
     url: str,
     input_data: Path,
     concurrency: int,
+    batch: int = 1,
     shared_memory: str = "none",
     output_bytes: int = 2**16,
     seconds: float,
+    clients: int = 1,
     options: Sequence[str] = (),
 ) -> Load:
     """Keep so many requests to a model in flight, by gRPC.
@@ -77,40 +82,55 @@ def run(
         url: Host and port of the server's gRPC service.
         input_data: A file by `write_input`.
         concurrency: Requests in flight.
-        shared_memory: `none` or `system`.
-        output_bytes: Upper bound of one output tensor's size.
+        batch: How many times the input is in each request.
+        shared_memory: `none`, `system` or `cuda`.
+        output_bytes: Upper bound of one output tensor's size for one picture.
         seconds: How long to measure; longer if no request ends in a third of it.
+        clients: Processes that share the requests in flight. With shared memory it is one, since the names of
+            its regions are perf_analyzer's.
         options: Further ones of perf_analyzer.
 
     Raises:
-        BenchmarkError: perf_analyzer failed.
+        BenchmarkError: perf_analyzer failed, or a request did.
     """
-    window_ms = max(int(1000 * seconds / WINDOWS / WINDOW_STRETCH), 1)
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "load.csv"
-        for _ in range(4):
+    clients = min(clients, concurrency) if shared_memory == "none" else 1
+    shares = [concurrency // clients + (index < concurrency % clients) for index in range(clients)]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(clients) as pool:
+
+        def one(index: int) -> Load:
             command = [
-                *(str(EXECUTABLE), "-m", model, "-u", url, "-i", "grpc", "--async"),
-                *("--input-data", str(input_data), "--concurrency-range", str(concurrency)),
-                *("--shared-memory", shared_memory, "--output-shared-memory-size", str(output_bytes)),
-                *("-p", str(window_ms), "-r", str(WINDOWS), "-f", str(table), "--verbose-csv"),
+                *(str(EXECUTABLE), "-m", model, "-u", url, "-i", "grpc", "--async", "-b", str(batch)),
+                *("--input-data", str(input_data), "--concurrency-range", str(shares[index])),
+                *("--shared-memory", shared_memory),
+                *("--output-shared-memory-size", str(batch * output_bytes), "-r", str(WINDOWS)),
                 # Any spread counts as stable: repeats, and their medians, show the noise.
-                *("-s", "1000000", *options),
+                *("--verbose-csv", "-s", "1000000", *options),
             ]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode != NO_REQUEST_IN_WINDOW:
-                break
-            window_ms *= 3
-        if SHARED_MEMORY_OFF in done.stdout + done.stderr:
-            raise BenchmarkError(
-                f"{url} does not take shared memory: start the server with --allow-client-shm=true (off by "
-                "default since Triton 26.04) or measure with --shared-memory none"
-            )
-        if done.returncode or not table.exists():
-            lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
-            raise BenchmarkError(f"perf_analyzer failed on {model} ({done.returncode}): {lines[-1]}")
-        with table.open(newline="", encoding="utf-8") as file:
-            (row,) = csv.DictReader(file)
+            return _run(command, Path(folder) / f"{index}.csv", seconds=seconds)
+
+        loads = list(pool.map(one, range(clients)))
+    return _joined(loads)
+
+
+def _run(command: Sequence[str], table: Path, *, seconds: float) -> Load:
+    window_ms = max(int(1000 * seconds / WINDOWS / WINDOW_STRETCH), 1)
+    for _ in range(4):
+        done = subprocess.run(
+            [*command, "-p", str(window_ms), "-f", str(table)], capture_output=True, text=True
+        )
+        if done.returncode != NO_REQUEST_IN_WINDOW and NO_STATISTICS not in done.stderr:
+            break
+        window_ms *= 3
+    if SHARED_MEMORY_OFF in done.stdout + done.stderr:
+        raise BenchmarkError(
+            f"{command[command.index('-u') + 1]} does not take shared memory: start the server with "
+            "--allow-client-shm=true (off by default since Triton 26.04) or measure with --shared-memory none"
+        )
+    if done.returncode or not table.exists():
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
+        raise BenchmarkError(f"perf_analyzer failed on {command[2]} ({done.returncode}): {lines[-1]}")
+    with table.open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
     return Load(
         throughput=float(row["Inferences/Second"]),
         mean_ms=float(row["Avg latency"]) / 1000,
@@ -119,6 +139,16 @@ def run(
         p99_ms=float(row["p99 latency"]) / 1000,
         server_mean_ms=server_mean_ms(done.stdout),
     )
+
+
+def _joined(loads: Sequence[Load]) -> Load:
+    """What all clients saw: throughputs add up, latencies are the clients' weighted mean."""
+    total = sum(load.throughput for load in loads)
+    mean = {
+        name: sum(getattr(load, name) * load.throughput for load in loads) / total
+        for name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "server_mean_ms")
+    }
+    return Load(throughput=total, **mean)
 
 
 def server_mean_ms(printed: str) -> float:

@@ -70,39 +70,6 @@ def environment_lines(described: Mapping[str, Any]) -> str:
     )
 
 
-def line_plot(
-    path: Path,
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    log_y: bool = False,
-) -> None:
-    """Draw each named series of (x, y) points, in the order given, as one line of an SVG file."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    # Text stays text, and equal figures make equal files.
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks"})
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, points in series.items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
-    if log_y:
-        axes.set_yscale("log")
-    axes.set(title=title, xlabel=x_label, ylabel=y_label)
-    axes.set_xlim(left=0)
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    figure.savefig(partial, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    partial.replace(path)
-
-
 def write(output_dir: Path, name: str, *, results: Mapping[str, Any], markdown: str) -> None:
     """Write `name`.json and `name`.md into the folder, which is made if need be."""
     output_dir.mkdir(parents=True, exist_ok=True)

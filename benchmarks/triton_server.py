@@ -1,8 +1,17 @@
-"""A Triton server to measure: starting one, and reading where its time goes."""
+"""A Triton server to measure: starting one, and reading where its time goes.
 
+    python -m benchmarks.triton_server REPOSITORY [--plugin LIBRARY] [--set MODEL:TEXT] -- COMMAND ...
+
+runs the command while the server is up; `{url}` in it becomes the address of its gRPC service.
+"""
+
+import argparse
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +19,7 @@ from pathlib import Path
 from tritonclient.grpc import InferenceServerClient
 
 from backends import serving
+from benchmarks import networks
 from benchmarks.report import BenchmarkError
 
 STEPS = {
@@ -17,6 +27,9 @@ STEPS = {
     "network": "centernet_network",
     "postprocess": "centernet_postprocess",
 }
+CUDA_POOLS = tuple(f"--cuda-memory-pool-byte-size={gpu}:{2**29}" for gpu in range(8))
+"""Frames between the steps; the default of 64 MiB holds 85 of them."""
+
 PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -56,8 +69,15 @@ def _stat(pid: int) -> list[str]:
 
 
 @contextmanager
-def running(repository: Path) -> Iterator["Server"]:
+def running(
+    repository: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator["Server"]:
     """Start `tritonserver` on a model repository, at free ports of this machine alone.
+
+    Args:
+        repository: With a plan in it, it is served on the GPUs, else on the CPU.
+        arguments: Further ones for the server.
+        environment: Variables added to this process's own.
 
     Yields:
         It, once every model is ready.
@@ -65,10 +85,15 @@ def running(repository: Path) -> Iterator["Server"]:
     Raises:
         BenchmarkError: There is no `tritonserver`, or it did not get ready.
     """
+    if (repository / "centernet_network" / "1" / "model.plan").exists():
+        # No model has a configuration of this name: the default ones count.
+        arguments = ("--model-config-name=gpu", *CUDA_POOLS, *arguments)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         try:
-            server = serving.start(repository, log=log, timeout_s=120)
+            server = serving.start(
+                repository, *arguments, log=log, timeout_s=120, environment=environment or {}
+            )
         except serving.StartError as error:
             lines = log.read_text().splitlines() if log.exists() else []
             reasons = [line.strip() for line in lines if "rror" in line or "ailed" in line]
@@ -77,6 +102,41 @@ def running(repository: Path) -> Iterator["Server"]:
             yield Server(server.grpc_url, server.process.pid)
         finally:
             serving.stop(server.process, timeout_s=60)
+
+
+class GpuUsage:
+    """What nvidia-smi says of the first GPU while this is open: nothing where there is none.
+
+    Attributes:
+        figures: Means of `gpu_percent` (of the time, a kernel ran) and of `jpeg_percent` (the hardware's
+            decoder), and the highest `memory_mib`.
+    """
+
+    FIELDS = ("utilization.gpu", "utilization.jpeg", "memory.used")
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "GpuUsage":
+        if shutil.which("nvidia-smi"):
+            query = f"--query-gpu={','.join(self.FIELDS)}"
+            command = ["nvidia-smi", "-i", "0", query, "--format=csv,noheader,nounits", "-lms", "100"]
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        printed, _ = self._process.communicate()
+        rows = [line.split(", ") for line in printed.splitlines() if line.count(",") == 2]
+        columns = [
+            [float(value) for value in column if value.isdigit()] for column in zip(*rows, strict=True)
+        ]
+        for name, column in zip(("gpu_percent", "jpeg_percent", "memory_mib"), columns, strict=False):
+            if column:
+                self.figures[name] = max(column) if name == "memory_mib" else sum(column) / len(column)
 
 
 @dataclass(frozen=True)
@@ -156,3 +216,29 @@ def breakdown(ensemble: str, usage: dict[str, Usage], *, transport_ms: float) ->
             steps[step] = sum(usage[model].parts_ms[part] for part in own)
     handover_ms = usage[ensemble].total_ms - sum(steps.values())
     return {"transport": transport_ms, "handover": handover_ms} | steps
+
+
+def main() -> int:
+    """Returns the command's exit code, or 1 if the server did not start."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.triton_server", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("--plugin", type=Path, help="libdcnv2.so, preloaded into the server")
+    parser.add_argument("--set", type=networks.change, action="append", default=[], metavar="MODEL:TEXT")
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    environment = {"LD_PRELOAD": str(options.plugin.resolve())} if options.plugin else {}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            repository = networks.changed(options.repository, options.set, Path(folder) / "repository")
+            with running(repository, environment=environment) as server:
+                command = [part.replace("{url}", server.url) for part in options.command]
+                return subprocess.run(command).returncode
+    except BenchmarkError as error:
+        print(f"benchmarks.triton_server: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

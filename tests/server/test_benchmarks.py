@@ -3,13 +3,14 @@
 import json
 import shutil
 import subprocess
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 from centernet_image import NetworkDescription
+from google.protobuf import text_format
 from protocols import images, infer
 from servers import make_repository
+from tritonclient.grpc import model_config_pb2
 
 from benchmarks import inprocess, networks, perf_analyzer
 from benchmarks import server as benchmark
@@ -33,6 +34,7 @@ def report_dir(small_onnx, tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
     repository = make_repository(folder, small_onnx)
     options = ["--model-repository", str(repository), "--output-dir", str(folder / "report"), *SHORT]
+    options += ["--requests", "jpeg,frames-8", "--clients", "2"]
     assert benchmark.main(options) == 0
     return folder / "report"
 
@@ -42,9 +44,9 @@ def test_every_load_is_reported(report_dir):
     assert results["networks"]["resdcn_18"]["input_size"] == [256, 384]
     served = [row for row in results["rows"] if "concurrency" in row]
     sweep = [row for row in served if row["load"] == "sweep"]
-    assert {(row["model"], row["shared_memory"], row["concurrency"]) for row in sweep} == {
-        (model, memory, concurrency)
-        for model in ("centernet", "centernet_frames")
+    assert {(row["request"], row["shared_memory"], row["concurrency"]) for row in sweep} == {
+        (request, memory, concurrency)
+        for request in ("jpeg", "frames-8")
         for memory in ("none", "system")
         for concurrency in (1, 4)
     }
@@ -52,11 +54,12 @@ def test_every_load_is_reported(report_dir):
         assert row["throughput"] > 0
         assert row["p50_ms"] > 0
         assert row["cpu_ms"] > 0
-        assert 1 <= row["batch"] <= row["concurrency"]
+        batch = 8 if row["request"] == "frames-8" else 1
+        assert batch <= row["batch"] <= batch * row["concurrency"]
         parts = row["breakdown_ms"]
         assert all(parts[part] >= 0 for part in parts if part != "transport")
         # Transport is the client's own measurement less the server's: windows this short say nothing.
-        steps = [step for step in STEPS if step != "preprocess" or row["model"] == "centernet"]
+        steps = [step for step in STEPS if step != "preprocess" or row["request"] == "jpeg"]
         assert set(parts) == {"transport", "handover", *steps, *(f"{step}_queue" for step in steps)}
         assert all(parts[step] > 0 for step in steps)
 
@@ -65,10 +68,8 @@ def test_one_process_is_measured_beside(report_dir):
     results = json.loads((report_dir / "server.json").read_text())
     assert results["networks"]["resdcn_18"]["variant"] == "ONNX Runtime, CPU"
     process = [row for row in results["rows"] if "concurrency" not in row]
-    assert {(row["model"], row["load"]) for row in process} == {
-        (model, load)
-        for model in ("centernet", "centernet_frames")
-        for load in ("sweep", "alone", "saturation")
+    assert {(row["request"], row["load"]) for row in process} == {
+        (request, load) for request in ("jpeg", "frames-8") for load in ("sweep", "alone", "saturation")
     }
     assert len(results["comparison"]) == 4
     for compared in results["comparison"]:
@@ -79,14 +80,28 @@ def test_one_process_is_measured_beside(report_dir):
             assert compared[name]["high"] == pytest.approx(compared[name]["ratio"])
 
 
-def test_tables_and_plots(report_dir):
+def test_tables(report_dir):
     text = (report_dir / "server.md").read_text()
-    assert "perf_analyzer" in text
-    assert "numpy" in text
-    for model in ("centernet", "centernet_frames"):
-        plot = report_dir / f"server_resdcn_18_{model}.svg"
-        assert f"({plot.name})" in text
-        assert "one process" in "".join(ElementTree.parse(plot).getroot().itertext())
+    for expected in ("perf_analyzer", "numpy", "## resdcn_18, jpeg", "## resdcn_18, frames-8"):
+        assert expected in text
+
+
+def test_changed_configurations(small_onnx, tmp_path):
+    """Lists are replaced, messages merged, the original untouched."""
+    original = make_repository(tmp_path, small_onnx)
+    before = (original / "centernet_network/config.pbtxt").read_text()
+    changes = [
+        "centernet_network: instance_group { kind: KIND_GPU count: 3 }",
+        "centernet_network: optimization { cuda { graphs: true } }",
+        "centernet_network: dynamic_batching { max_queue_delay_microseconds: 300 }",
+    ]
+    changed = networks.changed(original, changes, tmp_path / "changed") / "centernet_network/config.pbtxt"
+    config = text_format.Parse(changed.read_text(), model_config_pb2.ModelConfig())
+    assert [group.count for group in config.instance_group] == [3]
+    assert config.optimization.cuda.graphs
+    assert config.dynamic_batching.max_queue_delay_microseconds == 300
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 256
+    assert (original / "centernet_network/config.pbtxt").read_text() == before
 
 
 def test_one_process_detects_what_the_server_does(server):
@@ -106,7 +121,7 @@ def test_one_process_detects_what_the_server_does(server):
 
 def test_running_server(server, tmp_path):
     options = ["--url", server.grpc_url, "--model-repository", str(server.repository), *SHORT]
-    options += ["--models", "centernet_frames", "--shared-memory", "none", "--output-dir", str(tmp_path)]
+    options += ["--requests", "network-32", "--shared-memory", "none", "--output-dir", str(tmp_path)]
     assert benchmark.main(options) == 0
     assert server.alive
     assert (tmp_path / "server.md").exists()
@@ -136,6 +151,8 @@ def test_server_that_does_not_start(small_onnx, tmp_path, capsys):
         ("--networks", "resdcn_18,none", "found 'none', expected a checkpoint or one of"),
         ("--repeats", "0", "invalid positive int value: '0'"),
         ("--seconds", "-1", "invalid positive float value: '-1'"),
+        ("--set", "centernet_network: graphs", "expected MODEL:TEXT"),
+        ("--set", "none: max_batch_size: 1", "found 'none', expected a model of the repository"),
     ],
 )
 def test_misuse(option, value, expected, capsys):

@@ -116,6 +116,8 @@ def test_no_field_is_too_new_for_the_server_of_the_environment(name):
 
 def test_parameters_are_the_codes_defaults():
     parameters = read("centernet_preprocess/config.pbtxt").parameters
-    assert Limits(**{name: int(value.string_value) for name, value in parameters.items()}) == Limits()
+    values = {name: value.string_value for name, value in parameters.items()}
+    assert (values.pop("device"), values.pop("check_scans")) == ("auto", "on")
+    assert Limits(**{name: int(value) for name, value in values.items()}) == Limits()
     threshold = read("centernet_postprocess/config.pbtxt").parameters["score_threshold"]
     assert float(threshold.string_value) == contract.SCORE_THRESHOLD

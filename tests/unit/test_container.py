@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import types
 from pathlib import Path
 
 import pytest
+
+from benchmarks import triton_server
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile.triton").read_text()
@@ -64,6 +67,11 @@ def test_compose_waits_longer_than_a_drain_takes():
 def test_health_check_notices_a_drain_in_time():
     interval_s, retries = map(int, re.search(r"--interval=(\d+)s .*--retries=(\d+)", DOCKERFILE).groups())
     assert interval_s * retries <= 10, "DRAIN_DELAY_S"
+
+
+def test_pools_of_gpu_memory_are_those_that_are_measured():
+    entrypoint = runpy.run_path(str(ROOT / "ci/container/entrypoint.py"), run_name="entrypoint")
+    assert entrypoint["CUDA_POOLS"] == triton_server.CUDA_POOLS
 
 
 def test_install_says_what_is_missing(tmp_path):

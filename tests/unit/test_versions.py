@@ -50,8 +50,16 @@ def test_image_has_the_packages_that_were_tested():
     project = pins("ci/requirements.txt")
     image = pins("ci/container/requirements.txt")
     wanted = (ROOT / "ci/container/requirements.in").read_text().splitlines()
-    assert {line for line in wanted if line and not line.startswith("#")} <= set(image)
-    assert {name: project[name] for name in image} == image
+    names = {re.match(r"[\w-]+", line)[0] for line in wanted if line and not line.startswith("#")}
+    assert names <= set(image)
+    # Of no use without a GPU, and tested where there is one (ci/gpu/serving).
+    assert set(image) - set(project) == {
+        "cupy-cuda13x",
+        "fastrlock",
+        "nvidia-nvimgcodec-cu13",
+        "nvidia-nvjpeg",
+    }
+    assert all(project[name] == version for name, version in image.items() if name in project)
 
 
 def test_no_other_file_names_a_release():

@@ -11,7 +11,7 @@ OUTPUTS = ("num_detections", "detection_boxes", "detection_scores", "detection_c
 
 
 class TritonPythonModel:
-    """Handles requests one by one: mostly each has one picture and its own threshold."""
+    """Handles the requests of a batch in one pass, each with its own threshold."""
 
     def initialize(self, args):
         """Reads the default threshold, the frame size and the class names."""
@@ -26,7 +26,24 @@ class TritonPythonModel:
         except (OSError, ValueError) as error:
             failure = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
             return [pb_utils.InferenceResponse(error=failure) for _ in requests]
-        return [self._answer(request) for request in requests]
+        answers = []
+        for request in requests:
+            try:
+                answers.append(self._read(request))
+            except ValueError as error:
+                answers.append(error)
+        good = [index for index, answer in enumerate(answers) if not isinstance(answer, ValueError)]
+        try:
+            for index, detections in zip(good, self._select([answers[i] for i in good]), strict=True):
+                answers[index] = detections
+        except ValueError:
+            # One of them spoils the pass: each alone, then, to find it.
+            for index in good:
+                try:
+                    (answers[index],) = self._select([answers[index]])
+                except ValueError as error:
+                    answers[index] = error
+        return [_response(answer) for answer in answers]
 
     def is_ready(self):
         """Asked by Triton for its own readiness; the 24.10 of the CPU's environment does not ask."""
@@ -38,34 +55,44 @@ class TritonPythonModel:
             self.description = description
             self.labels = np.array([name.encode() for name in description.classes], object)
 
-    def _answer(self, request):
-        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        boxes, scores, classes, image_sizes = (inputs[name] for name in INPUTS)
-        try:
-            threshold = self._threshold_of(request)
-            if min(map(min, image_sizes.tolist())) < 1:
-                raise ValueError(
-                    f"image_size: found {image_sizes.tolist()}, expected positive height and width"
-                )
-            detections = select(
-                boxes,
-                scores,
-                classes,
-                image_sizes=image_sizes,
-                frame_size=self.description.frame_size,
-                thresholds=threshold,
-                labels=self.labels,
-            )
-        except ValueError as error:
-            code = pb_utils.TritonError.INVALID_ARG
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
-        tensors = zip(OUTPUTS, detections, strict=True)
-        return pb_utils.InferenceResponse([pb_utils.Tensor(*tensor) for tensor in tensors])
-
-    def _threshold_of(self, request):
+    def _read(self, request):
+        """Its inputs as in `INPUTS`, and its threshold for each picture [N, 1]."""
+        tensors = {tensor.name(): tensor for tensor in request.inputs()}
+        inputs = [tensors[name].as_numpy() for name in INPUTS]
+        image_sizes = inputs[-1]
+        if image_sizes.min(initial=1) < 1:
+            raise ValueError(f"image_size: found {image_sizes.tolist()}, expected positive height and width")
         parameters = request.parameters()
         given = json.loads(parameters) if "score_threshold" in parameters else {}
-        return _threshold(given.get("score_threshold", self.threshold))
+        threshold = _threshold(given["score_threshold"]) if "score_threshold" in given else self.threshold
+        return [*inputs, np.full((len(image_sizes), 1), threshold, np.float32)]
+
+    def _select(self, answers):
+        """For each request, its part of what `select` makes of all of them."""
+        if not answers:
+            return []
+        joined = answers[0] if len(answers) == 1 else list(map(np.concatenate, zip(*answers, strict=True)))
+        boxes, scores, classes, image_sizes, thresholds = joined
+        detections = select(
+            boxes,
+            scores,
+            classes,
+            image_sizes=image_sizes,
+            frame_size=self.description.frame_size,
+            thresholds=thresholds,
+            labels=self.labels,
+        )
+        ends = np.cumsum([len(answer[0]) for answer in answers]).tolist()
+        starts = [0, *ends[:-1]]
+        return [[array[a:b] for array in detections] for a, b in zip(starts, ends, strict=True)]
+
+
+def _response(answer):
+    if isinstance(answer, ValueError):
+        code = pb_utils.TritonError.INVALID_ARG
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(answer), code))
+    tensors = zip(OUTPUTS, answer, strict=True)
+    return pb_utils.InferenceResponse([pb_utils.Tensor(*tensor) for tensor in tensors])
 
 
 def _threshold(value):

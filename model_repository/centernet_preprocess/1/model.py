@@ -1,56 +1,35 @@
-"""Triton's glue around `centernet_image`: encoded pictures to frames."""
+"""Triton's glue around `centernet_preprocessing`: encoded pictures to frames."""
 
-import ctypes
-import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import json
 
-import cv2
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from centernet_image import ImageError, Limits, ServedNetwork, decode, readiness, warp
-from PIL import Image
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+from centernet_image import ImageError, Limits, ServedNetwork, readiness
+from centernet_preprocessing import create
 
 
 class TritonPythonModel:
-    """Decodes the pictures of a batch in parallel and lays each into the network's frame."""
+    """Prepares the pictures of all requests of a batch together."""
 
     def initialize(self, args):
-        """Reads limits and frame size, and runs once what is slow the first time."""
+        """Reads limits and frame size, and makes the preprocessor for what Triton says is here."""
         self.network = ServedNetwork(args, pb_utils.is_model_ready)
-        self.frame_size = self.network.at_start.frame_size
-        parameters = self.network.parameters
-        self.limits = Limits(**{k: int(v) for k, v in parameters.items() if k in Limits.__dataclass_fields__})
-        # One picture's memory serves the next. Otherwise the system takes it back, and clears each page again
-        # when it is asked for: half of the decoding's time.
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**28)
-        Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit here.
-        # Pictures are what runs in parallel; threads inside OpenCV would compete with that.
-        cv2.setNumThreads(1)
-        self.pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
-        frame = np.zeros((*self.frame_size, 3), np.uint8)
-        for data in (b"no picture", *(cv2.imencode(end, frame)[1].tobytes() for end in (".jpg", ".png"))):
-            with suppress(ImageError):
-                warp(decode(data), self.frame_size)
+        self.args = args
+        self.preprocessor = None
+        self._take(self.network.at_start.frame_size)
 
     def execute(self, requests):
         """Answers each request with its frames, or with the first error among its own pictures."""
         try:
-            self.frame_size = self.network.description().frame_size
+            self._take(self.network.description().frame_size)
         except (OSError, ValueError) as error:
             failure = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
             return [pb_utils.InferenceResponse(error=failure) for _ in requests]
         batches = [pb_utils.get_input_tensor_by_name(r, "image").as_numpy().ravel() for r in requests]
-        frames = [np.empty((len(batch), *self.frame_size, 3), np.uint8) for batch in batches]
-        jobs = [
-            job for batch, out in zip(batches, frames, strict=True) for job in zip(batch, out, strict=True)
-        ]
-        results = iter(map(self._prepare, jobs) if len(jobs) == 1 else self.pool.map(self._prepare, jobs))
-        return [self._response(out, [next(results) for _ in out]) for out in frames]
+        frames, sizes = self.preprocessor.prepare([data for batch in batches for data in batch])
+        ends = np.cumsum([len(batch) for batch in batches])
+        parts = [slice(end - len(batch), end) for batch, end in zip(batches, ends, strict=True)]
+        return [_response(frames[part], sizes[part]) for part in parts]
 
     def is_ready(self):
         """Asked by Triton for its own readiness; the 24.10 of the CPU's environment does not ask."""
@@ -58,24 +37,40 @@ class TritonPythonModel:
 
     def finalize(self):
         """Ends the threads."""
-        self.pool.shutdown()
+        self.preprocessor.close()
 
-    def _prepare(self, job):
-        data, frame = job
-        try:
-            image = decode(data, self.limits)
-            warp(image, self.frame_size, out=frame)
-            return image.shape[:2]
-        except Exception as error:
-            return error
+    def _take(self, frame_size):
+        """Makes the preprocessor anew for a network of another frame size."""
+        if self.preprocessor is not None:
+            if self.preprocessor.frame_size == frame_size:
+                return
+            self.preprocessor.close()
+        parameters = self.network.parameters
+        limits = {k: int(v) for k, v in parameters.items() if k in Limits.__dataclass_fields__}
+        gpu = self.args["model_instance_kind"] == "GPU"
+        self.preprocessor = create(
+            frame_size,
+            Limits(**limits),
+            device=parameters.get("device", "auto"),
+            gpu_id=int(self.args["model_instance_device_id"]) if gpu else None,
+            max_batch=json.loads(self.args["model_config"])["max_batch_size"],
+            check_scans=parameters.get("check_scans", "on") == "on",
+            host_frames=parameters.get("frames") == "host",
+            warn=pb_utils.Logger.log_warn,
+        )
 
-    def _response(self, frames, sizes):
-        for index, error in enumerate(sizes):
-            if isinstance(error, Exception):
-                known = isinstance(error, ImageError)
-                where = f"image {index} of {len(sizes)} (counted from 0)" if len(sizes) > 1 else "image"
-                code = pb_utils.TritonError.INVALID_ARG if known else pb_utils.TritonError.INTERNAL
-                text = f"{where}: {error if known else repr(error)}"
-                return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
-        outputs = (("frame", frames), ("image_size", np.array(sizes, np.int32)))
-        return pb_utils.InferenceResponse([pb_utils.Tensor(*output) for output in outputs])
+
+def _response(frames, sizes):
+    for index, error in enumerate(sizes):
+        if isinstance(error, Exception):
+            known = isinstance(error, ImageError)
+            where = f"image {index} of {len(sizes)} (counted from 0)" if len(sizes) > 1 else "image"
+            code = pb_utils.TritonError.INVALID_ARG if known else pb_utils.TritonError.INTERNAL
+            text = f"{where}: {error if known else repr(error)}"
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
+    if isinstance(frames, np.ndarray):
+        frame = pb_utils.Tensor("frame", frames)
+    else:
+        # Complete already (-1: nothing to wait for), and copied from before the next batch.
+        frame = pb_utils.Tensor.from_dlpack("frame", frames.__dlpack__(stream=-1))
+    return pb_utils.InferenceResponse([frame, pb_utils.Tensor("image_size", np.array(sizes, np.int32))])
