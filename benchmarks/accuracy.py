@@ -29,7 +29,7 @@ from benchmarks.triton_server import running
 from clients import coco
 from clients.errors import CenterNetError
 from clients.reference import LocalDetector, Network, Reference
-from export import contract, description, plan_feeds, precision, to_onnx
+from export import contract, description, plan_feeds, precision, quantize, to_onnx
 from export.errors import ExportError
 from export.files import sha256, write_beside
 
@@ -221,10 +221,10 @@ class Study:
         if name == "fp16":
             made = precision.to_fp16(model)
         elif name == "int8":
-            made = precision.to_fp16(precision.to_int8(model, self._feeds(model)))
+            made = precision.to_fp16(quantize.to_int8(model, self._feeds(model)))
         else:
             layers = _parts(model)[name.removeprefix("int8-")]
-            made = precision.to_int8(model, self._feeds(model), nodes=layers)
+            made = quantize.to_int8(model, self._feeds(model), nodes=layers)
         write_beside(path, made.SerializeToString())
         return path
 
@@ -238,7 +238,7 @@ class Study:
         """Of all that the results depend on but the versions of the libraries."""
         names = [path.name for path in self.calibration]
         digest = hashlib.sha256(repr((names, self._options.input_size)).encode())
-        sources = [ROOT / "export" / name for name in ("detector.py", "graph.py", "precision.py")]
+        sources = [ROOT / "export" / name for name in ("detector.py", "graph.py", "precision.py", "quantize.py")]
         sources += sorted((ROOT / "export/networks").glob("*.py"))
         for path in (self._checkpoint, self._options.annotations, *sources):
             digest.update(path.read_bytes())
@@ -247,7 +247,7 @@ class Study:
 
 def _parts(model: onnx.ModelProto) -> dict[str, list[str]]:
     """Names of convolutions: the groups of `export.precision`, each of the outputs, and all together."""
-    groups = precision.layer_groups(model)
+    groups = quantize.layer_groups(model)
     heads = {f"outputs.{name.split('/')[0].split('.')[1]}": [name] for name in groups["outputs"]}
     return groups | heads | {"all": [name for names in groups.values() for name in names]}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.report import BenchmarkError
-from export import precision
+from export import quantize
 from export.files import write_beside
 
 SHOWN = ("AP", "AP50", "AP75")
@@ -51,7 +51,7 @@ def _checkpoint(results: dict[str, Any]) -> str:
 
 def _sensitivity(row: dict[str, Any], base: dict[str, Any]) -> list[object]:
     group = row["group"].partition(".")[0]
-    known = "yes" if group in precision.QUANTIZED_GROUPS else "no" if group in precision.GROUPS else ""
+    known = "yes" if group in quantize.QUANTIZED_GROUPS else "no" if group in quantize.GROUPS else ""
     return [row["group"], row["layers"], *_values(row), _difference(row, base), known]
 
 

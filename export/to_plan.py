@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from rich.console import Console
 
-from export import description, errors, plan_engine, plan_feeds, plan_verify, precision, rewrite
+from export import description, errors, plan_engine, plan_feeds, plan_verify, precision, quantize, rewrite
 from export.files import sha256, write_beside, write_together
 from export.plan_description import PlanDescription, Profiles, find_gpu, misfits, read
 from export.plan_engine import PlanError
@@ -178,7 +178,7 @@ def _check_without_model(options: argparse.Namespace, console: Console) -> None:
 def _with_precision(reference: onnx.ModelProto, options: argparse.Namespace) -> onnx.ModelProto:
     if options.precision == "int8":
         pictures = plan_feeds.from_pictures(reference, options.calibration, limit=options.pictures)
-        half = precision.to_fp16(precision.to_int8(reference, pictures))
+        half = precision.to_fp16(quantize.to_int8(reference, pictures))
     elif options.precision == "fp16":
         half = precision.to_fp16(reference)
     else:

@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 
-from export import graph, networks, plan_feeds, plan_verify, precision, rewrite
+from export import graph, networks, plan_feeds, plan_verify, precision, quantize, rewrite
 from export.detector import Detector
 
 SIZE = (64, 96)
@@ -180,7 +180,7 @@ def test_fp16_reaches_constants_that_are_nodes():
 
 
 def test_groups_are_read_off_the_structure(detector):
-    groups = precision.layer_groups(detector)
+    groups = quantize.layer_groups(detector)
     assert groups["stem"] == ["network.conv1/Conv"]
     assert sorted(groups["offsets"]) == [
         f"network.deconv_layers.{index}.conv_offset_mask/Conv" for index in (0, 12, 6)
@@ -203,12 +203,12 @@ def _quantized(model):
 
 @pytest.fixture(scope="module")
 def int8(detector):
-    return precision.to_int8(detector, frames(3))
+    return quantize.to_int8(detector, frames(3))
 
 
 def test_int8_quantizes_the_groups_and_nothing_else(detector, int8):
-    groups = precision.layer_groups(detector)
-    assert _quantized(int8) == sorted(name for group in precision.QUANTIZED_GROUPS for name in groups[group])
+    groups = quantize.layer_groups(detector)
+    assert _quantized(int8) == sorted(name for group in quantize.QUANTIZED_GROUPS for name in groups[group])
 
 
 def test_int8_is_of_the_kind_that_tensorrt_takes(int8):
@@ -237,7 +237,7 @@ def test_int8_sums_read_the_quantized_skip(int8):
 def test_int8_is_near(detector, int8):
     (feed,) = frames(1)
     expected = run(detector, feed)
-    one_group = precision.to_int8(detector, frames(3), groups=["heads"])
+    one_group = quantize.to_int8(detector, frames(3), groups=["heads"])
     assert -80 < error_db(expected["hm"], run(one_group, feed)["hm"]) < -25
     assert error_db(expected["hm"], run(int8, feed)["hm"]) < -20
 
@@ -254,15 +254,15 @@ def test_int8_with_fp16_around_it(int8):
 
 
 def test_int8_of_single_layers(detector):
-    name = precision.layer_groups(detector)["backbone"][0]
-    assert _quantized(precision.to_int8(detector, frames(1), nodes=[name])) == [name]
+    name = quantize.layer_groups(detector)["backbone"][0]
+    assert _quantized(quantize.to_int8(detector, frames(1), nodes=[name])) == [name]
 
 
 def test_int8_needs_pictures(detector):
     with pytest.raises(precision.PrecisionError, match="no picture"):
-        precision.to_int8(detector, [])
+        quantize.to_int8(detector, [])
     with pytest.raises(precision.PrecisionError, match="no convolution to quantize"):
-        precision.to_int8(detector, frames(1), groups=[])
+        quantize.to_int8(detector, frames(1), groups=[])
 
 
 def test_every_form_survives_the_plugin_rewrite(detector, int8):
