@@ -20,8 +20,11 @@ from export import contract, detections
 class Tolerance:
     """How far a plan may be from FP32 on the CPU.
 
+    A detection fits or does not; what counts is how many do. The worst of a right plan's many is anywhere
+    near the limit, but only a few are beyond it; of a wrong plan's most are.
+
     Attributes:
-        relative: largest difference of a raw output, as a part of its largest value.
+        relative: difference of a raw output, by the norm of the output.
         score: largest difference of a detection's score.
         box_px: largest difference of a box's side, pixels of the frame.
         unmatched: part of the detections that may have no counterpart within the two.
@@ -34,9 +37,10 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "fp32": Tolerance(relative=1e-3, score=1e-3, box_px=0.1, unmatched=0.01),
-    "fp16": Tolerance(relative=2e-2, score=0.02, box_px=2, unmatched=0.05),
-    "int8": Tolerance(relative=0.2, score=0.1, box_px=8, unmatched=0.2),
+    "fp32": Tolerance(relative=1e-3, score=1e-3, box_px=0.1, unmatched=0.2),
+    "tf32": Tolerance(relative=2e-2, score=0.02, box_px=2, unmatched=0.3),
+    "fp16": Tolerance(relative=2e-2, score=0.02, box_px=2, unmatched=0.3),
+    "int8": Tolerance(relative=0.1, score=0.03, box_px=3, unmatched=0.4),
 }
 
 
@@ -139,7 +143,7 @@ def compare_outputs(
         differences.append(Difference(output="detections", batch=batch, passed=passed, facts=facts))
     for name in names:
         wanted, found = (outputs[name].astype(np.float64) for outputs in (expected, actual))
-        relative = float(np.abs(wanted - found).max() / max(np.abs(wanted).max(), 1e-6))
+        relative = float(np.linalg.norm(wanted - found) / max(np.linalg.norm(wanted), 1e-6))
         # A NaN compares false, so that it never passes.
         passed = relative <= tolerance.relative
         facts = {"relative": relative}

@@ -69,10 +69,12 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def import_typed(model: onnx.ModelProto) -> gs.Graph:
+    """The model as a graph whose tensors know their types and shapes."""
     return import_graph(onnx.shape_inference.infer_shapes(model))
 
 
 def export_typed(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model of a changed graph, with the types and shapes that it has now."""
     converted = export_graph(graph, model)
     # Shapes and types of the inner tensors were those of the model before.
     del converted.graph.value_info[:]

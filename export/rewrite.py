@@ -17,7 +17,7 @@ class RewriteError(ExportError):
     """A graph that cannot be rewritten; the message names the node, what was found and what was expected."""
 
 
-def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True) -> onnx.ModelProto:
+def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True, tf32: bool = False) -> onnx.ModelProto:
     """Rewrites every DeformConv node to DCNv2, the plugin's node.
 
     Names of nodes and tensors are kept. A DeformConv without mask gets a mask of ones, one without bias
@@ -30,6 +30,7 @@ def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True) -> onnx.ModelProto:
             output (`packed_offset_mask`), the ReLU behind it (`relu`), and constant weights as
             [O, kh, kw, I / groups] (`weight_ohwi`); and Q/DQ pairs around it (`quantized`,
             `quantized_output`), where the plugin has fast INT8 kernels.
+        tf32: lets FP32 nodes round their products to TF32 (`allow_tf32`), which a plugin is not told else.
 
     Raises:
         RewriteError: padding is not symmetric, or a weight's kernel size is unknown.
@@ -38,6 +39,9 @@ def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True) -> onnx.ModelProto:
     for node in graph.nodes:
         if node.op == "DeformConv":
             _to_dcnv2(graph, node)
+    for node in graph.nodes:
+        if node.op == "DCNv2" and tf32:
+            node.attrs["allow_tf32"] = 1
     if fuse:
         for node in graph.nodes:
             if node.op == "DCNv2":

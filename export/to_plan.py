@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     reference = rewrite.to_deform_conv(model)
     engine, timing_cache = plan_engine.build(
         trt,
-        rewrite.to_dcnv2(_with_precision(reference, options)),
+        rewrite.to_dcnv2(_with_precision(reference, options), tf32=options.precision == "tf32"),
         shapes=facts.profiles,
         # FP32 means FP32: TF32 rounds to as few bits as FP16 does.
         tf32=options.precision != "fp32",
@@ -73,7 +73,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m export.to_plan", description=__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("output", type=Path, metavar="OUT.plan", help="OUT.json is written beside it")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp16")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "fp16", "int8"),
+        default="fp16",
+        help="fp32 is exact and slow (no tensor cores), tf32 has its range and FP16's rounding (default fp16)",
+    )
     parser.add_argument(
         "--batch", type=_batch, default=(1, 8, 32), metavar="MIN,OPT,MAX", help="batch sizes (default 1,8,32)"
     )
@@ -178,12 +183,14 @@ def _check_without_model(options: argparse.Namespace, console: Console) -> None:
 def _with_precision(reference: onnx.ModelProto, options: argparse.Namespace) -> onnx.ModelProto:
     if options.precision == "int8":
         pictures = plan_feeds.from_pictures(reference, options.calibration, limit=options.pictures)
-        half = precision.to_fp16(quantize.to_int8(reference, pictures))
+        model = precision.to_fp16(quantize.to_int8(reference, pictures))
     elif options.precision == "fp16":
-        half = precision.to_fp16(reference)
+        model = precision.to_fp16(reference)
+    elif options.precision == "tf32":
+        model = reference
     else:
         return reference  # on no tensor cores, which alone make up for the zeros
-    return rewrite.to_dense_conv_transpose(half)
+    return rewrite.to_dense_conv_transpose(model)
 
 
 def _verify(
