@@ -7,8 +7,9 @@ before it is timed. One that fails, hangs or is not to be had here is a line in 
 and engine.md.
 
 Checkpoints, ONNX files and plans are kept in --work-dir: ARCH.pth, ARCH.onnx (`export.to_onnx`), ARCH.plan
-(`export.to_plan --precision fp16`) and ARCH.CONTENDER.plan of the others. Put your own there to have them measured; a plan
-that is not of the ONNX file, the plugin and this machine, by the .json beside it, is built again.
+(`export.to_plan --precision fp16`) and ARCH.CONTENDER.plan of the others. Put your own there to have them
+measured; a plan that is not of the ONNX file, the plugin and this machine, by the .json beside it, is built
+again.
 """
 
 import argparse

@@ -16,8 +16,8 @@ TAPS = 9
 CORNERS = 4
 ELEMENT_BYTES = {"fp16": 2, "bf16": 2, "int8": 1, "tf32": 4, "fp32": 4}
 
-# H200 SXM, dense: 1979 TOP/s INT8, 989 TFLOP/s FP16, 494 TF32, 67 FP32; 4.8 TB/s; 132 SMs at 1.98 GHz, each of which takes
-# 128 bytes a clock from its L1 cache and shared memory together.
+# H200 SXM, dense: 1979 TOP/s INT8, 989 TFLOP/s FP16, 494 TF32, 67 FP32; 4.8 TB/s; 132 SMs at 1.98 GHz, each
+# of which takes 128 bytes a clock from its L1 cache and shared memory together.
 H200_TFLOPS = {"fp16": 989.0, "bf16": 989.0, "int8": 1979.0, "tf32": 494.0, "fp32": 67.0}
 H200_TB_PER_S = 4.8
 H200_L1_TB_PER_S = 132 * 1.98e9 * 128 / 1e12

@@ -143,7 +143,7 @@ def compare_outputs(
         differences.append(Difference(output="detections", batch=batch, passed=passed, facts=facts))
     for name in names:
         wanted, found = (outputs[name].astype(np.float64) for outputs in (expected, actual))
-        relative = float(np.linalg.norm(wanted - found) / max(np.linalg.norm(wanted), 1e-6))
+        relative = float(np.linalg.norm(wanted - found)) / max(float(np.linalg.norm(wanted)), 1e-6)
         # A NaN compares false, so that it never passes.
         passed = relative <= tolerance.relative
         facts = {"relative": relative}
