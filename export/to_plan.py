@@ -77,7 +77,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--precision",
         choices=("fp32", "tf32", "fp16", "int8"),
         default="fp16",
-        help="fp32 is exact and slow (no tensor cores), tf32 has its range and FP16's rounding (default fp16)",
+        help="fp32 is exact and slow (no tensor cores), tf32 as coarse as fp16 (default fp16)",
     )
     parser.add_argument(
         "--batch", type=_batch, default=(1, 8, 32), metavar="MIN,OPT,MAX", help="batch sizes (default 1,8,32)"

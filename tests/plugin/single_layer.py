@@ -21,7 +21,7 @@ class Layer:
     """One DCNv2 layer; the defaults are a 3x3 one as CenterNet has it.
 
     Attributes:
-        precision: A key of `TYPES`, of every tensor but offset and mask; beside int8, bias and scale are FP32.
+        precision: A key of `TYPES`, of every tensor but offset and mask; int8 has FP32 bias and scale.
         offset_precision: Of offset and mask; `precision` if None.
         shape: The input's; None is a dynamic dimension.
         constant_weights: Whether weight and bias are initializers instead of inputs.
