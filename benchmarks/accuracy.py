@@ -23,13 +23,13 @@ import onnxruntime
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import accuracy_report, inprocess, report
+from benchmarks import accuracy_report, bootstrap, inprocess, report
 from benchmarks.report import BenchmarkError
 from benchmarks.triton_server import running
 from clients import coco
 from clients.errors import CenterNetError
 from clients.reference import LocalDetector, Network, Reference
-from export import contract, description, plan_feeds, precision, to_onnx
+from export import contract, description, plan_feeds, precision, quantize, to_onnx
 from export.errors import ExportError
 from export.files import sha256, write_beside
 
@@ -121,10 +121,11 @@ class Study:
         rows = [{"row": "PyTorch, FP32"} | self._precision("pytorch", self._pytorch)]
         for name, (title, detect) in measured.items():
             if name in self._options.rows:
-                rows.append({"row": title} | self._precision(name, detect))
+                rows.append({"row": title} | self._precision(name, detect, against="pytorch"))
         for plan, facts in plans.items():
             title = f"TensorRT {facts['plan']['tensorrt']}, {facts['plan']['precision'].upper()}"
-            rows.append({"row": title} | self._precision(sha256(plan), partial(self._tensorrt, plan)))
+            detect = partial(self._tensorrt, plan)
+            rows.append({"row": title} | self._precision(sha256(plan), detect, against="pytorch"))
         network = self._description()
         return {
             "checkpoint": self._checkpoint.name,
@@ -141,17 +142,23 @@ class Study:
         yield {"group": "none", "layers": 0} | base
         for part, layers in _parts(onnx.load(self._model("fp32"))).items():
             if layers:
-                values = self._precision(f"int8-{part}", partial(self._onnxruntime, f"int8-{part}"))
+                name = f"int8-{part}"
+                values = self._precision(name, partial(self._onnxruntime, name), against="onnxruntime")
                 yield {"group": part, "layers": len(layers)} | values
 
-    def _precision(self, name: str, detect: Detect) -> dict[str, float]:
+    def _precision(self, name: str, detect: Detect, *, against: str | None = None) -> dict[str, Any]:
+        """AP, and with `against` the interval of its difference from another that was measured before."""
         path = self._folder / f"{name}.results.json"
         if not path.exists():
             print(f"{self._checkpoint.name}: {name}", file=sys.stderr)
             write_beside(path, json.dumps(detect()).encode())
-        return coco.average_precision(
-            self._options.annotations, json.loads(path.read_text(encoding="utf-8")), self.pictures.keys()
-        )
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = coco.average_precision(self._options.annotations, rows, self.pictures.keys())
+        if against is not None:
+            base = json.loads((self._folder / f"{against}.results.json").read_text(encoding="utf-8"))
+            pictures = self.pictures.keys()
+            values["AP_interval"] = bootstrap.ap_interval(self._options.annotations, rows, base, pictures)
+        return values
 
     def _pytorch(self) -> list[dict[str, Any]]:
         size = self._options.input_size
@@ -228,10 +235,10 @@ class Study:
         if name == "fp16":
             made = precision.to_fp16(model)
         elif name == "int8":
-            made = precision.to_fp16(precision.to_int8(model, self._feeds(model)))
+            made = precision.to_fp16(quantize.to_int8(model, self._feeds(model)))
         else:
             layers = _parts(model)[name.removeprefix("int8-")]
-            made = precision.to_int8(model, self._feeds(model), nodes=layers)
+            made = quantize.to_int8(model, self._feeds(model), nodes=layers)
         write_beside(path, made.SerializeToString())
         return path
 
@@ -245,7 +252,9 @@ class Study:
         """Of all that the results depend on but the versions of the libraries."""
         names = [path.name for path in self.calibration]
         digest = hashlib.sha256(repr((names, self._options.input_size, self._pixels())).encode())
-        sources = [ROOT / "export" / name for name in ("detector.py", "graph.py", "precision.py")]
+        sources = [
+            ROOT / "export" / name for name in ("detector.py", "graph.py", "precision.py", "quantize.py")
+        ]
         sources += sorted((ROOT / "export/networks").glob("*.py"))
         for path in (self._checkpoint, self._options.annotations, *sources):
             digest.update(path.read_bytes())
@@ -254,7 +263,7 @@ class Study:
 
 def _parts(model: onnx.ModelProto) -> dict[str, list[str]]:
     """Names of convolutions: the groups of `export.precision`, each of the outputs, and all together."""
-    groups = precision.layer_groups(model)
+    groups = quantize.layer_groups(model)
     heads = {f"outputs.{name.split('/')[0].split('.')[1]}": [name] for name in groups["outputs"]}
     return groups | heads | {"all": [name for names in groups.values() for name in names]}
 

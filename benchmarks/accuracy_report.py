@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.report import BenchmarkError
-from export import precision
+from export import quantize
 from export.files import write_beside
 
 SHOWN = ("AP", "AP50", "AP75")
@@ -38,12 +38,12 @@ def _checkpoint(results: dict[str, Any]) -> str:
     text = f"\n## {results['checkpoint']}: {results['arch']}, {width}x{height}\n\n"
     rows = results["rows"]
     text += report.markdown_table(
-        ["", *SHOWN, "AP against PyTorch"],
-        [[row["row"], *_values(row), _difference(row, rows[0])] for row in rows],
+        ["", *SHOWN, "AP against PyTorch", "95 % of draws"],
+        [[row["row"], *_values(row), _difference(row, rows[0]), _interval(row)] for row in rows],
     )
     if results["sensitivity"]:
         text += "\nINT8 of one part of the network, the rest in FP32:\n\n" + report.markdown_table(
-            ["part", "convolutions", *SHOWN, "AP against FP32", "INT8 in the plan"],
+            ["part", "convolutions", *SHOWN, "AP against FP32", "95 % of draws", "INT8 in the plan"],
             [_sensitivity(row, results["sensitivity"][0]) for row in results["sensitivity"]],
         )
     return text
@@ -51,8 +51,12 @@ def _checkpoint(results: dict[str, Any]) -> str:
 
 def _sensitivity(row: dict[str, Any], base: dict[str, Any]) -> list[object]:
     group = row["group"].partition(".")[0]
-    known = "yes" if group in precision.QUANTIZED_GROUPS else "no" if group in precision.GROUPS else ""
-    return [row["group"], row["layers"], *_values(row), _difference(row, base), known]
+    known = "yes" if group in quantize.QUANTIZED_GROUPS else "no" if group in quantize.GROUPS else ""
+    return [row["group"], row["layers"], *_values(row), _difference(row, base), _interval(row), known]
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return "{:+.4f} to {:+.4f}".format(*row["AP_interval"]) if "AP_interval" in row else ""
 
 
 def _values(row: dict[str, Any]) -> list[str]:

@@ -11,8 +11,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,8 +97,8 @@ class Contender(ABC):
             return _cuda_times_ms(run, seconds=self.spec.seconds, own_stream=self.own_stream)
         return _host_times_ms(run, seconds=self.spec.seconds)
 
-    def layers(self, frames: np.ndarray) -> dict[str, float] | None:
-        """Milliseconds by kind of layer (`dcn`, `other`), where the contender can tell."""
+    def layers(self, frames: np.ndarray) -> dict[str, Any] | None:
+        """Milliseconds by kind of layer (`dcn`, `other`) and by name, where the contender can tell."""
         return None
 
 
@@ -183,9 +185,12 @@ class OnnxRuntime(Contender):
 
 
 class TensorRT(Contender):
-    """An FP16 plan, its DCN layers by our plugin or by NVIDIA's ModulatedDeformConv2d."""
+    """A plan, its DCN layers by our plugin or by NVIDIA's ModulatedDeformConv2d.
 
-    def __init__(self, spec: Spec, *, plugin: str, graph: bool) -> None:
+    NVIDIA's plugin gives wrong output on any stream but the default one, and hangs in a CUDA graph.
+    """
+
+    def __init__(self, spec: Spec, *, plugin: str, graph: bool, kind: str = "fp16") -> None:
         super().__init__(spec)
         self.engine = tensorrt_engine.Engine.load(
             Path(spec.plan),
@@ -193,8 +198,10 @@ class TensorRT(Contender):
             batch=spec.batch,
             plugin=plugin,
             library=Path(spec.plugin) if spec.plugin else None,
+            kind=kind,
         )
         self.graph = graph
+        self.own_stream = plugin != "nvidia"
 
     def bind(self, frames: np.ndarray) -> Bound:
         """See `Contender`."""
@@ -215,15 +222,29 @@ class TensorRT(Contender):
             outputs=outputs,
         )
 
-    def layers(self, frames: np.ndarray) -> dict[str, float] | None:
+    def layers(self, frames: np.ndarray) -> dict[str, Any] | None:
         """By TensorRT's layer profiler; layers that convert a DCN's tensors count as `dcn`."""
         return self.engine.profile(frames, seconds=self.spec.seconds)
 
 
 CONTENDERS: dict[str, Callable[[Spec], Contender]] = {
     "plugin": lambda spec: TensorRT(spec, plugin="dcnv2", graph=True),
+    **{
+        f"plugin-{kind}": partial(TensorRT, plugin="dcnv2", graph=True, kind=kind)
+        for kind in ("int8", "tf32", "fp32")
+    },
+    # What INT8 costs and wins where, one group of `export.quantize` more each time.
+    "plugin-int8-plain": partial(TensorRT, plugin="dcnv2", graph=True, kind="int8:backbone+heads"),
+    "plugin-int8-offsets": partial(
+        TensorRT, plugin="dcnv2", graph=True, kind="int8:stem+backbone+heads+offsets"
+    ),
+    "plugin-int8-all": partial(
+        TensorRT,
+        plugin="dcnv2",
+        graph=True,
+        kind="int8:stem+backbone+heads+offsets+deformable+upsampling",
+    ),
     "plugin-stream": lambda spec: TensorRT(spec, plugin="dcnv2", graph=False),
-    # Not in a CUDA graph, where it was seen to hang at batch 8.
     "nvidia": lambda spec: TensorRT(spec, plugin="nvidia", graph=False),
     "compile": lambda spec: PyTorch(spec, compiled=True),
     "eager": lambda spec: PyTorch(spec, compiled=False),

@@ -24,8 +24,8 @@ class Inputs:
 
     Attributes:
         input: [N, C, H, W].
-        offset: [N, 18, H, W].
-        logits: [N, 9, H, W], the mask before its sigmoid.
+        offset: [N, 18, H, W], of each offset group.
+        logits: [N, 9, H, W], of each offset group: the mask before its sigmoid.
         weight: [O, C, 3, 3].
         bias: [O].
     """
@@ -45,7 +45,7 @@ class Inputs:
         cache = torch.cuda.get_device_properties(device).L2_cache_size if device == "cuda" else 0
         count = max(2, math.ceil(2 * cache / shape.map_bytes(batch, dtype.itemsize)))
         generator = torch.Generator(device).manual_seed(0)
-        side = (shape.side, shape.side)
+        side = shape.size
 
         def draw(*sizes: int) -> Tensor:
             return torch.randn(sizes, generator=generator, device=device)
@@ -55,8 +55,10 @@ class Inputs:
         return [
             cls(
                 draw(batch, shape.channels, *side).to(dtype),
-                (torch.rand(batch, 2 * TAPS, *side, generator=generator, device=device) * 4 - 2).to(dtype),
-                draw(batch, TAPS, *side).to(dtype),
+                (torch.rand(batch, 2 * shape.samples, *side, generator=generator, device=device) * 4 - 2).to(
+                    dtype
+                ),
+                draw(batch, shape.samples, *side).to(dtype),
                 weight,
                 bias,
             )
@@ -70,6 +72,10 @@ class Inputs:
         ]
         data, offset, logits = (tensor[:images] for tensor in double[:3])
         return deform_conv2d(data, offset, *double[3:], padding=1, mask=logits.sigmoid())
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return values.float().round().clamp(-127, 127).to(torch.int8)
 
 
 def plain_truth(inputs: Inputs, images: int) -> Tensor:
@@ -103,6 +109,10 @@ class Contender(ABC):
             SkippedError: If it cannot run here.
         """
 
+    def read(self, output: Tensor) -> Tensor:
+        """The numbers that an output stands for."""
+        return output
+
     def facts(self) -> dict[str, Any]:
         """What is worth a note about the layer that was prepared last."""
         return {}
@@ -116,31 +126,45 @@ class Ours(Contender):
     Args:
         kernels: The library.
         tf32: Whether FP32 tensors may be rounded to TF32.
+        int8: Quantizes input and weights, as `export.quantize` does; the output is INT8, too.
     """
 
-    def __init__(self, kernels: Kernels, *, tf32: bool) -> None:
+    _OUTPUT_SCALE = 8 / 127  # of the sums of normal inputs and a normal bias
+
+    def __init__(self, kernels: Kernels, *, tf32: bool, int8: bool = False) -> None:
         self._kernels = kernels
         self._tf32 = tf32
+        self._int8 = int8
         self._times_us: dict[int, float] = {}
 
     def prepare(self, shape: Shape, batch: int, sets: Sequence[Inputs]) -> list[Run]:
         """See `Contender`."""
         linear = sets[0].input.dtype == torch.float32
         # Repacked once, for all: as the kernel wants it, the layer keeps it without a copy.
-        weight = sets[0].weight.contiguous(memory_format=torch.channels_last)
+        weight, bias = sets[0].weight.contiguous(memory_format=torch.channels_last), sets[0].bias
+        inputs = [one.input for one in sets]
+        options: dict[str, Any] = {}
+        if self._int8:
+            weight_scale, scale = weight.float().abs().amax((1, 2, 3)) / 127, 5 / 127  # inputs are normal
+            weight = _rounded(weight / weight_scale[:, None, None, None])
+            inputs = [_rounded(each / scale) for each in inputs]
+            bias = bias.float() / self._OUTPUT_SCALE
+            options = {"scale": weight_scale * scale / self._OUTPUT_SCALE, "output_type": torch.int8}
         layers = [
             Layer(
-                one.input,
+                data,
                 torch.cat([one.offset, one.logits], dim=1),
                 None,
                 weight,
-                one.bias,
+                bias,
                 packed=True,
                 channels_last=not linear,
                 pad_channels=not linear,
                 allow_tf32=self._tf32,
+                offset_groups=shape.offset_groups,
+                **options,
             )
-            for one in sets
+            for data, one in zip(inputs, sets, strict=True)
         ]
         self._times_us = {}
         for tactic in self._kernels.tactics(layers[0]):
@@ -153,6 +177,10 @@ class Ours(Contender):
         """The fastest tactic, and microseconds of all."""
         fastest = min(self._times_us, key=lambda tactic: self._times_us[tactic])
         return {"tactic": fastest, "tactics_us": self._times_us}
+
+    def read(self, output: Tensor) -> Tensor:
+        """See `Contender`."""
+        return output * self._OUTPUT_SCALE if self._int8 else output
 
     def _runs(self, layers: Sequence[Layer], tactic: int) -> list[Run]:
         size = self._kernels.workspace_size(layers[0], tactic)
@@ -250,7 +278,7 @@ def time_runs(runs: Sequence[Run], *, graph: bool, repeats: int) -> Timed:
 
     def poison() -> None:
         for output in outputs:
-            output.fill_(math.nan)
+            output.fill_(math.nan if output.is_floating_point() else 127)
 
     if not cuda:
         all_runs()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import tensorrt_engine
 from benchmarks.dcnv2_contenders import Contender, Inputs, Run, plain_truth
-from benchmarks.roofline import TAPS, Shape
+from benchmarks.roofline import Shape
 from benchmarks.workers import SkippedError
 from export import plan_engine
 
@@ -89,7 +89,7 @@ class LayerEngine(Contender):
             for name, tensor in bound.items():
                 context.set_input_shape(name, tuple(tensor.shape))
             bound["output"] = torch.empty(
-                (batch, shape.out_channels, shape.side, shape.side),
+                (batch, shape.out_channels, *shape.size),
                 dtype=inputs.input.dtype,
                 device=inputs.input.device,
                 memory_format=layout,
@@ -174,7 +174,7 @@ class TensorRTConvolution(LayerEngine):
 def deform_conv_model(shape: Shape, inputs: Inputs) -> onnx.ModelProto:
     """The layer as ONNX's DeformConv: inputs `input`, `offset`, `mask`, open batch, weights inside."""
     names = ["input", "weight", "offset", "bias", "mask"]
-    return _model("DeformConv", names, shape, inputs, {"offset": 2 * TAPS, "mask": TAPS})
+    return _model("DeformConv", names, shape, inputs, {"offset": 2 * shape.samples, "mask": shape.samples})
 
 
 def _model(
@@ -185,9 +185,10 @@ def _model(
         raise SkippedError(f"not written for {inputs.input.dtype}")
 
     def described(name: str, count: int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, dtype, ["batch", count, shape.side, shape.side])
+        return helper.make_tensor_value_info(name, dtype, ["batch", count, *shape.size])
 
-    node = helper.make_node(op, names, ["output"], kernel_shape=[3, 3], pads=[1] * 4)
+    groups = {"offset_group": shape.offset_groups} if op == "DeformConv" else {}
+    node = helper.make_node(op, names, ["output"], kernel_shape=[3, 3], pads=[1] * 4, **groups)
     constants = [
         numpy_helper.from_array(np.ascontiguousarray(getattr(inputs, name).cpu().numpy()), name)
         for name in ("weight", "bias")

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 GENERIC_TACTIC = 1
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 _INTEGERS = (
-    *("type", "offset_type", "layout", "offset_layout"),
+    *("type", "offset_type", "output_type", "layout", "offset_layout", "output_layout"),
     *("input_stride", "offset_stride", "mask_stride", "output_stride"),
     *("batch", "channels", "height", "width", "out_channels", "out_height", "out_width"),
     *("kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w", "dilation_h", "dilation_w"),
     *("groups", "offset_groups"),
 )
 _FLAGS = ("packed_offset_mask", "weight_ohwi", "relu", "allow_tf32")
-_POINTERS = ("input", "offset", "mask", "weight", "bias", "output", "workspace")
+_POINTERS = ("input", "offset", "mask", "weight", "bias", "scale", "output", "workspace")
 
 
 class _Problem(ctypes.Structure):
@@ -54,6 +54,9 @@ class Layer:
         weight_ohwi: Repack the weights beforehand.
         relu: Clamp the output at zero.
         allow_tf32: For FP32 tensors.
+        scale: [O], from the sums of an INT8 layer's products to its output; its bias is FP32 then, too.
+        output_type: Of an INT8 layer; that of the offsets if None.
+        planes: Input and output of an INT8 layer in planes of 32 channels; FP16 output is channels-last.
 
     Attributes:
         tensors: By name, laid out as the kernel reads them.
@@ -79,29 +82,42 @@ class Layer:
         weight_ohwi: bool = True,
         relu: bool = False,
         allow_tf32: bool = False,
+        scale: Tensor | None = None,
+        output_type: torch.dtype | None = None,
+        planes: bool = False,
     ) -> None:
         batch, channels, height, width = input.shape
         self.tensors: dict[str, Tensor] = {}
         offset_channels = self._keep("offset", offset, channels_last, pad_channels)
         mask_channels = 0 if mask is None else self._keep("mask", mask, channels_last, pad_channels)
         self._keep("input", input, channels_last, pad=False)
+        if planes:
+            self.tensors["input"] = to_planes(input)
         self.tensors["weight"] = (weight.permute(0, 2, 3, 1) if weight_ohwi else weight).contiguous()
         if bias is not None:
             self.tensors["bias"] = bias.contiguous()
+        if scale is not None:
+            self.tensors["scale"] = scale.contiguous()
+            output_type = output_type or offset.dtype
+        output_type = output_type or input.dtype
+        output_planes = planes and output_type == torch.int8
         out_shape = (batch, weight.shape[0], *offset.shape[2:])
         self.output = torch.empty(
             out_shape,
-            dtype=input.dtype,
+            dtype=output_type,
             device=input.device,
             memory_format=torch.channels_last if channels_last else torch.contiguous_format,
         )
         # NaN everywhere shows what a kernel did not write.
-        self.output.fill_(float("nan"))
+        self.output.fill_(float("nan") if output_type.is_floating_point else -128)
+        self._planes = to_planes(self.output) if output_planes else None
         self.problem = _Problem(
             _TYPES[input.dtype],
             _TYPES[offset.dtype],
+            _TYPES[output_type],
+            2 if planes else int(channels_last),
             int(channels_last),
-            int(channels_last),
+            2 if output_planes else int(channels_last),
             *(channels, offset_channels, mask_channels, weight.shape[0]),
             *(batch, channels, height, width),
             *out_shape[1:],
@@ -113,7 +129,7 @@ class Layer:
             *(packed, weight_ohwi, relu, allow_tf32),
         )
         self._pointers = _Tensors(**{name: kept.data_ptr() for name, kept in self.tensors.items()})
-        self._pointers.output = self.output.data_ptr()
+        self._pointers.output = (self.output if self._planes is None else self._planes).data_ptr()
 
     def _keep(self, name: str, tensor: Tensor, channels_last: bool, pad: bool) -> int:
         if channels_last:
@@ -128,10 +144,22 @@ class Layer:
         self.tensors["workspace"] = torch.empty(max(size, 1), dtype=torch.uint8, device=self.output.device)
         self._pointers.workspace = self.tensors["workspace"].data_ptr()
 
+    def read(self) -> Tensor:
+        """The output [N, O, H', W'], from planes if need be."""
+        if self._planes is None:
+            return self.output
+        return self._planes.permute(0, 1, 4, 2, 3).reshape(self.output.shape)
+
     @property
     def references(self) -> tuple[Any, Any]:
         """Pointers to the problem and to the tensors, for a call into the library."""
         return ctypes.byref(self.problem), ctypes.byref(self._pointers)
+
+
+def to_planes(tensor: Tensor) -> Tensor:
+    """[N, C, H, W] as [N, C / 32, H, W, 32], a copy."""
+    batch, channels, *sides = tensor.shape
+    return tensor.reshape(batch, channels // 32, 32, *sides).permute(0, 1, 3, 4, 2).contiguous()
 
 
 class Kernels:
@@ -166,4 +194,4 @@ class Kernels:
         error = self._library.dcnv2_forward(*layer.references, ctypes.c_int32(tactic), stream)
         if error:
             raise KernelError(f"tactic {tactic}: {self._library.dcnv2_error_name(error).decode()}")
-        return layer.output
+        return layer.read()

@@ -28,7 +28,14 @@ from benchmarks.roofline import Shape
 from benchmarks.workers import SkippedError, first_line, say
 from export.errors import ExportError
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float16,
+    "tf32": torch.float32,
+    "fp32": torch.float32,
+}
+"""What the tensors are drawn as, and what those who have no INT8 run."""
 
 ERROR_LIMIT = 0.2
 """By the norm of the FP64 output. Coordinates in half, as NVIDIA's plugin has them, cost a few percent."""
@@ -41,7 +48,7 @@ class Spec:
     Attributes:
         contender: One of `CONTENDERS`.
         precision: One of `DTYPES`.
-        layers: (channels, output channels, side, batch) of each.
+        layers: Of each the fields of its `Shape`, and its batch.
         batches: All batch sizes of the run.
         repeats: Rounds that are timed.
         device: `cuda` or `cpu`.
@@ -50,7 +57,7 @@ class Spec:
 
     contender: str
     precision: str
-    layers: list[tuple[int, int, int, int]]
+    layers: list[tuple[int, ...]]
     batches: list[int]
     repeats: int
     device: str
@@ -62,7 +69,7 @@ def _ours(spec: Spec) -> Contender:
         kernels = Kernels(Path(spec.library))
     except OSError as error:
         raise SkippedError(f"{error}: build it (ci/gpu/kernel), or name it with --library") from None
-    return Ours(kernels, tf32=spec.precision == "tf32")
+    return Ours(kernels, tf32=spec.precision == "tf32", int8=spec.precision == "int8")
 
 
 def _engine(name: str) -> Callable[[Spec], Contender]:
@@ -106,7 +113,10 @@ def measure(contender: Contender, shape: Shape, batch: int, spec: Spec) -> dict[
     timed = time_runs(contender.prepare(shape, batch, sets), graph=contender.graph, repeats=spec.repeats)
     images = min(batch, 2)
     # The first and the last: one that ignores its inputs has one of them wrong.
-    errors = [_error(contender.truth(sets[i], images), timed.outputs[i][:images]) for i in (0, -1)]
+    outputs = [contender.read(timed.outputs[i][:images]) for i in (0, -1)]
+    errors = [
+        _error(contender.truth(sets[i], images), output) for i, output in zip((0, -1), outputs, strict=True)
+    ]
     if not all(error < ERROR_LIMIT for error in errors):
         raise SkippedError(f"wrong output: relative error {max(errors):.2g}, expected below {ERROR_LIMIT}")
     return {"us": timed.us, "error": max(errors), "sets": len(sets)} | contender.facts()
@@ -122,7 +132,11 @@ def ceilings(precision: str) -> dict[str, float]:
     a, b = (torch.randn(8192, 8192, device="cuda").to(DTYPES[precision]) for _ in range(2))
     source = torch.rand(2**29, device="cuda")
     target = torch.empty_like(source)
-    product = time_runs([lambda: a @ b] * 5, graph=False, repeats=5).us
+    multiply = torch.matmul
+    if precision == "int8":
+        a, b = (10 * a).to(torch.int8), (10 * b).to(torch.int8).t().contiguous().t()
+        multiply = torch._int_mm
+    product = time_runs([lambda: multiply(a, b)] * 5, graph=False, repeats=5).us
     copy = time_runs([lambda: target.copy_(source)] * 5, graph=False, repeats=5).us
     return {"tflops": 2 * 8192**3 / product / 1e6, "tb_per_s": 2 * source.nbytes / copy / 1e6}
 

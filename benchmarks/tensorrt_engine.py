@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from export import contract, onnx_files, plan_description, plan_engine, precision, rewrite
+from benchmarks.weights import pictures
+from export import contract, onnx_files, plan_description, plan_engine, precision, quantize, rewrite
 from export.errors import ExportError
 from export.files import sha256, write_together
 from export.plan_description import PlanDescription, find_gpu
@@ -53,8 +54,11 @@ class Execution:
         self._graph = graph
 
 
+CALIBRATION_PICTURES = 16
+
+
 class Engine:
-    """An FP16 engine of a detector.
+    """An engine of a detector.
 
     Attributes:
         dcn_nodes: Names of the DCN nodes in the ONNX file.
@@ -75,16 +79,24 @@ class Engine:
 
     @classmethod
     def load(
-        cls, plan: Path, *, onnx_path: Path, batch: Sequence[int], plugin: str, library: Path | None
+        cls,
+        plan: Path,
+        *,
+        onnx_path: Path,
+        batch: Sequence[int],
+        plugin: str,
+        library: Path | None,
+        kind: str = "fp16",
     ) -> "Engine":
         """Load the plan; one that is not there, or not of this model, plugin and machine, is built and kept.
 
         Args:
-            plan: The file, in FP16 as `export.to_plan` makes it; a .json beside it describes it.
+            plan: The file, as `export.to_plan` makes it; a .json beside it describes it.
             onnx_path: What to build from: a detector with DeformConv nodes.
             batch: The batch sizes to serve.
             plugin: `dcnv2` (ours) or `nvidia`.
             library: Of our plugin, where it is not at its usual place.
+            kind: fp32, tf32, fp16 or int8; "int8:backbone+heads" quantizes those groups alone.
 
         Raises:
             PlanError: There is no GPU, no TensorRT or no plugin, or it cannot be built.
@@ -106,7 +118,7 @@ class Engine:
             tensorrt=trt.__version__,
             gpu=gpu.name,
             compute_capability=gpu.compute_capability,
-            precision="fp16",
+            precision=kind,
             plugin_sha256=sha256(loaded) if loaded else "",
             onnx_sha256=digest,
             profiles=plan_engine.profiles(model, sizes),
@@ -114,13 +126,13 @@ class Engine:
         reasons = misfits(plan, facts)
         if reasons:
             print(f"building {plan}: {'; '.join(reasons)}", file=sys.stderr)
-            half = rewrite.to_dense_conv_transpose(precision.to_fp16(rewrite.to_deform_conv(model)))
+            made = with_precision(rewrite.to_deform_conv(model), kind)
             serialized, _ = plan_engine.build(
                 trt,
                 # Left alone, DeformConv is NVIDIA's plugin to TensorRT's parser.
-                half if plugin == "nvidia" else rewrite.to_dcnv2(half),
+                made if plugin == "nvidia" else rewrite.to_dcnv2(made, tf32=kind == "tf32"),
                 shapes=facts.profiles,
-                tf32=True,
+                tf32=kind != "fp32",
             )
             text = json.dumps({"plan": asdict(facts)}, indent=1)
             write_together({plan: serialized, plan.with_suffix(".json"): text.encode()})
@@ -144,8 +156,8 @@ class Engine:
             context.set_tensor_address(name, tensors[name].data_ptr())
         return Execution(context, tensors)
 
-    def profile(self, frames: np.ndarray, *, seconds: float) -> dict[str, float]:
-        """Milliseconds per run in DCN layers and in all others: sums of each layer's median.
+    def profile(self, frames: np.ndarray, *, seconds: float) -> dict[str, Any]:
+        """Milliseconds per run in DCN layers and in all others: sums of each layer's median, and those alone.
 
         Profiling adds to each layer's time; the share is what counts.
         """
@@ -161,11 +173,27 @@ class Engine:
             while time.perf_counter() < end or not profiler.times:
                 run()
                 stream.synchronize()
+        layers = {layer: median(times) for layer, times in profiler.times.items()}
         sums = {"dcn": 0.0, "other": 0.0}
-        for layer, times in profiler.times.items():
+        for layer, ms in layers.items():
             is_dcn = any(mentions(layer, node) for node in self.dcn_nodes)
-            sums["dcn" if is_dcn else "other"] += median(times)
-        return sums
+            sums["dcn" if is_dcn else "other"] += ms
+        return {**sums, "layers": layers}
+
+
+def with_precision(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
+    """A detector as `export.to_plan` gives it to TensorRT; see `Engine.load`."""
+    if kind == "fp32":
+        return model
+    if kind == "tf32":
+        return rewrite.to_dense_conv_transpose(model)
+    if kind.startswith("int8"):
+        groups = kind.partition(":")[2].split("+") if ":" in kind else quantize.QUANTIZED_GROUPS
+        size = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim[1:3]]
+        frames = pictures(CALIBRATION_PICTURES, (size[0], size[1]), seed=3)
+        feeds = ({contract.FRAME.name: frame[None]} for frame in frames)
+        model = quantize.to_int8(model, feeds, groups=groups)
+    return rewrite.to_dense_conv_transpose(precision.to_fp16(model))
 
 
 def misfits(plan: Path, facts: PlanDescription) -> list[str]:

@@ -34,7 +34,7 @@ class PlanDescription:
         tensorrt: version; "RTX " in front for TensorRT-RTX.
         gpu: name, empty where a target was given in its place.
         compute_capability: "9.0".
-        precision: fp32, fp16 or int8.
+        precision: fp32, tf32, fp16 or int8.
         plugin_sha256: of the library that runs the DCNv2 layers, empty where the model has none.
         onnx_sha256: of what the plan was built from, with its external data.
         profiles: shapes it serves.

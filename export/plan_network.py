@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from export import precision, rewrite
+from export import precision, quantize, rewrite
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "tf32", "fp16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,11 @@ def make(
         # FP32 means FP32: TF32 rounds to as few bits as FP16 does.
         model = rewrite.to_dcnv2(reference)
         return PlanNetwork(reference=reference, rounded=reference, model=model, tf32=False)
-    quantized = precision.to_int8(reference, feeds) if precision_name == "int8" else reference
+    if precision_name == "tf32":
+        typed = reference
+    else:
+        typed = precision.to_fp16(quantize.to_int8(reference, feeds) if precision_name == "int8" else reference)
     # Tensor cores make up for the zeros between the channels; FP32 has none.
-    rounded = rewrite.to_dense_conv_transpose(precision.to_fp16(quantized))
-    return PlanNetwork(reference=reference, rounded=rounded, model=rewrite.to_dcnv2(rounded), tf32=True)
+    rounded = rewrite.to_dense_conv_transpose(typed)
+    model = rewrite.to_dcnv2(rounded, tf32=precision_name == "tf32")
+    return PlanNetwork(reference=reference, rounded=rounded, model=model, tf32=True)

@@ -20,8 +20,11 @@ Outputs = Mapping[str, np.ndarray]
 class Tolerance:
     """How far a plan may be from FP32 on the CPU.
 
+    A detection fits or does not; what counts is how many do. The worst of a right plan's many is anywhere
+    near the limit, but only a few are beyond it; of a wrong plan's most are.
+
     Attributes:
-        relative: largest difference of a raw output, as a part of its largest value.
+        relative: difference of a raw output, by the norm of the output.
         score: largest difference of a detection's score.
         box_px: largest difference of a box's side, pixels of the frame.
         unmatched: part of the detections that may have no counterpart within the two.
@@ -34,9 +37,10 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "fp32": Tolerance(relative=1e-3, score=1e-3, box_px=0.1, unmatched=0.01),
-    "fp16": Tolerance(relative=2e-2, score=0.02, box_px=2, unmatched=0.05),
-    "int8": Tolerance(relative=0.2, score=0.1, box_px=8, unmatched=0.2),
+    "fp32": Tolerance(relative=1e-3, score=1e-3, box_px=0.1, unmatched=0.2),
+    "tf32": Tolerance(relative=2e-2, score=0.02, box_px=2, unmatched=0.3),
+    "fp16": Tolerance(relative=2e-2, score=0.02, box_px=2, unmatched=0.3),
+    "int8": Tolerance(relative=0.1, score=0.03, box_px=3, unmatched=0.4),
 }
 
 
@@ -77,20 +81,22 @@ def verify(
     feeds: Iterable[dict[str, np.ndarray]],
     tolerance: Tolerance,
     *,
-    rounded: onnx.ModelProto,
+    rounded: onnx.ModelProto | None = None,
 ) -> list[Difference]:
     """Runs both and compares them.
 
     Args:
         reference: FP32, run by ONNX Runtime on the CPU.
         engine: serialized, run by TensorRT on the GPU; its plugin is loaded.
-        rounded: what the engine was built from, in its precision, with standard nodes.
+        rounded: what the engine was built from, in its precision, with standard nodes: where it cannot keep the
+            tolerance, that is not asked of the engine.
         feeds: inputs of both; the batch size may differ from one to the next.
         tolerance: one of `TOLERANCES`.
     """
     session = SessionFromOnnx(with_heads(reference).SerializeToString(), providers=["cpu"])
     runners = (OnnxrtRunner(session), TrtRunner(EngineFromBytes(engine)))
-    return compare_runners(*runners, feeds, tolerance, rounded=lambda: OnnxrtRunner(_as_written(rounded)))
+    third = (lambda: OnnxrtRunner(_as_written(rounded))) if rounded is not None else None
+    return compare_runners(*runners, feeds, tolerance, rounded=third)
 
 
 def _as_written(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -186,7 +192,7 @@ def _widen(tolerance: float, rounding: float) -> float:
 
 def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
     wanted, found = expected.astype(np.float64), actual.astype(np.float64)
-    return float(np.abs(wanted - found).max() / max(np.abs(wanted).max(), 1e-6))
+    return float(np.linalg.norm(wanted - found)) / max(float(np.linalg.norm(wanted)), 1e-6)
 
 
 def _agreement(expected: Outputs, actual: Outputs, tolerance: Tolerance) -> detections.Agreement:

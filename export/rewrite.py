@@ -17,7 +17,7 @@ class RewriteError(ExportError):
     """A graph that cannot be rewritten; the message names the node, what was found and what was expected."""
 
 
-def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True) -> onnx.ModelProto:
+def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True, tf32: bool = False) -> onnx.ModelProto:
     """Rewrites every DeformConv node to DCNv2, the plugin's node.
 
     Names of nodes and tensors are kept. A DeformConv without mask gets a mask of ones, one without bias
@@ -28,7 +28,9 @@ def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True) -> onnx.ModelProto:
         model: any ONNX model, with or without DeformConv nodes.
         fuse: also moves into the node what surrounds it: the split and sigmoid of the offset convolution's
             output (`packed_offset_mask`), the ReLU behind it (`relu`), and constant weights as
-            [O, kh, kw, I / groups] (`weight_ohwi`).
+            [O, kh, kw, I / groups] (`weight_ohwi`); and Q/DQ pairs around it (`quantized`,
+            `quantized_output`), where the plugin has fast INT8 kernels.
+        tf32: lets FP32 nodes round their products to TF32 (`allow_tf32`), which a plugin is not told else.
 
     Raises:
         RewriteError: padding is not symmetric, or a weight's kernel size is unknown.
@@ -37,11 +39,15 @@ def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True) -> onnx.ModelProto:
     for node in graph.nodes:
         if node.op == "DeformConv":
             _to_dcnv2(graph, node)
+    for node in graph.nodes:
+        if node.op == "DCNv2" and tf32:
+            node.attrs["allow_tf32"] = 1
     if fuse:
         for node in graph.nodes:
             if node.op == "DCNv2":
                 _fuse_offset_mask(node)
                 _fuse_relu(graph, node)
+                _fuse_quantization(graph, node)
                 _fuse_weight_layout(node)
     return export_graph(graph, model)
 
@@ -73,9 +79,12 @@ def to_dense_conv_transpose(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = import_graph(model)
     made: dict[int, gs.Constant] = {}
     for node in graph.nodes:
-        if node.op != "ConvTranspose" or not isinstance(node.inputs[1], gs.Constant):
+        if node.op != "ConvTranspose":
             continue
-        weight = node.inputs[1]
+        pair = _pair_behind_constant(node.inputs[1])
+        weight = pair[0].inputs[0] if pair else node.inputs[1]
+        if not isinstance(weight, gs.Constant):
+            continue
         channels, per_group, *kernel = weight.values.shape
         if per_group != 1 or node.attrs.get("group", 1) != channels:
             continue
@@ -83,7 +92,12 @@ def to_dense_conv_transpose(model: onnx.ModelProto) -> onnx.ModelProto:
             dense = np.zeros((channels, channels, *kernel), weight.values.dtype)
             dense[range(channels), range(channels)] = weight.values[:, 0]
             made[id(weight)] = gs.Constant(f"{weight.name}/dense", dense)
-        node.inputs[1] = made[id(weight)]
+        if pair:
+            pair[0].inputs[0] = made[id(weight)]
+            for each in pair:
+                each.attrs["axis"] = 1  # the output channel's; before, there was but one
+        else:
+            node.inputs[1] = made[id(weight)]
         node.attrs["group"] = 1
     return export_graph(graph, model)
 
@@ -129,6 +143,18 @@ def export_graph(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
     del rewritten.metadata_props[:]
     rewritten.metadata_props.extend(model.metadata_props)
     return rewritten
+
+
+def _pair_behind_constant(tensor: gs.Tensor) -> tuple[gs.Node, gs.Node] | None:
+    """The nodes of the Q/DQ pair that `tensor` comes out of, if it quantizes a constant."""
+    if not tensor.inputs or tensor.inputs[0].op != "DequantizeLinear":
+        return None
+    dequantize = tensor.inputs[0]
+    source = dequantize.inputs[0]
+    if not source.inputs or source.inputs[0].op != "QuantizeLinear":
+        return None
+    quantize = source.inputs[0]
+    return (quantize, dequantize) if isinstance(quantize.inputs[0], gs.Constant) else None
 
 
 def _weight_index(node: gs.Node) -> int:
@@ -275,6 +301,60 @@ def _fuse_relu(graph: gs.Graph, node: gs.Node) -> None:
     node.attrs["relu"] = 1
 
 
+def _fuse_quantization(graph: gs.Graph, node: gs.Node) -> None:
+    index = _weight_index(node)
+    data, weight, bias = node.inputs[0], node.inputs[index], node.inputs[index + 1]
+    pair = _pair_behind_constant(weight)
+    scale = _scale_of(data.inputs[0], "DequantizeLinear") if data.inputs else None
+    if pair is None or scale is None or not isinstance(bias, gs.Constant) or not _runs_in_int8(node):
+        return
+    values = pair[0].inputs[0].values.astype(np.float32)
+    scales = np.atleast_1d(pair[0].inputs[1].values).astype(np.float32)
+    if pair[0].attrs.get("axis", 1) != 0 and scales.size > 1:
+        return
+    rounded = np.clip(np.rint(values / scales.reshape(-1, 1, 1, 1)), -127, 127).astype(np.int8)
+    multipliers = np.broadcast_to(scale * scales, len(values)).astype(np.float32)
+    offsets = bias.values.astype(np.float32)
+    (output,) = node.outputs
+    if len(output.outputs) == 1 and not any(output is tensor for tensor in graph.outputs):
+        quantize = output.outputs[0]
+        output_scale = _scale_of(quantize, "QuantizeLinear")
+        if output_scale is not None:
+            multipliers, offsets = multipliers / output_scale, offsets / output_scale
+            node.outputs = list(quantize.outputs)
+            quantize.outputs.clear()
+            node.attrs["quantized_output"] = 1
+    node.attrs["quantized"] = 1
+    node.inputs[0] = data.inputs[0].inputs[0]
+    node.inputs[index] = gs.Constant(f"{weight.name}/constant", rounded)
+    node.inputs[index + 1] = gs.Constant(f"{bias.name}/quantized", offsets)
+    node.inputs.append(gs.Constant(f"{node.name}/scale", multipliers))
+
+
+def _scale_of(node: gs.Node, op: str) -> np.float32 | None:
+    """Of a Q or DQ node with one scale and no zero point; None of any other."""
+    if node.op != op or not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:]):
+        return None
+    scale, *zero = (tensor.values for tensor in node.inputs[1:])
+    if scale.size != 1 or any(point.any() for point in zero) or not zero or zero[0].dtype != np.int8:
+        return None
+    return np.float32(scale.reshape(()))
+
+
+def _runs_in_int8(node: gs.Node) -> bool:
+    """Whether the plugin's tensor-core kernel runs it: 16 channels at once, masks between 0 and 1."""
+    weight = node.inputs[_weight_index(node)]
+    if node.attrs.get("groups", 1) != 1 or not weight.shape or not isinstance(weight.shape[1], int):
+        return False
+    if weight.shape[1] % (16 * node.attrs.get("deformable_group", 1)):
+        return False
+    mask = node.inputs[2]
+    return bool(node.attrs.get("packed_offset_mask")) or (
+        len(mask.inputs) == 1
+        and (mask.inputs[0].op == "Sigmoid" or mask.inputs[0].name == f"{node.name}/mask/Expand")
+    )
+
+
 def _fuse_weight_layout(node: gs.Node) -> None:
     index = _weight_index(node)
     weight = node.inputs[index]
@@ -287,12 +367,15 @@ def _fuse_weight_layout(node: gs.Node) -> None:
 
 def _to_deform_conv(graph: gs.Graph, node: gs.Node) -> None:
     attrs = node.attrs
-    packed = attrs.get("packed_offset_mask", 0)
-    if len(node.inputs) != (4 if packed else 5):
+    packed, quantized = (attrs.get(name, 0) for name in ("packed_offset_mask", "quantized"))
+    count = (4 if packed else 5) + quantized
+    if len(node.inputs) != count:
         raise RewriteError(
-            f"{node.name}: found {len(node.inputs)} inputs, expected {4 if packed else 5} with "
-            f"packed_offset_mask {packed}"
+            f"{node.name}: found {len(node.inputs)} inputs, expected {count} with "
+            f"packed_offset_mask {packed} and quantized {quantized}"
         )
+    if quantized:
+        _dequantize(graph, node)
     height, width = kernel_size(node)
     data, offset, *mask, weight, bias = node.inputs
     channels = attrs.get("deformable_group", 1) * height * width
@@ -326,6 +409,35 @@ def _to_deform_conv(graph: gs.Graph, node: gs.Node) -> None:
         "group": attrs.get("groups", 1),
         "offset_group": attrs.get("deformable_group", 1),
     }
+
+
+def _dequantize(graph: gs.Graph, node: gs.Node) -> None:
+    """The same node without `quantized`, weights at most 1 as FP16 likes them."""
+    index = _weight_index(node)
+    weight, bias, scale = node.inputs[index:]
+    if not all(isinstance(tensor, gs.Constant) for tensor in (weight, bias, scale)):
+        raise RewriteError(f"{node.name}: quantized is set, expected constant weight, bias and scale")
+    dtype = np.dtype(node.inputs[1].dtype or np.float32)
+    values = weight.values.astype(np.float32) * scale.values.reshape(-1, 1, 1, 1)
+    unit = max(float(np.abs(values).max()), 2.0**-20)
+    one, units = (gs.Constant(f"{node.name}/{size}", np.asarray(size, dtype)) for size in (1, unit))
+    zero = gs.Constant(f"{node.name}/zero", np.zeros((), np.int8))
+    data = gs.Variable(f"{node.name}/data", dtype, node.inputs[0].shape)
+    graph.nodes.append(
+        gs.Node("DequantizeLinear", f"{node.name}/DQ", {}, [node.inputs[0], units, zero], [data])
+    )
+    node.inputs = [
+        data,
+        *node.inputs[1:index],
+        gs.Constant(f"{node.name}/weight", (values / unit).astype(dtype)),
+        gs.Constant(f"{node.name}/bias", bias.values.astype(dtype)),
+    ]
+    if node.attrs.get("quantized_output"):
+        wide = gs.Variable(f"{node.name}/wide", dtype)
+        graph.nodes.append(
+            gs.Node("QuantizeLinear", f"{node.name}/Q", {}, [wide, one, zero], list(node.outputs))
+        )
+        node.outputs = [wide]
 
 
 def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:

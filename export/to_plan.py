@@ -79,7 +79,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m export.to_plan", description=__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("output", type=Path, metavar="OUT.plan", help="OUT.json is written beside it")
-    parser.add_argument("--precision", choices=plan_network.PRECISIONS, default="fp16")
+    parser.add_argument(
+        "--precision",
+        choices=plan_network.PRECISIONS,
+        default="fp16",
+        help="fp32 is exact and slow (no tensor cores), tf32 as coarse as fp16 (default fp16)",
+    )
     parser.add_argument(
         "--batch", type=_batch, default=(1, 8, 32), metavar="MIN,OPT,MAX", help="batch sizes (default 1,8,32)"
     )

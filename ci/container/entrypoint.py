@@ -99,7 +99,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--model-repository", type=Path, default=repository)
     parser.add_argument("--plan", type=Path, default=repository / "centernet_network" / "1" / "model.plan")
     parser.add_argument(
-        "--precision", default=setting("PRECISION", "fp16"), help="fp32, fp16 or int8 [PRECISION]"
+        "--precision", default=setting("PRECISION", "fp16"), help="fp32, tf32, fp16 or int8 [PRECISION]"
     )
     parser.add_argument("--batch", default=setting("BATCH", "1,8,32"), help="min,opt,max [BATCH]")
     parser.add_argument(

@@ -182,6 +182,41 @@ def test_lopsided(kernels, geometry, batch, offset_groups, groups, dtype):
         assert error(output, truth) < 1e-3, tactic
 
 
+# EDVR, BasicVSR++, grouped networks, and a step that reads parts of three groups.
+GROUPED = {
+    "64 by 8": (1, 64, 19, 45, 64, 8),
+    "128 by 16": (2, 128, 11, 14, 64, 16),
+    "128 by 4": (1, 128, 11, 14, 128, 4),
+    "96 by 4": (1, 96, 7, 9, 70, 4),
+    "16 by 2": (1, 16, 7, 9, 8, 2),
+}
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", [HALF, FLOAT], ids=["fp16", "tf32"])
+@pytest.mark.parametrize("shape", GROUPED.values(), ids=GROUPED)
+def test_small_offset_groups(kernels, shape, dtype, channels_last):
+    torch.manual_seed(10)
+    *shape, offset_groups = shape
+    tensors = draw(*shape, offset_groups=offset_groups, dtype=dtype)
+    truth = torchvision(tensors)
+    options = {"channels_last": channels_last, "pad_channels": channels_last, "offset_groups": offset_groups}
+    tactics = []
+    for tactic, output in run_all(kernels, tensors, tf32=True, **options):
+        assert error(output, truth) < 1e-3, tactic
+        tactics.append(tactic)
+    assert len(tactics) > 1, "only the plain kernel ran"
+
+
+@pytest.mark.parametrize("channels", [8, 24, 32, 48])
+def test_several_taps_a_step(kernels, channels):
+    torch.manual_seed(11)
+    tensors = draw(2, channels, 13, 17, 40)
+    truth = torchvision(tensors)
+    for tactic, output in run_all(kernels, tensors):
+        assert error(output, truth) < 1e-3, tactic
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e4])
 def test_offsets_out_of_range_count_as_zero_samples(kernels, value):
     torch.manual_seed(5)

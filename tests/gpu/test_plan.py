@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import exported
+import numpy as np
 import onnx
 import pytest
 from single_layer import lopsided
 
-from export import plan_engine, plan_feeds, plan_network, plan_verify
+from export import plan_engine, plan_feeds, plan_network, plan_verify, precision, quantize, rewrite
 from export.errors import ExportError
 from export.files import sha256
 from export.plan_description import find_gpu
@@ -48,10 +49,10 @@ def to_plan(*arguments, **environment):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_plan_agrees_with_onnx_runtime(model, plugin, precision, tmp_path):
+@pytest.mark.parametrize("kind", ["fp32", "tf32", "fp16"])
+def test_plan_agrees_with_onnx_runtime(model, plugin, kind, tmp_path):
     plan = tmp_path / "model.plan"
-    options = ("--precision", precision, "--batch", "1,2,5", "--plugin", plugin)
+    options = ("--precision", kind, "--batch", "1,2,5", "--plugin", plugin)
     done = to_plan(model, plan, *options, "--verify", "--timing-cache", tmp_path / "timing.cache")
     assert done.returncode == 0, done.stderr
     for batch in (1, 2, 5):
@@ -63,6 +64,30 @@ def test_plan_agrees_with_onnx_runtime(model, plugin, precision, tmp_path):
     assert (tmp_path / "timing.cache").stat().st_size > 0
     again = to_plan(model, plan, *options, "--if-needed")
     assert "fits: nothing to build" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "groups", [quantize.QUANTIZED_GROUPS, ("deformable",), quantize.GROUPS], ids="+".join
+)
+def test_int8_plan_computes_its_graph(model, plugin, groups):
+    """The same Q/DQ pairs in ONNX Runtime: what is left is how sums are rounded."""
+    trt = load_tensorrt()
+    plan_engine.load_plugin(trt, plugin)
+    exact = onnx.load(model)
+    sides = [side.dim_value for side in exact.graph.input[0].type.tensor_type.shape.dim[1:]]
+    feeds = [
+        plan_feeds.noise({"frame": [size, *sides]}, {"frame": np.uint8}, seed=size) for size in (1, 1, 2, 5)
+    ]
+    quantized = quantize.to_int8(exact, feeds[:2], groups=groups)
+    reference = precision.to_fp16(quantized)
+    engine, _ = plan_engine.build(
+        trt,
+        rewrite.to_dcnv2(rewrite.to_dense_conv_transpose(reference)),
+        shapes=plan_engine.profiles(exact, (1, 2, 5)),
+    )
+    differences = plan_verify.verify(reference, engine, feeds[1:], plan_verify.TOLERANCES["int8"])
+    assert all(difference.passed for difference in differences), list(map(str, differences))
+    print(*differences, sep="\n")
 
 
 def test_preloaded_plugin_is_enough(model, plugin, tmp_path):

@@ -7,8 +7,13 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
-INPUTS = ("input", "offset", "mask", "weight", "bias")
-TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+INPUTS = ("input", "offset", "mask", "weight", "bias", "scale")
+TYPES = {
+    "fp32": TensorProto.FLOAT,
+    "fp16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+    "int8": TensorProto.INT8,
+}
 
 
 @dataclass(kw_only=True)
@@ -16,7 +21,7 @@ class Layer:
     """One DCNv2 layer; the defaults are a 3x3 one as CenterNet has it.
 
     Attributes:
-        precision: A key of `TYPES`, of every tensor but offset and mask.
+        precision: A key of `TYPES`, of every tensor but offset and mask; int8 has FP32 bias and scale.
         offset_precision: Of offset and mask; `precision` if None.
         shape: The input's; None is a dynamic dimension.
         constant_weights: Whether weight and bias are initializers instead of inputs.
@@ -65,28 +70,31 @@ class Layer:
         }
         if packed:
             del shapes["mask"]
+        if self.attributes.get("quantized"):
+            shapes["scale"] = [self.out_channels]
         return shapes | self.shapes
+
+    def kind(self, name):
+        if name in ("offset", "mask") and self.offset_precision:
+            return TYPES[self.offset_precision]
+        return TYPES["fp32" if self.precision == "int8" and name in ("bias", "scale") else self.precision]
 
     def write(self, path: Path) -> Path:
         """Writes the model; its node is called `layer`."""
         shapes = self.input_shapes()
         inputs, constants = [], []
         for name, shape in shapes.items():
-            kind = (
-                self.offset_precision
-                if name in ("offset", "mask") and self.offset_precision
-                else self.precision
-            )
-            if self.constant_weights and name in ("weight", "bias"):
+            if self.constant_weights and name in ("weight", "bias", "scale"):
                 values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-                constants.append(_constant(name, values, TYPES[kind]))
+                constants.append(_constant(name, values, self.kind(name)))
             else:
                 sides = [
                     "batch" if axis == 0 and side is None else f"{name}_{axis}" if side is None else side
                     for axis, side in enumerate(shape)
                 ]
-                inputs.append(helper.make_tensor_value_info(name, TYPES[kind], sides))
-        output = helper.make_tensor_value_info("output", TYPES[self.precision], None)
+                inputs.append(helper.make_tensor_value_info(name, self.kind(name), sides))
+        wide = self.attributes.get("quantized") and not self.attributes.get("quantized_output")
+        output = helper.make_tensor_value_info("output", self.kind("offset" if wide else "input"), None)
         node = helper.make_node("DCNv2", list(shapes), ["output"], name="layer", **self.attributes)
         graph = helper.make_graph([node], "layer", inputs, [output], constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)

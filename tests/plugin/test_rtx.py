@@ -25,6 +25,22 @@ LAYERS = {
     "fused": Layer(
         precision="fp16", attributes={"padding": 1, "packed_offset_mask": 1, "weight_ohwi": 1, "relu": 1}
     ),
+    "8 channels an offset group": Layer(
+        precision="fp16", shape=(2, 64, 24, 40), attributes={"padding": 1, "deformable_group": 8}
+    ),
+    "INT8": Layer(
+        precision="int8",
+        offset_precision="fp16",
+        shape=(2, 64, 24, 40),
+        out_channels=32,
+        attributes={"padding": 1, "packed_offset_mask": 1, "weight_ohwi": 1, "relu": 1, "quantized": 1},
+    ),
+    "INT8 to INT8": Layer(
+        precision="int8",
+        offset_precision="fp32",
+        out_channels=16,
+        attributes={"padding": 1, "quantized": 1, "quantized_output": 1},
+    ),
     "fused lopsided": Layer(
         kernel=(3, 2), attributes=LOPSIDED | {"packed_offset_mask": 1, "weight_ohwi": 1, "allow_tf32": 1}
     ),

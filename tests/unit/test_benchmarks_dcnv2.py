@@ -88,17 +88,20 @@ class KernelsOfTorchvision:
         offset, logits = packed[:, :18], packed[:, 18:27]
         weight, bias = tensors["weight"].permute(0, 3, 1, 2).float(), tensors["bias"].float()
         for _ in range(30 if tactic == self.slow else 1):
-            result = deform_conv2d(data, offset, weight, bias, padding=1, mask=logits.sigmoid())
-        layer.output.copy_(result)
+            result = deform_conv2d(data, offset, weight, padding=1, mask=logits.sigmoid())
+        result = result * tensors["scale"][:, None, None] if "scale" in tensors else result
+        result = result + bias[:, None, None]
+        layer.output.copy_(result if layer.output.is_floating_point() else result.round().clamp(-128, 127))
         return layer.output
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_ours_keeps_the_fastest_tactic_and_one_copy_of_the_weights(precision):
     kernels = KernelsOfTorchvision()
-    contender = Ours(kernels, tf32=False)
+    contender = Ours(kernels, tf32=False, int8=precision == "int8")
     found = measure(contender, precision=precision)
-    assert found["error"] < (1e-5 if precision == "fp32" else 1e-3)
+    assert found["error"] < {"fp32": 1e-5, "fp16": 1e-3, "int8": 5e-2}[precision]
+    assert precision != "int8" or found["error"] > 1e-3
     assert found["tactic"] == kernels.fast
     assert set(found["tactics_us"]) == {kernels.slow, kernels.fast}
     dtype = dcnv2_worker.DTYPES[precision]

@@ -93,8 +93,11 @@ def test_sanitizers_have_something_to_look_at(gpu_run, tool, tmp_path):
     tests = [line for line in done.stdout.splitlines() if "::" in line]
     small = [line for line in tests if "test_each_tile_on_small_layers" in line]
     assert len(small) == 16
+    assert any("test_dcnv2_int8" in line for line in tests)
+    for name in ("small_offset_groups", "several_taps"):
+        assert any(name in line for line in tests), name
     if tool == "racecheck":
-        assert tests == small
+        assert len(tests) < 40, "it takes hours over larger layers"
     else:
         for name in (
             "test_lopsided",

@@ -6,16 +6,19 @@
 
 namespace dcnv2 {
 
-enum class DataType : int32_t { kFloat, kHalf, kBfloat16 };
-enum class Layout : int32_t { kNCHW, kNHWC };
+enum class DataType : int32_t { kFloat, kHalf, kBfloat16, kInt8 };
+// kNCHW32: [N, C / 32, H, W, 32], of INT8 alone.
+enum class Layout : int32_t { kNCHW, kNHWC, kNCHW32 };
 
 // One DCNv2 layer: everything that is known before the pointers are.
 struct Problem {
-  DataType type;         // input, weight, bias, output
-  DataType offset_type;  // offset and mask: `type` or kFloat
-  Layout layout;         // input and output
+  DataType type;         // input, weight, and unless it is kInt8, bias and output
+  DataType offset_type;  // offset and mask: `type` or kFloat; kHalf or kFloat beside kInt8
+  DataType output_type;  // beside kInt8: kInt8, kHalf or kFloat
+  Layout layout;         // input
   Layout offset_layout;  // offset and mask
-  // Elements from one pixel to the next where the layout is kNHWC (TensorRT pads kHWC8 to multiples of 8).
+  Layout output_layout;  // `layout`, unless the types differ
+  // Channels of a pixel in memory where the layout is not kNCHW (TensorRT pads kHWC8 to multiples of 8).
   int32_t input_stride;
   int32_t offset_stride;
   int32_t mask_stride;
@@ -46,7 +49,8 @@ struct Tensors {
   const void* offset;  // (y, x) pairs per tap
   const void* mask;    // null: every sample counts fully, unless `packed_offset_mask`
   const void* weight;
-  const void* bias;  // null: zero
+  const void* bias;   // null: zero; FP32 beside kInt8
+  const void* scale;  // kInt8: FP32 [out_channels], from sums of products to the output; else null
   void* output;
   void* workspace;  // `workspaceSize` bytes, 256-byte aligned
 };

@@ -7,7 +7,7 @@
 
 namespace dcnv2 {
 
-// Four weights of the tensors' type.
+// Four weights of the tensors' type; beside INT8 16-bit parts of 65536.
 template <class T>
 using CornerWeights = std::conditional_t<T::kType == DataType::kFloat, Vec16, Vec8>;
 
@@ -66,6 +66,31 @@ DCNV2_DEVICE Vec16 blend<Half>(const Vec16 (&corners)[4], const Vec8& weights) {
 }
 #endif
 
+// Left and right corners side by side, channel by channel, for products of two by two. Sums are parts of
+// 65536 and rounded to the nearest; they stay within a byte, since the weights are at most 1 in all.
+template <>
+DCNV2_DEVICE Vec16 blend<Int8>(const Vec16 (&corners)[4], const Vec8& weights) {
+  Vec16 blended;
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    int32_t sums[4];
+#pragma unroll
+    for (int32_t pair = 0; pair < 2; ++pair) {
+      const uint32_t selector = pair == 0 ? 0x5140 : 0x7362;
+      const uint32_t top = permute(corners[0].words[i], corners[1].words[i], selector);
+      const uint32_t bottom = permute(corners[2].words[i], corners[3].words[i], selector);
+      sums[2 * pair] =
+          dotProduct<false>(weights.words[1], bottom, dotProduct<false>(weights.words[0], top, 0x8000));
+      sums[2 * pair + 1] =
+          dotProduct<true>(weights.words[1], bottom, dotProduct<true>(weights.words[0], top, 0x8000));
+    }
+    blended.words[i] = permute(permute(static_cast<uint32_t>(sums[0]), static_cast<uint32_t>(sums[1]), 0x0062),
+                               permute(static_cast<uint32_t>(sums[2]), static_cast<uint32_t>(sums[3]), 0x0062),
+                               0x5410);
+  }
+  return blended;
+}
+
 template <class T>
 DCNV2_DEVICE Vec16 packVector(const float (&values)[8]) {
   return {{pack<T>(values[0], values[1]), pack<T>(values[2], values[3]), pack<T>(values[4], values[5]),
@@ -74,6 +99,16 @@ DCNV2_DEVICE Vec16 packVector(const float (&values)[8]) {
 template <class T>
 DCNV2_DEVICE Vec16 packVector(const float (&values)[4]) {
   return {{bitsOf(values[0]), bitsOf(values[1]), bitsOf(values[2]), bitsOf(values[3])}};
+}
+
+template <class T>
+DCNV2_DEVICE Vec16 packVector(const float (&values)[16]) {
+  Vec16 packed = {};
+#pragma unroll
+  for (int32_t i = 0; i < 16; ++i) {
+    packed.words[i / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(T::store(values[i]))) << i % 4 * 8;
+  }
+  return packed;
 }
 
 }  // namespace dcnv2

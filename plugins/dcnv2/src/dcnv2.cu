@@ -96,10 +96,10 @@ template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps, int32_t kResid
 cudaError_t launchTile(const Problem& problem, const Tensors& tensors, const Plan& plan,
                        cudaStream_t stream) {
   using Shape = TileShape<T, kOut, kPixels, kWarps>;
-  const int32_t split = splitOf(plan.tactic);
-  return launchKernel(tileKernel<T, kOut, kPixels, kWarps, kResident>,
-                      {plan.blocks, Shape::kThreads, Shape::sharedBytes(problem, split), split, stream},
-                      Shape::arguments(problem, tensors, plan.tactic % 16));
+  const TileArguments arguments = Shape::arguments(problem, tensors, plan.tactic % 16);
+  return launchKernel(
+      tileKernel<T, kOut, kPixels, kWarps, kResident>,
+      {plan.blocks, Shape::kThreads, Shape::sharedBytes(arguments), splitOf(plan.tactic), stream}, arguments);
 }
 
 template <class T>
@@ -175,6 +175,8 @@ cudaError_t forward(const Problem& problem, const Tensors& tensors, int32_t tact
       return launch<Half>(problem, tensors, tactic, stream);
     case DataType::kBfloat16:
       return launch<Bfloat16>(problem, tensors, tactic, stream);
+    case DataType::kInt8:
+      return launch<Int8>(problem, tensors, tactic, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -82,6 +82,31 @@ DCNV2_DEVICE uint32_t pack<Bfloat16>(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
 }
+// Two weights of corners, as 16-bit parts of 65536; what is outside 0 and 1 is clipped.
+template <>
+DCNV2_DEVICE uint32_t pack<Int8>(float low, float high) {
+  uint16_t parts[2];
+  asm("cvt.rni.u16.f32 %0, %1;" : "=h"(parts[0]) : "f"(low * 65536.0f));
+  asm("cvt.rni.u16.f32 %0, %1;" : "=h"(parts[1]) : "f"(high * 65536.0f));
+  return parts[0] | static_cast<uint32_t>(parts[1]) << 16;
+}
+
+// Bytes of `low` (0 to 3) and `high` (4 to 7), the lowest hexadecimal digit of `selector` for the lowest byte.
+DCNV2_DEVICE uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
+  return __byte_perm(low, high, selector);
+}
+
+// c + a's two halves, unsigned, times two signed bytes of b: the lower ones or the upper ones.
+template <bool kUpper>
+DCNV2_DEVICE int32_t dotProduct(uint32_t a, uint32_t b, int32_t c) {
+  int32_t sum;
+  if constexpr (kUpper) {
+    asm("dp2a.hi.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  } else {
+    asm("dp2a.lo.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  }
+  return sum;
+}
 
 // Of two halves each.
 DCNV2_DEVICE uint32_t halfMultiplyAdd(uint32_t a, uint32_t b, uint32_t c) {
@@ -109,19 +134,20 @@ DCNV2_DEVICE void loadMatrices(uint32_t (&matrices)[4], const char* row) {
                : "memory");
 }
 
-// d += a * b over one 16x8 tile: 16 deep for 16-bit elements, 8 for TF32.
-#define DCNV2_MMA(Type, name)                                                                         \
-  template <>                                                                                         \
-  DCNV2_DEVICE void multiply<Type>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { \
-    asm("mma.sync.aligned." name " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"   \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                              \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                              \
-  }
+// d += a * b over one 16x8 tile: 32 deep for INT8, 16 for 16-bit elements, 8 for TF32.
 template <class T>
-DCNV2_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
-DCNV2_MMA(Half, "m16n8k16.row.col.f32.f16.f16.f32")
-DCNV2_MMA(Bfloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
-DCNV2_MMA(Float, "m16n8k8.row.col.f32.tf32.tf32.f32")
+DCNV2_DEVICE void multiply(typename T::Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+#define DCNV2_MMA(Type, kind, name)                                                                       \
+  template <>                                                                                             \
+  DCNV2_DEVICE void multiply<Type>(Type::Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { \
+    asm("mma.sync.aligned." name " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"       \
+        : kind(d[0]), kind(d[1]), kind(d[2]), kind(d[3])                                                  \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                  \
+  }
+DCNV2_MMA(Half, "+f", "m16n8k16.row.col.f32.f16.f16.f32")
+DCNV2_MMA(Bfloat16, "+f", "m16n8k16.row.col.f32.bf16.bf16.f32")
+DCNV2_MMA(Float, "+f", "m16n8k8.row.col.f32.tf32.tf32.f32")
+DCNV2_MMA(Int8, "+r", "m16n8k32.row.col.s32.s8.s8.s32")
 #undef DCNV2_MMA
 
 // Blocks of one cluster (SM90 and later) see each other's shared memory.

@@ -49,13 +49,14 @@ struct Generic {
     const int32_t out_y = static_cast<int32_t>(pixel % plane) / p.out_width;
     const int32_t out_x = static_cast<int32_t>(pixel % plane) % p.out_width;
 
-    const Offsets<T> offsets(p, tensors, inside ? n : 0);
+    using Coordinates = Offsets<typename T::Coordinate>;
+    const Coordinates offsets(p, tensors, inside ? n : 0);
     constexpr int32_t kParts = kThreads / kPixels;
     constexpr int32_t kOwn = kOut / kParts;
     float sums[kOwn] = {};
     for (int32_t tap = 0; tap < taps; ++tap) {
-      const float y = Offsets<T>::position(out_y, p.stride_h, p.padding_h, tap / p.kernel_w, p.dilation_h);
-      const float x = Offsets<T>::position(out_x, p.stride_w, p.padding_w, tap % p.kernel_w, p.dilation_w);
+      const float y = Coordinates::position(out_y, p.stride_h, p.padding_h, tap / p.kernel_w, p.dilation_h);
+      const float x = Coordinates::position(out_x, p.stride_w, p.padding_w, tap % p.kernel_w, p.dilation_w);
       int32_t sampled_group = -1;
       Sample at = {};
       for (int32_t depth = 0; depth < group_channels; depth += kDepth) {
@@ -99,16 +100,21 @@ struct Generic {
       }
     }
     if (!inside) return;
-    const auto* bias = static_cast<const Storage*>(tensors.bias);
-    auto* output = static_cast<Storage*>(tensors.output);
     for (int32_t j = 0; j < kOwn; ++j) {
       const int32_t out = out_block * kOut + part * kOwn + j;
       if (out >= group_outs) continue;
       const int32_t channel = group * group_outs + out;
-      float value = sums[j] + (bias == nullptr ? 0.0f : T::load(bias[channel]));
+      float value = sums[j];
+      if (tensors.scale != nullptr) value *= static_cast<const float*>(tensors.scale)[channel];
+      if (tensors.bias != nullptr) {
+        value += T::kType == DataType::kInt8 ? static_cast<const float*>(tensors.bias)[channel]
+                                             : T::load(static_cast<const Storage*>(tensors.bias)[channel]);
+      }
       if (p.relu) value = value < 0.0f ? 0.0f : value;
-      output[elementIndex(p.layout, p.output_stride, p.out_channels, p.out_height, p.out_width, n, channel,
-                          out_y, out_x)] = T::store(value);
+      storeAs(p.output_type, tensors.output,
+              elementIndex(p.output_layout, p.output_stride, p.out_channels, p.out_height, p.out_width, n,
+                           channel, out_y, out_x),
+              value);
     }
   }
 };

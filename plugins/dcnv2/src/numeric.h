@@ -62,8 +62,11 @@ struct Divisor {
   }
 };
 
+// `Sum` is what products add up to, `Coordinate` the type of offsets that are not FP32.
 struct Float {
   using Storage = float;
+  using Sum = float;
+  using Coordinate = Float;
   static constexpr DataType kType = DataType::kFloat;
 
   static DCNV2_FN float load(Storage stored) { return stored; }
@@ -72,6 +75,8 @@ struct Float {
 
 struct Half {
   using Storage = uint16_t;
+  using Sum = float;
+  using Coordinate = Half;
   static constexpr DataType kType = DataType::kHalf;
 
   static DCNV2_FN float load(Storage stored) {
@@ -110,6 +115,8 @@ struct Half {
 
 struct Bfloat16 {
   using Storage = uint16_t;
+  using Sum = float;
+  using Coordinate = Bfloat16;
   static constexpr DataType kType = DataType::kBfloat16;
 
   static DCNV2_FN float load(Storage stored) { return floatOf(static_cast<uint32_t>(stored) << 16); }
@@ -120,5 +127,43 @@ struct Bfloat16 {
     return static_cast<Storage>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
   }
 };
+
+struct Int8 {
+  using Storage = int8_t;
+  using Sum = int32_t;
+  using Coordinate = Half;
+  static constexpr DataType kType = DataType::kInt8;
+
+  static DCNV2_FN float load(Storage stored) { return static_cast<float>(stored); }
+
+  // To nearest even, as TensorRT's own quantization.
+  static DCNV2_FN Storage store(float value) {
+#ifdef __CUDA_ARCH__
+    int32_t stored;
+    asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(stored) : "f"(value));
+    return static_cast<Storage>(stored);
+#else
+    if (value != value) return 0;
+    return static_cast<Storage>(std::nearbyint(std::fmin(std::fmax(value, -128.0f), 127.0f)));
+#endif
+  }
+};
+
+DCNV2_FN void storeAs(DataType type, void* tensor, int64_t index, float value) {
+  switch (type) {
+    case DataType::kFloat:
+      static_cast<float*>(tensor)[index] = value;
+      break;
+    case DataType::kHalf:
+      static_cast<uint16_t*>(tensor)[index] = Half::store(value);
+      break;
+    case DataType::kBfloat16:
+      static_cast<uint16_t*>(tensor)[index] = Bfloat16::store(value);
+      break;
+    case DataType::kInt8:
+      static_cast<int8_t*>(tensor)[index] = Int8::store(value);
+      break;
+  }
+}
 
 }  // namespace dcnv2

@@ -27,16 +27,18 @@ template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps, int32_t kResid
 Plan planTile(const Problem& problem, const Device& device, int32_t tactic) {
   using Shape = TileShape<T, kOut, kPixels, kWarps>;
   const int32_t split = splitOf(tactic);
-  const int64_t shared = Shape::sharedBytes(problem, split);
   const int32_t steps = Shape::steps(problem);
   // Clusters came with SM90, and each of their blocks must have steps of its own to fill its pipeline with.
-  if (shared > device.shared_bytes || (split > 1 && (device.major < 9 || steps < 2 * split))) return {};
+  if (split > 1 && (device.major < 9 || steps < 2 * split)) return {};
+  const TileArguments arguments = Shape::arguments(problem, {}, tactic % 16);
+  const int64_t shared = Shape::sharedBytes(arguments);
+  if (shared > device.shared_bytes) return {};
   const int64_t blocks = Shape::blocks(problem, split);
   const int64_t widest =
       std::max({Shape::outTiles(problem), Shape::columnTiles(problem), Shape::rowTiles(problem)});
-  const int64_t chunks = Shape::chunks(problem);
+  const int64_t groups = arguments.spread ? arguments.vectors : Shape::chunks(problem);
   if (blocks > INT32_MAX || !Divisor::exact(blocks, widest) || !Divisor::exact(steps, Shape::taps(problem)) ||
-      !Divisor::exact(chunks, chunks)) {
+      !Divisor::exact(groups, groups)) {
     return {};
   }
   const int64_t resident = std::clamp<int64_t>((228 << 10) / (shared + 1024), 1, kResident);
@@ -53,7 +55,7 @@ template <class T>
 Plan planTyped(const Problem& problem, const Device& device, int32_t tactic) {
   if (tactic == kGeneric) {
     const int64_t blocks = Generic<T>::blocks(problem);
-    return Offsets<T>::fits(problem) && blocks <= INT32_MAX ? Plan{kGeneric, blocks, 0.0} : Plan{};
+    return Offsets<Float>::fits(problem) && blocks <= INT32_MAX ? Plan{kGeneric, blocks, 0.0} : Plan{};
   }
   if (!tileRuns(problem) || tactic % 16 > kMaxLogSplit) return {};
   switch (shapeOf(tactic)) {
@@ -68,8 +70,14 @@ Plan planTyped(const Problem& problem, const Device& device, int32_t tactic) {
 }
 
 inline Plan planTactic(const Problem& problem, const Device& device, int32_t tactic) {
-  return problem.type == DataType::kFloat ? planTyped<Float>(problem, device, tactic)
-                                          : planTyped<Half>(problem, device, tactic);
+  switch (problem.type) {
+    case DataType::kFloat:
+      return planTyped<Float>(problem, device, tactic);
+    case DataType::kInt8:
+      return planTyped<Int8>(problem, device, tactic);
+    default:
+      return planTyped<Half>(problem, device, tactic);
+  }
 }
 
 // Writes the tensor-core tactics that can run `problem`, best guess first; returns how many there are.

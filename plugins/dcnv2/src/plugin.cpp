@@ -29,7 +29,7 @@ Problem problemAt(const Attributes& attributes, const DynamicPluginTensorDesc* i
     }
     return desc;
   };
-  std::array<PluginTensorDesc, 5> resolved;
+  std::array<PluginTensorDesc, 6> resolved;
   for (int32_t i = 0; i < attributes.inputCount(); ++i) resolved[i] = resolve(inputs[i]);
   return makeProblem(attributes, resolved.data(), resolve(output));
 }
@@ -71,8 +71,9 @@ nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) 
 int32_t Plugin::getOutputDataTypes(nvinfer1::DataType* output_types, int32_t output_count,
                                    const nvinfer1::DataType* input_types,
                                    int32_t input_count) const noexcept {
-  if (output_count != 1 || input_count < 1) return kFailure;
-  output_types[0] = input_types[0];
+  if (output_count != 1 || input_count < 2) return kFailure;
+  // Only INT8 has outputs of another type: that of the offsets, which is the network's own.
+  output_types[0] = input_types[attributes_.quantized && !attributes_.quantized_output ? 1 : 0];
   return kSuccess;
 }
 
@@ -160,6 +161,7 @@ int32_t Plugin::enqueue(const PluginTensorDesc*, const PluginTensorDesc*, const 
                           attributes_.packed_offset_mask ? nullptr : inputs[2],
                           inputs[attributes_.weightIndex()],
                           inputs[attributes_.biasIndex()],
+                          attributes_.quantized ? inputs[attributes_.biasIndex() + 1] : nullptr,
                           outputs[0],
                           workspace};
     const cudaError_t error = forward(problem_, tensors, problem_tactic_, stream);

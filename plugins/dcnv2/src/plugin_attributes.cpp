@@ -21,7 +21,7 @@ struct Slot {
   int32_t lowest, highest;
 };
 
-std::array<Slot, 9> slots(Attributes& a) {
+std::array<Slot, 11> slots(Attributes& a) {
   return {{{"stride", a.stride.data(), 2, 1, kFar},
            {"padding", a.padding.data(), 2, 0, kFar},
            {"dilation", a.dilation.data(), 2, 1, kFar},
@@ -30,7 +30,9 @@ std::array<Slot, 9> slots(Attributes& a) {
            {"packed_offset_mask", &a.packed_offset_mask, 1, 0, 1},
            {"weight_ohwi", &a.weight_ohwi, 1, 0, 1},
            {"relu", &a.relu, 1, 0, 1},
-           {"allow_tf32", &a.allow_tf32, 1, 0, 1}}};
+           {"allow_tf32", &a.allow_tf32, 1, 0, 1},
+           {"quantized", &a.quantized, 1, 0, 1},
+           {"quantized_output", &a.quantized_output, 1, 0, 1}}};
 }
 
 int64_t valueAt(const PluginField& field, int32_t index) {
@@ -80,6 +82,9 @@ Attributes Attributes::parse(const nvinfer1::PluginFieldCollection& fields) {
       throw std::invalid_argument("unknown attribute " + std::string(field.name) + ", expected " + names);
     }
     read(field, *slot);
+  }
+  if (attributes.quantized_output && !attributes.quantized) {
+    throw std::invalid_argument("attribute quantized_output is 1, expected quantized 1 beside it");
   }
   return attributes;
 }

@@ -22,6 +22,8 @@ struct Attributes {
   int32_t weight_ohwi = 0;
   int32_t relu = 0;
   int32_t allow_tf32 = 0;
+  int32_t quantized = 0;
+  int32_t quantized_output = 0;
 
   // Attributes that `fields` leaves out keep their defaults. Throws std::invalid_argument for an unknown
   // attribute, one of another type or length, or a value out of range.
@@ -33,10 +35,11 @@ struct Attributes {
   // The same for equal attributes alone.
   std::string id() const;
 
-  // input, offset, mask, weight, bias; the mask is in `offset` where it is packed.
-  int32_t inputCount() const { return packed_offset_mask ? 4 : 5; }
-  int32_t weightIndex() const { return inputCount() - 2; }
-  int32_t biasIndex() const { return inputCount() - 1; }
+  // input, offset, mask, weight, bias, scale; the mask is in `offset` where it is packed, and only what is
+  // quantized has a scale.
+  int32_t weightIndex() const { return packed_offset_mask ? 2 : 3; }
+  int32_t biasIndex() const { return weightIndex() + 1; }
+  int32_t inputCount() const { return biasIndex() + (quantized ? 2 : 1); }
 };
 
 }  // namespace dcnv2

@@ -66,7 +66,7 @@ void registerCreator(void* library, ILogger* logger) {
   if (registry->registerCreator(creator(), kPluginNamespace)) {
     log(Severity::kINFO,
         plugin + " registered with TensorRT " + versionOf(library) +
-            " (FP32, FP16, BF16; linear, channels-last)",
+            " (FP32, FP16, BF16, INT8; linear, channels-last)",
         logger);
   } else {
     log(Severity::kERROR, plugin + " is not registered: TensorRT has another plugin named DCNv2, version 1",

@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace dcnv2 {
 namespace {
@@ -58,19 +59,32 @@ DataType dataType(nvinfer1::DataType type) {
       return DataType::kHalf;
     case nvinfer1::DataType::kBF16:
       return DataType::kBfloat16;
+    case nvinfer1::DataType::kINT8:
+      return DataType::kInt8;
     default:
       throw std::invalid_argument("tensor type " + std::to_string(static_cast<int32_t>(type)) +
-                                  ", expected FP32, FP16 or BF16");
+                                  ", expected FP32, FP16, BF16 or INT8");
   }
 }
 
 Layout layout(const PluginTensorDesc& tensor) {
+  if (tensor.format == TensorFormat::kCHW32) return Layout::kNCHW32;
   return tensor.format == TensorFormat::kLINEAR ? Layout::kNCHW : Layout::kNHWC;
 }
 
 int32_t pixelStride(const PluginTensorDesc& tensor) {
   const auto channels = static_cast<int32_t>(tensor.dims.d[1]);
-  return tensor.format == TensorFormat::kHWC8 ? (channels + 7) / 8 * 8 : channels;
+  const auto padded = [&](int32_t vector) { return (channels + vector - 1) / vector * vector; };
+  switch (tensor.format) {
+    case TensorFormat::kHWC8:
+      return padded(8);
+    case TensorFormat::kHWC16:
+      return padded(16);
+    case TensorFormat::kCHW32:
+      return padded(32);
+    default:
+      return channels;
+  }
 }
 
 }  // namespace
@@ -79,15 +93,14 @@ void checkShapes(const Attributes& attributes, const Dims* inputs, int32_t count
   const Attributes& a = attributes;
   if (count != a.inputCount()) {
     throw std::invalid_argument("has " + std::to_string(count) + " inputs, expected " +
-                                std::to_string(a.inputCount()) +
-                                (a.packed_offset_mask ? " (input, packed offset and mask, weight, bias)"
-                                                      : " (input, offset, mask, weight, bias)"));
+                                std::to_string(a.inputCount()) + " (input, " +
+                                (a.packed_offset_mask ? "packed offset and mask" : "offset, mask") +
+                                ", weight, bias" + (a.quantized ? ", scale)" : ")"));
   }
-  const char* names[] = {"input", "offset", a.packed_offset_mask ? "weight" : "mask",
-                         a.packed_offset_mask ? "bias" : "weight", "bias"};
+  std::vector<std::string> names{"input", "offset", "weight", "bias", "scale"};
+  if (!a.packed_offset_mask) names.insert(names.begin() + 2, "mask");
   for (int32_t i = 0; i < count; ++i) {
-    const bool bias = i == a.biasIndex();
-    expect(std::string(names[i]) + " has", inputs[i].nbDims, " dimensions", bias ? 1 : 4, "rank");
+    expect(names[i] + " has", inputs[i].nbDims, " dimensions", i < a.biasIndex() ? 4 : 1, "rank");
   }
   const Dims& input = inputs[0];
   const Dims& weight = inputs[a.weightIndex()];
@@ -103,7 +116,9 @@ void checkShapes(const Attributes& attributes, const Dims* inputs, int32_t count
   expect("weight has", weight.d[axes.channels], " input channels",
          known(channels) ? channels / a.groups : kUnknown,
          text(channels) + " channels / groups " + std::to_string(a.groups));
-  expect("bias has", inputs[a.biasIndex()].d[0], " values", weight.d[0], "the weight's output channels");
+  for (int32_t i = a.biasIndex(); i < count; ++i) {
+    expect(names[i] + " has", inputs[i].d[0], " values", weight.d[0], "the weight's output channels");
+  }
 
   const int64_t out_h = outputSide(input.d[2], kernel_h, a.stride[0], a.padding[0], a.dilation[0]);
   const int64_t out_w = outputSide(input.d[3], kernel_w, a.stride[1], a.padding[1], a.dilation[1]);
@@ -115,7 +130,7 @@ void checkShapes(const Attributes& attributes, const Dims* inputs, int32_t count
   const int64_t taps =
       known(kernel_h) && known(kernel_w) ? kernel_h * kernel_w * a.deformable_group : kUnknown;
   for (int32_t i = 1; i < a.weightIndex(); ++i) {
-    const std::string name = names[i];
+    const std::string& name = names[i];
     const int32_t per_tap = a.packed_offset_mask ? 3 : (i == 1 ? 2 : 1);
     expect(name + " has", inputs[i].d[1], " channels", known(taps) ? per_tap * taps : kUnknown,
            std::to_string(per_tap) + " * deformable_group " + std::to_string(a.deformable_group) +
@@ -156,7 +171,7 @@ nvinfer1::DimsExprs outputShape(const Attributes& attributes, const nvinfer1::Di
 Problem makeProblem(const Attributes& attributes, const PluginTensorDesc* inputs,
                     const PluginTensorDesc& output) {
   const Attributes& a = attributes;
-  Dims shapes[5];
+  Dims shapes[6];
   for (int32_t i = 0; i < a.inputCount(); ++i) {
     shapes[i] = inputs[i].dims;
     for (int32_t d = 0; d < shapes[i].nbDims; ++d) {
@@ -173,7 +188,9 @@ Problem makeProblem(const Attributes& attributes, const PluginTensorDesc* inputs
   Problem p{};
   p.type = dataType(inputs[0].type);
   p.offset_type = dataType(inputs[1].type);
+  p.output_type = dataType(output.type);
   p.layout = layout(inputs[0]);
+  p.output_layout = layout(output);
   p.offset_layout = layout(inputs[1]);
   p.input_stride = pixelStride(inputs[0]);
   p.offset_stride = pixelStride(inputs[1]);
@@ -205,20 +222,44 @@ Problem makeProblem(const Attributes& attributes, const PluginTensorDesc* inputs
 
 bool supportsFormat(const Attributes& attributes, int32_t index,
                     const nvinfer1::DynamicPluginTensorDesc* tensors) {
+  using Type = nvinfer1::DataType;
   const auto at = [&](int32_t i) -> const PluginTensorDesc& { return tensors[i].desc; };
   const PluginTensorDesc& tensor = at(index);
-  const bool single = tensor.type == nvinfer1::DataType::kFLOAT;
-  const bool half = tensor.type == nvinfer1::DataType::kHALF || tensor.type == nvinfer1::DataType::kBF16;
   const bool linear = tensor.format == TensorFormat::kLINEAR;
-  const bool image = linear || tensor.format == (single ? TensorFormat::kHWC : TensorFormat::kHWC8);
-  if (index == 0) return (single || half) && image;
-  const bool same_type = tensor.type == at(0).type;
-  if (index == 1) return (same_type || single) && image;
+  const auto is_image = [&] {
+    switch (tensor.type) {
+      case Type::kFLOAT:
+        return linear || tensor.format == TensorFormat::kHWC;
+      case Type::kHALF:
+      case Type::kBF16:
+        return linear || tensor.format == TensorFormat::kHWC8;
+      case Type::kINT8:
+        return linear || tensor.format == TensorFormat::kHWC16 || tensor.format == TensorFormat::kCHW32;
+      default:
+        return false;
+    }
+  };
+  const bool quantized = attributes.quantized != 0;
+  if (index == 0) return (tensor.type == Type::kINT8) == quantized && is_image();
+  if (index == 1) {
+    const Type own = quantized ? Type::kHALF : at(0).type;
+    return (tensor.type == own || tensor.type == Type::kFLOAT) && is_image();
+  }
   if (index < attributes.weightIndex()) return tensor.type == at(1).type && tensor.format == at(1).format;
-  if (index < attributes.inputCount()) return same_type && linear;
+  if (index < attributes.inputCount()) {
+    return linear && tensor.type == (quantized && index >= attributes.biasIndex() ? Type::kFLOAT : at(0).type);
+  }
   // The kernels leave padded channels of the output as they are, and who reads them may not expect that.
-  const bool padded = tensor.format == TensorFormat::kHWC8 && tensor.dims.d[1] % 8 != 0;
-  return same_type && tensor.format == at(0).format && !padded;
+  const bool padded = tensor.dims.d[1] % (tensor.format == TensorFormat::kHWC8    ? 8
+                                          : tensor.format == TensorFormat::kHWC16 ? 16
+                                          : tensor.format == TensorFormat::kCHW32 ? 32
+                                                                                  : 1) != 0;
+  if (padded) return false;
+  // From INT8 to another type, channels-last input goes with channels-last output.
+  if (tensor.type != at(0).type) {
+    return tensor.type == at(1).type && is_image() && linear == (at(0).format == TensorFormat::kLINEAR);
+  }
+  return tensor.format == at(0).format;
 }
 
 }  // namespace dcnv2

@@ -50,9 +50,13 @@ DCNV2_FN float sigmoid(float value) {
 #endif
 }
 
-// Element of a tensor [batch, count, height, width] in either layout.
+// Element of a tensor [batch, count, height, width] in any layout.
 DCNV2_FN int64_t elementIndex(Layout layout, int32_t stride, int32_t count, int32_t height, int32_t width,
                               int32_t n, int32_t c, int32_t y, int32_t x) {
+  if (layout == Layout::kNCHW32) {
+    const int64_t plane = static_cast<int64_t>(height) * width;
+    return (n * plane * (stride / 32) + c / 32 * plane + y * width + x) * 32 + c % 32;
+  }
   return layout == Layout::kNHWC ? ((static_cast<int64_t>(n) * height + y) * width + x) * stride + c
                                  : ((static_cast<int64_t>(n) * count + c) * height + y) * width + x;
 }
@@ -124,6 +128,8 @@ class Offsets {
     float mask = 1.0f;
     if (mask_ != nullptr) mask = load(mask_, (nhwc_ ? pixel * mask_stride_ : pixel) + number * step);
     if (problem_.packed_offset_mask) mask = sigmoid(mask);
+    // INT8 has no room for samples beyond the input's range.
+    if (problem_.type == DataType::kInt8) mask = fminf(fmaxf(mask, 0.0f), 1.0f);
     return sample(y + load(offset_, at + 2 * number * step), x + load(offset_, at + (2 * number + 1) * step),
                   mask, problem_.height, problem_.width);
   }

@@ -33,11 +33,17 @@ constexpr int32_t kTileTactics = (DCNV2_TILES(DCNV2_COUNT)) * (kMaxLogSplit + 1)
 inline Problem packedProblem(const Problem& p) {
   Problem packed = p;
   packed.weight_ohwi = true;
-  if (p.layout == Layout::kNCHW) packed.input_stride = p.channels;
+  if (p.layout == Layout::kNCHW) {
+    packed.layout = Layout::kNHWC;
+    packed.input_stride = p.channels;
+  }
   return packed;
 }
 
-inline int32_t elementBytes(const Problem& p) { return p.type == DataType::kFloat ? 4 : 2; }
+inline int32_t elementBytes(DataType type) {
+  return type == DataType::kFloat ? 4 : type == DataType::kInt8 ? 1 : 2;
+}
+inline int32_t elementBytes(const Problem& p) { return elementBytes(p.type); }
 
 inline int64_t imageBytes(const Problem& p) {
   return static_cast<int64_t>(p.height) * p.width * p.input_stride * elementBytes(p);
@@ -57,7 +63,7 @@ inline bool tileRuns(const Problem& p) {
   constexpr int32_t kLongest = 1 << 24;
   return tileRunsKind(p) && p.height <= kLongest && p.width <= kLongest && p.channels % vector == 0 &&
          packedProblem(p).input_stride % vector == 0 &&
-         (p.offset_groups == 1 || p.channels / p.offset_groups % (8 * vector) == 0) &&
+         p.channels / p.offset_groups % vector == 0 &&
          imageBytes(packedProblem(p)) <= INT32_MAX && weight_row * weight_rows <= INT32_MAX &&
          Offsets<Float>::fits(p);
 }

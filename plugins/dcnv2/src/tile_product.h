@@ -30,7 +30,7 @@ class TileProduct {
  public:
   // Of 16 or 64 channels by 8 pixels each: channels eight apart in each half, two neighbouring pixels in
   // those.
-  using Sums = float[kBlocks][kShare / 8][4];
+  using Sums = typename T::Sum[kBlocks][kShare / 8][4];
 
   // The bias of this thread's sums; those from output channel `first` on, of `count`.
   struct Bias {
@@ -54,7 +54,7 @@ class TileProduct {
 #pragma unroll
       for (int32_t j = 0; j < kShare / 8; ++j) {
 #pragma unroll
-        for (int32_t k = 0; k < 4; ++k) sums[i][j][k] = bias.values[i][k / 2];
+        for (int32_t k = 0; k < 4; ++k) sums[i][j][k] = static_cast<typename T::Sum>(bias.values[i][k / 2]);
       }
     }
   }
@@ -126,7 +126,8 @@ class TileProduct {
       for (int32_t j = 0; j < kShare / 8; ++j) {
 #pragma unroll
         for (int32_t k = 0; k < 4; ++k) {
-          shared[(pixel + j * 8 + k % 2) * Shape::kPitch + out + i * kBlockRows + k / 2 * 8] = sums[i][j][k];
+          shared[(pixel + j * 8 + k % 2) * Shape::kPitch + out + i * kBlockRows + k / 2 * 8] =
+              static_cast<float>(sums[i][j][k]);
         }
       }
     }

@@ -18,11 +18,13 @@ DCNV2_DEVICE uint64_t matrixDescriptor(const char* tile) {
 
 // d += a * b: 64 rows of a by kTiles * 8 rows of b, 32 bytes deep.
 template <class T, int kTiles>
-DCNV2_DEVICE void warpgroupMultiply(float (&d)[kTiles][4], uint64_t a, uint64_t b);
+DCNV2_DEVICE void warpgroupMultiply(typename T::Sum (&d)[kTiles][4], uint64_t a, uint64_t b);
 
-#define DCNV2_D(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
-#define DCNV2_D4(i) DCNV2_D(i), DCNV2_D(i + 1), DCNV2_D(i + 2), DCNV2_D(i + 3)
-#define DCNV2_D16(i) DCNV2_D4(i), DCNV2_D4(i + 4), DCNV2_D4(i + 8), DCNV2_D4(i + 12)
+#define DCNV2_D(kind, i) kind(d[i][0]), kind(d[i][1]), kind(d[i][2]), kind(d[i][3])
+#define DCNV2_D4(kind, i) \
+  DCNV2_D(kind, i), DCNV2_D(kind, i + 1), DCNV2_D(kind, i + 2), DCNV2_D(kind, i + 3)
+#define DCNV2_D16(kind, i) \
+  DCNV2_D4(kind, i), DCNV2_D4(kind, i + 4), DCNV2_D4(kind, i + 8), DCNV2_D4(kind, i + 12)
 
 #define DCNV2_R16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 
@@ -38,19 +40,21 @@ DCNV2_DEVICE void warpgroupMultiply(float (&d)[kTiles][4], uint64_t a, uint64_t 
 
 #define DCNV2_WGMMA(Type, tiles, shape, tail, registers, a_register, b_register, ...)                  \
   template <>                                                                                          \
-  DCNV2_DEVICE void warpgroupMultiply<Type, tiles>(float (&d)[tiles][4], uint64_t a, uint64_t b) {     \
+  DCNV2_DEVICE void warpgroupMultiply<Type, tiles>(Type::Sum (&d)[tiles][4], uint64_t a, uint64_t b) { \
     asm volatile("wgmma.mma_async.sync.aligned." shape " {" registers "}, " a_register ", " b_register \
                  ", " tail ";"                                                                         \
                  : __VA_ARGS__                                                                         \
                  : "l"(a), "l"(b));                                                                    \
   }
-#define DCNV2_WGMMA_SIZES(Type, depth, types, tail)                                                   \
-  DCNV2_WGMMA(Type, 4, "m64n32" depth types, tail, DCNV2_R16, "%16", "%17", DCNV2_D4(0))              \
-  DCNV2_WGMMA(Type, 8, "m64n64" depth types, tail, DCNV2_R32, "%32", "%33", DCNV2_D4(0), DCNV2_D4(4)) \
-  DCNV2_WGMMA(Type, 16, "m64n128" depth types, tail, DCNV2_R64, "%64", "%65", DCNV2_D16(0))
-DCNV2_WGMMA_SIZES(Half, "k16", ".f32.f16.f16", "1, 1, 1, 0, 0")
-DCNV2_WGMMA_SIZES(Bfloat16, "k16", ".f32.bf16.bf16", "1, 1, 1, 0, 0")
-DCNV2_WGMMA_SIZES(Float, "k8", ".f32.tf32.tf32", "1, 1, 1")
+#define DCNV2_WGMMA_SIZES(Type, kind, depth, types, tail)                                        \
+  DCNV2_WGMMA(Type, 4, "m64n32" depth types, tail, DCNV2_R16, "%16", "%17", DCNV2_D4(kind, 0))   \
+  DCNV2_WGMMA(Type, 8, "m64n64" depth types, tail, DCNV2_R32, "%32", "%33", DCNV2_D4(kind, 0),   \
+              DCNV2_D4(kind, 4))                                                                 \
+  DCNV2_WGMMA(Type, 16, "m64n128" depth types, tail, DCNV2_R64, "%64", "%65", DCNV2_D16(kind, 0))
+DCNV2_WGMMA_SIZES(Half, "+f", "k16", ".f32.f16.f16", "1, 1, 1, 0, 0")
+DCNV2_WGMMA_SIZES(Bfloat16, "+f", "k16", ".f32.bf16.bf16", "1, 1, 1, 0, 0")
+DCNV2_WGMMA_SIZES(Float, "+f", "k8", ".f32.tf32.tf32", "1, 1, 1")
+DCNV2_WGMMA_SIZES(Int8, "+r", "k32", ".s32.s8.s8", "1")
 #undef DCNV2_WGMMA_SIZES
 #undef DCNV2_WGMMA
 #undef DCNV2_R64

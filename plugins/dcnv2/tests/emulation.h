@@ -125,6 +125,29 @@ template <class T>
 uint32_t pack(float low, float high) {
   return static_cast<uint32_t>(T::store(low)) | static_cast<uint32_t>(T::store(high)) << 16;
 }
+template <>
+inline uint32_t pack<Int8>(float low, float high) {
+  const auto part = [](float value) {
+    return static_cast<uint32_t>(std::nearbyint(std::fmin(std::fmax(value, 0.0f) * 65536.0f, 65535.0f)));
+  };
+  return part(low) | part(high) << 16;
+}
+inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = low | static_cast<uint64_t>(high) << 32;
+  uint32_t result = 0;
+  for (int32_t i = 0; i < 4; ++i) {
+    result |= static_cast<uint32_t>(bytes >> (selector >> (4 * i) & 7) * 8 & 0xff) << 8 * i;
+  }
+  return result;
+}
+template <bool kUpper>
+int32_t dotProduct(uint32_t a, uint32_t b, int32_t c) {
+  for (int32_t i = 0; i < 2; ++i) {
+    const auto byte = static_cast<int8_t>(b >> ((kUpper ? 16 : 0) + 8 * i));
+    c += static_cast<int32_t>(a >> 16 * i & 0xffff) * byte;
+  }
+  return c;
+}
 inline uint32_t halfMultiplyAdd(uint32_t a, uint32_t b, uint32_t c) {
   using emulation::element;
   return pack<Half>(element<Half>(a, 0) * element<Half>(b, 0) + element<Half>(c, 0),

@@ -10,10 +10,9 @@ namespace {
 template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps>
 void runTile(const Problem& problem, const Tensors& tensors, const Plan& plan, bool warpgroups) {
   using Shape = TileShape<T, kOut, kPixels, kWarps>;
-  const int32_t split = splitOf(plan.tactic);
   const TileArguments arguments = Shape::arguments(problem, tensors, plan.tactic % 16);
-  emulation::launch(plan.blocks, split, Shape::kThreads,
-                    static_cast<size_t>(Shape::sharedBytes(problem, split)), [&] {
+  emulation::launch(plan.blocks, splitOf(plan.tactic), Shape::kThreads,
+                    static_cast<size_t>(Shape::sharedBytes(arguments)), [&] {
                       if (warpgroups) {
                         Tile<T, kOut, kPixels, kWarps, true>::run(arguments);
                       } else {
@@ -32,7 +31,7 @@ int32_t run(const Problem& problem, const Tensors& tensors, int32_t tactic, bool
                       [&] { Generic<T>::run(problem, tensors); });
     return 0;
   }
-  if (problem.layout != Layout::kNHWC || !problem.weight_ohwi) return 1;
+  if (problem.layout == Layout::kNCHW || !problem.weight_ohwi) return 1;
   switch (shapeOf(tactic)) {
 #define DCNV2_RUN(number, out, pixels, warps, ...)                      \
   case number:                                                          \
@@ -56,6 +55,8 @@ extern "C" int32_t dcnv2_host_forward(const Problem* problem, const Tensors* ten
       return run<Half>(*problem, *tensors, tactic, warpgroups != 0);
     case DataType::kBfloat16:
       return run<Bfloat16>(*problem, *tensors, tactic, warpgroups != 0);
+    case DataType::kInt8:
+      return run<Int8>(*problem, *tensors, tactic, warpgroups != 0);
   }
   return 1;
 }

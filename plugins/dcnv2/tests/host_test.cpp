@@ -10,15 +10,24 @@ using namespace dcnv2;
 
 namespace {
 
+// With the strides and layouts that TensorRT gives: those of a tile are channels-last.
+Problem placedProblem(Problem p, bool tile) {
+  const auto padded = [](int32_t channels, DataType type, Layout layout) {
+    const int32_t vector = layout == Layout::kNCHW32 ? 32 : type == DataType::kInt8 ? 16 : 8;
+    return (channels + vector - 1) / vector * vector;
+  };
+  if (tile && p.layout == Layout::kNCHW) p.layout = Layout::kNHWC;
+  p.output_layout = p.type == p.output_type || p.layout != Layout::kNCHW32 ? p.layout : Layout::kNHWC;
+  p.input_stride = padded(p.channels, p.type, p.layout);
+  p.output_stride = padded(p.out_channels, p.output_type, p.output_layout);
+  p.offset_stride = padded(Placed::offsetChannels(p), p.offset_type, p.offset_layout);
+  p.mask_stride = padded(Placed::samples(p), p.offset_type, p.offset_layout);
+  return p;
+}
+
 // The relative error of one run.
 double run(const Case& c, const std::vector<double>& truth, int32_t tactic, bool warpgroups) {
-  Problem p = c.problem;
-  if (tactic != kGeneric) p.layout = Layout::kNHWC;
-  const auto padded = [](int32_t channels) { return (channels + 7) / 8 * 8; };
-  p.input_stride = padded(p.channels);
-  p.output_stride = padded(p.out_channels);
-  p.offset_stride = padded(Placed::offsetChannels(p));
-  p.mask_stride = padded(Placed::samples(p));
+  const Problem p = placedProblem(c.problem, tactic != kGeneric);
   Placed placed(c, p);
   const Tensors tensors = placed.tensors();
   if (dcnv2_host_forward(&p, &tensors, tactic, warpgroups) != 0)
@@ -33,12 +42,6 @@ bool close(const char* name, int32_t index, int32_t tactic, double error, double
   return false;
 }
 
-Problem withTiles(Problem p) {
-  p.layout = Layout::kNHWC;
-  p.input_stride = (p.channels + 7) / 8 * 8;
-  return p;
-}
-
 // Generated layers; returns how many runs failed.
 int32_t testGenerated() {
   constexpr int32_t kCases = 240;
@@ -51,7 +54,7 @@ int32_t testGenerated() {
     const std::vector<double> truth = define(c);
     const DataType type = c.problem.type;
     failures += !close("case", index, kGeneric, run(c, truth, kGeneric, false), exactLimit(type));
-    const Problem tiled = withTiles(c.problem);
+    const Problem tiled = placedProblem(c.problem, true);
     if (!tileRuns(tiled) || !tiled.weight_ohwi) continue;
     // Small shapes more often than large ones: a block of those takes long here.
     const int32_t number = index / 2;
@@ -70,6 +73,39 @@ int32_t testGenerated() {
   return failures;
 }
 
+// Prints how far INT8 is from FP64 on the same numbers, samples not rounded.
+int32_t testInt8() {
+  constexpr int32_t kCases = 120;
+  std::mt19937 random(20261127);
+  int32_t failures = 0;
+  int32_t tiles = 0;
+  double worst = 0.0;
+  double total = 0.0;
+  for (int32_t index = 0; index < kCases; ++index) {
+    const Case c = generateInt8(random, index);
+    const std::vector<double> exact = define(c);
+    const double limit = exactLimit(c.problem.output_type);
+    failures += !close("INT8 case", index, kGeneric, run(c, exact, kGeneric, false), limit);
+    const Problem tiled = placedProblem(c.problem, true);
+    if (!tileRuns(tiled) || !tiled.weight_ohwi) continue;
+    const std::vector<double> truth = define(c, true);
+    const int32_t number = index / 2;
+    int32_t tactic = tacticNumber(number % 8 == 0 ? 1 + number / 8 % 8 : (number % 2 == 0 ? 2 : 6), number % 3);
+    while (splitOf(tactic) > 1 && planTactic(tiled, kHostDevice, tactic).blocks == 0) --tactic;
+    for (const bool warpgroups : {false, true}) {
+      failures += !close("INT8 case", index, tactic, run(c, truth, tactic, warpgroups), limit);
+    }
+    const double error = run(c, exact, tactic, true);
+    failures += !close("INT8 case, samples not rounded", index, tactic, error, 0.06);
+    worst = std::max(worst, error);
+    total += error;
+    ++tiles;
+  }
+  std::printf("%d INT8 cases, %d of them on tiles: relative error against FP64 %.2g, at most %.2g\n", kCases,
+              tiles, total / tiles, worst);
+  return failures + (tiles < kCases / 3);
+}
+
 // A sample outside the image is zero, even where the first pixels are infinite; all others are finite.
 int32_t testInfinitePixels() {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -79,7 +115,7 @@ int32_t testInfinitePixels() {
   for (int32_t index = 0; index < 6; ++index) {
     Case c = generate(random, 0);
     Problem& p = c.problem;
-    p.type = static_cast<DataType>(index % 3);
+    p.type = p.output_type = static_cast<DataType>(index % 3);
     p.offset_type = DataType::kFloat;
     p.layout = Layout::kNHWC;
     p.batch = p.groups = p.offset_groups = 1;
@@ -144,7 +180,7 @@ int32_t testReluOfStrangeSums() {
 }  // namespace
 
 int main() {
-  const int32_t failures = testGenerated() + testInfinitePixels() + testReluOfStrangeSums();
+  const int32_t failures = testGenerated() + testInt8() + testInfinitePixels() + testReluOfStrangeSums();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -14,6 +15,7 @@ namespace dcnv2 {
 struct Case {
   Problem problem;
   std::vector<double> input, offset, mask, weight, bias;  // as their types hold them; [N, C, H, W] and so on
+  std::vector<double> scale;                              // of INT8 alone
   bool has_mask;
 };
 
@@ -25,6 +27,7 @@ double held(double value) {
 inline double heldAs(DataType type, double value) {
   if (type == DataType::kHalf) return held<Half>(value);
   if (type == DataType::kBfloat16) return held<Bfloat16>(value);
+  if (type == DataType::kInt8) return held<Int8>(value);
   return held<Float>(value);
 }
 
@@ -50,9 +53,9 @@ inline Case generate(std::mt19937& random, int32_t index) {
   };
   Case c = {};
   Problem& p = c.problem;
-  p.type = static_cast<DataType>(index % 3);
+  p.type = p.output_type = static_cast<DataType>(index % 3);
   p.offset_type = pick(0, 1) ? DataType::kFloat : p.type;
-  p.layout = static_cast<Layout>(pick(0, 1));
+  p.layout = p.output_layout = static_cast<Layout>(pick(0, 1));
   p.offset_layout = static_cast<Layout>(pick(0, 1));
   const bool tile = index % 2 == 0;
   p.batch = pick(0, 9) == 0 ? 0 : pick(1, 2);
@@ -61,7 +64,7 @@ inline Case generate(std::mt19937& random, int32_t index) {
     p.offset_groups = pick(1, 3);
   } while (!tile && p.groups == p.offset_groups);
   p.channels = tile ? 8 * pick(1, 9) : p.groups * p.offset_groups * pick(1, 6);
-  if (tile && p.offset_groups > 1) p.channels = 64 * p.offset_groups;
+  if (tile && p.offset_groups > 1) p.channels = 8 * (index % 4 == 0 ? 8 : pick(1, 5)) * p.offset_groups;
   p.out_channels = index % 4 == 0 ? 8 * pick(1, 9) : p.groups * pick(1, tile ? 70 : 9);
   const bool deep = index % 8 == 6;  // enough steps for a split by eight
   do {
@@ -106,7 +109,29 @@ inline Case generate(std::mt19937& random, int32_t index) {
   return c;
 }
 
-inline std::vector<double> define(const Case& c) {
+// Of values up to about 127, as quantization makes them, and outputs of any type.
+inline Case generateInt8(std::mt19937& random, int32_t index) {
+  Case c = generate(random, 3 * index + 1);  // of halves
+  Problem& p = c.problem;
+  p.type = DataType::kInt8;
+  p.layout = static_cast<Layout>(random() % 3);
+  p.output_type = std::array{DataType::kInt8, DataType::kHalf, DataType::kFloat}[random() % 3];
+  if (random() % 4 > 0) p.channels *= 2;
+  std::normal_distribution<double> normal;
+  const int32_t depth = p.channels / p.groups * p.kernel_h * p.kernel_w;
+  c.input.resize(static_cast<size_t>(p.batch) * static_cast<size_t>(p.channels * p.height * p.width));
+  c.weight.resize(static_cast<size_t>(p.out_channels) * static_cast<size_t>(depth));
+  for (double& value : c.input) value = held<Int8>(normal(random) * 40);
+  for (double& value : c.weight) value = held<Int8>(normal(random) * 40);
+  const double unit = p.output_type == DataType::kInt8 ? 40 : 1;
+  c.scale.resize(c.bias.size());
+  for (double& value : c.scale) value = held<Float>(unit / (1600 + random() % 1600) / std::sqrt(depth));
+  for (double& value : c.bias) value = held<Float>(unit * value);
+  return c;
+}
+
+// With `rounded` samples, as the products of the INT8 tensor-core kernel take them.
+inline std::vector<double> define(const Case& c, bool rounded = false) {
   const Problem& p = c.problem;
   const int32_t taps = p.kernel_h * p.kernel_w;
   const int32_t samples = p.offset_groups * taps;
@@ -120,7 +145,7 @@ inline std::vector<double> define(const Case& c) {
     for (int32_t o = 0; o < p.out_channels; ++o) {
       for (int32_t oy = 0; oy < p.out_height; ++oy) {
         for (int32_t ox = 0; ox < p.out_width; ++ox) {
-          double sum = c.bias[static_cast<size_t>(o)];
+          double sum = 0.0;
           for (int32_t i = 0; i < depth * taps; ++i) {
             const int32_t tap = i % taps;
             const int32_t channel = o / (p.out_channels / p.groups) * depth + i / taps;
@@ -136,17 +161,22 @@ inline std::vector<double> define(const Case& c) {
             if (!(y > -1 && x > -1 && y < p.height && x < p.width)) continue;
             double mask = c.has_mask ? at(c.mask, samples, sample) : 1.0;
             if (p.packed_offset_mask) mask = 1.0 / (1.0 + std::exp(-mask));
+            if (p.type == DataType::kInt8) mask = std::fmin(std::fmax(mask, 0.0), 1.0);
             const double fy = std::floor(y);
             const double fx = std::floor(x);
             double value = 0.0;
             for (int32_t corner = 0; corner < 4; ++corner) {
               const int32_t dy = corner / 2;
               const int32_t dx = corner % 2;
-              value += (dy ? y - fy : 1 - y + fy) * (dx ? x - fx : 1 - x + fx) *
-                       pixel(n, channel, static_cast<int32_t>(fy) + dy, static_cast<int32_t>(fx) + dx);
+              double weight = mask * (dy ? y - fy : 1 - y + fy) * (dx ? x - fx : 1 - x + fx);
+              if (rounded) weight = std::nearbyint(std::fmin(weight * 65536, 65535.0)) / 65536;
+              value += weight * pixel(n, channel, static_cast<int32_t>(fy) + dy, static_cast<int32_t>(fx) + dx);
             }
-            sum += c.weight[static_cast<size_t>(o * depth * taps + i)] * mask * value;
+            if (rounded) value = std::floor(value + 0.5);
+            sum += c.weight[static_cast<size_t>(o * depth * taps + i)] * value;
           }
+          if (!c.scale.empty()) sum *= c.scale[static_cast<size_t>(o)];
+          sum += c.bias[static_cast<size_t>(o)];
           output.push_back(p.relu && sum < 0.0 ? 0.0 : sum);
         }
       }
@@ -160,27 +190,36 @@ class Stored {
   std::vector<char> bytes_;
   DataType type_;
 
-  size_t size() const { return type_ == DataType::kFloat ? 4 : 2; }
+  template <class T>
+  double as(size_t index) const {
+    typename T::Storage stored;
+    std::memcpy(&stored, &bytes_[index * sizeof(stored)], sizeof(stored));
+    return static_cast<double>(T::load(stored));
+  }
 
  public:
   Stored(size_t elements, DataType type)
-      : bytes_(elements * (type == DataType::kFloat ? 4 : 2), '\xff'), type_(type) {}
+      : bytes_(elements * (type == DataType::kFloat  ? 4
+                           : type == DataType::kInt8 ? 1
+                                                     : 2),
+               '\xff'),
+        type_(type) {}
 
   void set(size_t index, double value) {
-    const auto single = static_cast<float>(value);
-    const uint16_t half = type_ == DataType::kHalf ? Half::store(single) : Bfloat16::store(single);
-    std::memcpy(&bytes_[index * size()],
-                type_ == DataType::kFloat ? static_cast<const void*>(&single) : &half, size());
+    storeAs(type_, bytes_.data(), static_cast<int64_t>(index), static_cast<float>(value));
   }
   double get(size_t index) const {
-    float single;
-    uint16_t half;
-    if (type_ == DataType::kFloat) {
-      std::memcpy(&single, &bytes_[index * 4], 4);
-      return static_cast<double>(single);
+    switch (type_) {
+      case DataType::kFloat:
+        return as<Float>(index);
+      case DataType::kHalf:
+        return as<Half>(index);
+      case DataType::kBfloat16:
+        return as<Bfloat16>(index);
+      case DataType::kInt8:
+        return as<Int8>(index);
     }
-    std::memcpy(&half, &bytes_[index * 2], 2);
-    return static_cast<double>(type_ == DataType::kHalf ? Half::load(half) : Bfloat16::load(half));
+    return 0.0;
   }
   char* data() { return bytes_.empty() ? nullptr : bytes_.data(); }
 };
@@ -189,10 +228,10 @@ class Stored {
 class Placed {
   const Problem p_;
   const bool separate_mask_;
-  Stored input_, offset_, mask_, weight_, bias_, output_;
+  Stored input_, offset_, mask_, weight_, bias_, scale_, output_;
 
   size_t elements(Layout layout, int32_t stride, int32_t channels, int32_t height, int32_t width) const {
-    return static_cast<size_t>(p_.batch) * static_cast<size_t>(layout == Layout::kNHWC ? stride : channels) *
+    return static_cast<size_t>(p_.batch) * static_cast<size_t>(layout == Layout::kNCHW ? channels : stride) *
            static_cast<size_t>(height) * static_cast<size_t>(width);
   }
   // Calls with each element of a [batch, count, height, width] tensor, and where it lies: from channel
@@ -222,8 +261,10 @@ class Placed {
                 p.offset_type),
         mask_(elements(p.offset_layout, p.mask_stride, samples(p), p.out_height, p.out_width), p.offset_type),
         weight_(c.weight.size(), p.type),
-        bias_(c.bias.size(), p.type),
-        output_(elements(p.layout, p.output_stride, p.out_channels, p.out_height, p.out_width), p.type) {
+        bias_(c.bias.size(), c.scale.empty() ? p.type : DataType::kFloat),
+        scale_(c.scale.size(), DataType::kFloat),
+        output_(elements(p.output_layout, p.output_stride, p.out_channels, p.out_height, p.out_width),
+                p.output_type) {
     each(p.layout, p.input_stride, 0, p.channels, p.channels, p.height, p.width,
          [&](size_t i, size_t at) { input_.set(at, c.input[i]); });
     const auto place = [&](const std::vector<double>& values, Stored& stored, int32_t stride, int32_t first,
@@ -244,6 +285,7 @@ class Placed {
       weight_.set(p.weight_ohwi ? row + i % taps * depth + i / taps % depth : i, c.weight[i]);
     }
     for (size_t i = 0; i < c.bias.size(); ++i) bias_.set(i, c.bias[i]);
+    for (size_t i = 0; i < c.scale.size(); ++i) scale_.set(i, c.scale[i]);
   }
 
   static int32_t samples(const Problem& p) { return p.offset_groups * p.kernel_h * p.kernel_w; }
@@ -251,15 +293,15 @@ class Placed {
 
   Tensors tensors() {
     return {input_.data(),  offset_.data(), separate_mask_ ? mask_.data() : nullptr,
-            weight_.data(), bias_.data(),   output_.data(),
-            nullptr};
+            weight_.data(), bias_.data(),   scale_.data(),
+            output_.data(), nullptr};
   }
 
   // Relative to the norm of the truth; infinite if NaN or an infinity is not where it should be.
   double error(const std::vector<double>& truth) const {
     double difference = 0.0;
     double norm = 0.0;
-    each(p_.layout, p_.output_stride, 0, p_.out_channels, p_.out_channels, p_.out_height, p_.out_width,
+    each(p_.output_layout, p_.output_stride, 0, p_.out_channels, p_.out_channels, p_.out_height, p_.out_width,
          [&](size_t i, size_t at) {
            const double found = output_.get(at);
            norm += std::isfinite(truth[i]) ? truth[i] * truth[i] : 0.0;
@@ -273,7 +315,7 @@ class Placed {
 
 // As accurate as FP32 sums in any order are, of tensors of this type.
 inline double exactLimit(DataType type) {
-  return type == DataType::kFloat ? 1e-5 : type == DataType::kHalf ? 1e-3 : 8e-3;
+  return type == DataType::kFloat ? 1e-5 : type == DataType::kHalf ? 1e-3 : type == DataType::kInt8 ? 3e-2 : 8e-3;
 }
 // As the tensor-core kernels are, which round samples.
 inline double tileLimit(DataType type) { return type == DataType::kBfloat16 ? 1.5e-2 : 2e-3; }

@@ -121,12 +121,41 @@ void testLimits() {
 
   checkBlocks("12 channels", whole, 0, kHopper, [](Problem& p) { p.channels = 12, p.input_stride = 16; });
   checkBlocks("two groups", whole, 0, kHopper, [](Problem& p) { p.groups = 2; });
-  checkBlocks("32 channels of each offset", whole, 0, kHopper, [](Problem& p) { p.offset_groups = 2; });
+  checkBlocks("32 channels of each offset", whole, 4, kHopper, [](Problem& p) { p.offset_groups = 2; });
+  checkBlocks("8 channels of each offset", whole, 4, kAmpere, [](Problem& p) { p.offset_groups = 8; });
+  const auto groups = [](int32_t channels, int32_t count, DataType type) {
+    return [=](Problem& p) { p.channels = p.input_stride = channels, p.offset_groups = count, p.type = type; };
+  };
+  checkBlocks("12 of each", whole, 0, kHopper, groups(96, 8, DataType::kHalf));
+  checkBlocks("samples of 16 groups on SM86", whole, 0, kAmpere, groups(128, 16, DataType::kHalf));
+  checkBlocks("fewer pixels of them", tacticNumber(6, 0), 8, kAmpere, groups(128, 16, DataType::kHalf));
+  checkBlocks("16 of each in INT8", whole, 4, kHopper, groups(128, 8, DataType::kInt8));
+  checkBlocks("8 of each in INT8", whole, 0, kHopper, groups(64, 8, DataType::kInt8));
   const auto single = [](bool tf32) {
     return [tf32](Problem& p) { p.type = p.offset_type = DataType::kFloat, p.allow_tf32 = tf32; };
   };
   checkBlocks("FP32", whole, 0, kHopper, single(false));
   checkBlocks("TF32", whole, 4, kHopper, single(true));
+}
+
+// What a block keeps of the samples: all that its steps read, and no more than it has room for.
+void testSamples() {
+  using Shape = TileShape<Half, 64, 64, 4>;
+  const struct {
+    int32_t channels, groups, kernel, log_split, steps, slots;
+  } cases[] = {{64, 1, 3, 0, 9, 9},     {64, 1, 3, 2, 9, 3},    {256, 1, 3, 0, 36, 9}, {128, 2, 3, 0, 18, 18},
+               {128, 16, 3, 0, 18, 144}, {128, 16, 3, 1, 18, 72}, {96, 4, 3, 0, 18, 36}, {72, 3, 3, 1, 18, 27},
+               {8, 1, 3, 0, 2, 9},       {8, 1, 3, 1, 2, 8},      {32, 1, 3, 0, 5, 9},   {32, 1, 3, 1, 5, 5},
+               {32, 4, 3, 1, 5, 36},     {24, 3, 2, 0, 2, 12}};
+  for (const auto& c : cases) {
+    Problem p = layer();
+    p.channels = p.input_stride = c.channels;
+    p.offset_groups = c.groups;
+    p.kernel_h = p.kernel_w = c.kernel;
+    const TileArguments a = Shape::arguments(p, {}, c.log_split);
+    check(a.steps == c.steps, "steps", a.steps, c.steps);
+    check(a.slots.value == c.slots, "slots", a.slots.value, c.slots);
+  }
 }
 
 void testRanking() {
@@ -156,6 +185,7 @@ void testRanking() {
 int main() {
   testDivisor();
   testLimits();
+  testSamples();
   testRanking();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;

@@ -27,11 +27,13 @@ void testRoundTrip() {
                               {"packed_offset_mask", {1}},
                               {"weight_ohwi", {1}},
                               {"relu", {1}},
-                              {"allow_tf32", {1}}});
+                              {"allow_tf32", {1}},
+                              {"quantized", {1}},
+                              {"quantized_output", {1}}});
   const std::string expected =
       "stride 2 1 padding 1 0 dilation 2 1 groups 2 deformable_group 3 packed_offset_mask 1 weight_ohwi 1 "
       "relu 1 "
-      "allow_tf32 1 ";
+      "allow_tf32 1 quantized 1 quantized_output 1 ";
   CHECK(serialized(*plugin) == expected, "%s", serialized(*plugin).c_str());
 
   const PluginFieldCollection& fields = *runtime(*plugin).getFieldsToSerialize();
@@ -69,6 +71,7 @@ void testAttributeErrors() {
       {{"groups", {1, 2}}, "attribute groups has 2 values, expected 1"},
       {{"deformable_group", {0}}, "attribute deformable_group is 0, expected at least 1"},
       {{"relu", {2}}, "attribute relu is 2, expected 0 or 1"},
+      {{"quantized_output", {1}}, "attribute quantized_output is 1, expected quantized 1 beside it"},
       {{"strides", {1}}, "unknown attribute strides, expected stride, padding,"}};
   for (const auto& [attribute, expected] : cases) {
     const std::string message = messages([&, a = attribute] { CHECK(create({a}) == nullptr, "%s", a.name); });
@@ -124,6 +127,11 @@ void testShapeErrors() {
   checkShape({{"padding", {1}}, {"deformable_group", {3}}}, layer(),
              "input has 8 channels, expected a multiple of deformable_group 3");
   checkShape({{"padding", {1}}, {"packed_offset_mask", {1}}}, layer(), "has 5 inputs, expected 4");
+  const std::vector<Attribute> quantized{{"padding", {1}}, {"quantized", {1}}};
+  checkShape(quantized, layer(), "has 5 inputs, expected 6 (input, offset, mask, weight, bias, scale)");
+  auto scaled = layer();
+  scaled.insert(scaled.begin() + 5, tensor({15}));
+  checkShape(quantized, scaled, "scale has 15 values, expected 16 (the weight's output channels)");
   checkShape({}, layer(), "offset has height 10, expected 8 (the output's)");
   auto empty = layer();
   empty[0] = tensor({2, 8, 0, 12});
@@ -217,6 +225,50 @@ void testFormats() {
   CHECK(!build(*plugin).supportsFormatCombination(0, tensors.data(), 4, 1), "four inputs");
 }
 
+// INT8 input and weight, FP32 bias and scale, offsets in FP16 or FP32; the output is INT8 in the input's
+// format, or of the offsets' type and channels-last where the input is not linear.
+void testInt8Formats() {
+  const TensorFormat formats[] = {TensorFormat::kLINEAR, TensorFormat::kHWC8, TensorFormat::kHWC,
+                                  TensorFormat::kHWC16, TensorFormat::kCHW32, TensorFormat::kCHW4};
+  const DataType types[] = {DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT8};
+  for (const int32_t output_int8 : {0, 1}) {
+    const auto plugin = create({{"quantized", {1}}, {"quantized_output", {output_int8}}});
+    std::string supported;
+    for (const TensorFormat format : formats) {
+      for (const DataType offset : types) {
+        for (const DataType type : types) {
+          for (const TensorFormat output_format : formats) {
+            auto tensors = layer();
+            tensors.insert(tensors.begin() + 5, tensor({16}));
+            tensors[0].desc.type = tensors[3].desc.type = DataType::kINT8;
+            tensors[1].desc.type = tensors[2].desc.type = offset;
+            tensors[0].desc.format = format;
+            tensors[6] = tensor({2, 32, 10, 12}, type, output_format);
+            bool all = (type == DataType::kINT8) == (output_int8 == 1);
+            for (int32_t i = 0; i < 7; ++i) {
+              all = all && build(*plugin).supportsFormatCombination(i, tensors.data(), 6, 1);
+            }
+            for (const int value : {static_cast<int>(format), static_cast<int>(offset),
+                                    static_cast<int>(type), static_cast<int>(output_format)}) {
+              if (all) supported += std::to_string(value) + ",";
+            }
+            if (all) supported += " ";
+          }
+        }
+      }
+    }
+    const std::string expected =
+        output_int8 ? "0,0,2,0, 0,1,2,0, 11,0,2,11, 11,1,2,11, 5,0,2,5, 5,1,2,5, "
+                    : "0,0,0,0, 0,1,1,0, 11,0,0,8, 11,1,1,2, 5,0,0,8, 5,1,1,2, ";
+    CHECK(supported == expected, "found %s, expected %s", supported.c_str(), expected.c_str());
+
+    nvinfer1::DataType output;
+    const nvinfer1::DataType inputs[] = {DataType::kINT8, DataType::kHALF};
+    build(*plugin).getOutputDataTypes(&output, 1, inputs, 2);
+    CHECK(output == (output_int8 ? DataType::kINT8 : DataType::kHALF), "%d", static_cast<int>(output));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -227,6 +279,7 @@ int main() {
   testShapeErrors();
   testDynamicShapes();
   testFormats();
+  testInt8Formats();
   testRuns();
   testLayers();
   if (failures == 0) std::puts("passed");

@@ -1,0 +1,257 @@
+"""INT8, by Q/DQ pairs where TensorRT fuses them into its layers.
+
+TensorRT computes a convolution, its bias, a sum, a ReLU and the quantization of what comes out as one layer
+if the first pair behind the convolution is behind all of those. So a pair stands where a tensor is read, and
+never between a convolution and its ReLU or sum.
+"""
+
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
+from onnxruntime.quantization.calibrate import create_calibrator
+
+from export.precision import CONVOLUTIONS, MIN_SCALE, PrecisionError, export_typed, import_typed
+
+GROUPS = ("stem", "backbone", "offsets", "heads", "outputs", "deformable", "upsampling")
+"""Groups of convolutions; see `layer_groups`."""
+
+QUANTIZED_GROUPS = ("stem", "backbone", "offsets", "heads", "deformable")
+"""What INT8 quantizes by default.
+
+Left alone: the outputs (rounding makes several peaks of one in the heat map: several boxes of one object) and
+the upsampling. The figures are in docs/accuracy.md.
+"""
+
+_LARGEST = 127
+# Operators whose output is as it was in their inputs: TensorRT runs them in INT8 if all have one scale.
+_KEEPS_VALUES = ("Concat", "MaxPool")
+
+
+def layer_groups(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Names of the model's convolutions by what they do, read off the graph's structure.
+
+    stem: no convolution comes before. offsets: the next convolution is deformable and reads them as offset or
+    mask. outputs: no convolution comes behind. heads: only outputs come behind. backbone: the other plain
+    ones. deformable, upsampling: DeformConv and ConvTranspose.
+    """
+    graph = import_typed(model)
+    before = {
+        id(node): _next_convolutions(node, backward=True) for node in graph.nodes if node.op in CONVOLUTIONS
+    }
+    behind = {id(node): _next_convolutions(node) for node in graph.nodes if node.op in CONVOLUTIONS}
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for node in graph.nodes:
+        if node.op != "Conv":
+            kind = {"DeformConv": "deformable", "ConvTranspose": "upsampling"}.get(node.op)
+            if kind:
+                groups[kind].append(node.name)
+            continue
+        following = behind[id(node)]
+        if not following:
+            group = "outputs"
+        elif any(node in _offset_sources(deformable) for deformable in following):
+            group = "offsets"
+        elif not before[id(node)]:
+            group = "stem"
+        elif all(not behind[id(other)] for other in following):
+            group = "heads"
+        else:
+            group = "backbone"
+        groups[group].append(node.name)
+    return groups
+
+
+def to_int8(
+    model: onnx.ModelProto,
+    feeds: Iterable[dict[str, np.ndarray]],
+    *,
+    groups: Collection[str] = QUANTIZED_GROUPS,
+    nodes: Collection[str] | None = None,
+    method: CalibrationMethod = CalibrationMethod.MinMax,
+) -> onnx.ModelProto:
+    """Quantizes convolutions to INT8 by Q/DQ pairs; everything else stays as it is.
+
+    Symmetric, per output channel for weights, per tensor for activations: the only kind TensorRT knows. A
+    tensor has one pair, which all who read it share.
+
+    Args:
+        model: FP32, with DeformConv nodes (the calibration runs in ONNX Runtime).
+        feeds: the model's inputs, one dict per picture, to observe the range of the activations.
+        groups: which of `layer_groups` to quantize.
+        nodes: names of the convolutions to quantize, in place of `groups`.
+        method: how a range is chosen from the values seen.
+
+    Raises:
+        PrecisionError: there is nothing to quantize or no picture to calibrate with.
+    """
+    graph = import_typed(model)
+    if nodes is None:
+        layers = layer_groups(model)
+        nodes = [name for group in groups for name in layers[group]]
+    chosen = [node for node in graph.nodes if node.name in set(nodes) and node.op in CONVOLUTIONS]
+    if not chosen:
+        raise PrecisionError(f"found no convolution to quantize in {', '.join(groups)}")
+    feeds = iter(feeds)
+    first = next(feeds, None)
+    if first is None:
+        raise PrecisionError("found no picture to calibrate with")
+    sharing = _tensors_to_quantize(graph, chosen)
+    # By the same names: an ONNX file without names of nodes gets them in the graph.
+    largest = _largest_values(export_typed(import_typed(model), model), chain([first], feeds), method)
+    for tensors in sharing:
+        scale = max(largest[tensor.name] for tensor in tensors) / _LARGEST
+        for tensor in tensors:
+            _quantize(graph, tensor, scale)
+    weights: dict[int, gs.Tensor] = {}
+    for node in chosen:
+        weight = node.inputs[1]
+        if isinstance(weight, gs.Constant):
+            if id(weight) not in weights:
+                weights[id(weight)] = _quantize_weight(graph, weight, axis=_output_axis(node))
+            node.inputs[1] = weights[id(weight)]
+    return export_typed(graph, model)
+
+
+class _Feeds(CalibrationDataReader):
+    def __init__(self, feeds: Iterable[dict[str, np.ndarray]]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._feeds, None)
+
+
+def _largest_values(
+    model: onnx.ModelProto, feeds: Iterable[dict[str, np.ndarray]], method: CalibrationMethod
+) -> dict[str, float]:
+    """The largest absolute value of each tensor around the operators that matter here, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        onnx.save(model, path)
+        calibrator = create_calibrator(
+            path,
+            [*CONVOLUTIONS, *_KEEPS_VALUES, "Add"],
+            augmented_model_path=str(Path(folder, "augmented.onnx")),
+            calibrate_method=method,
+            # Else the outputs of all pictures are held at once.
+            extra_options={"max_intermediate_outputs": 8},
+        )
+        calibrator.collect_data(_Feeds(feeds))
+        ranges = calibrator.compute_data()
+        return {name: float(np.abs(data.range_value).max()) for name, data in ranges.data.items()}
+
+
+def _tensors_to_quantize(graph: gs.Graph, chosen: list[gs.Node]) -> list[list[gs.Tensor]]:
+    """What the chosen nodes read, and the skips of sums behind them, in lists that share a scale."""
+    shared: dict[int, list[gs.Tensor]] = {}
+    pending = [node.inputs[0] for node in chosen]
+    pending += [skip for node in graph.nodes if (skip := _skip(node, chosen)) is not None]
+    while pending:
+        tensor = pending.pop()
+        own = shared.setdefault(id(tensor), [tensor])
+        producer = tensor.inputs[0] if tensor.inputs else None
+        if producer is None or producer.op not in _KEEPS_VALUES:
+            continue
+        for source in producer.inputs:
+            if id(source) not in shared:
+                pending.append(source)
+            other = shared.setdefault(id(source), [source])
+            if other is not own:
+                own.extend(other)
+                shared.update((id(each), own) for each in other)
+    return list({id(tensors): tensors for tensors in shared.values()}.values())
+
+
+def _skip(node: gs.Node, chosen: list[gs.Node]) -> gs.Tensor | None:
+    """Of a sum that TensorRT fuses into a chosen convolution: the other summand."""
+    if node.op != "Add" or any(not tensor.inputs for tensor in node.inputs):
+        return None
+    convolutions = [node for node in chosen if node.op in ("Conv", "ConvTranspose")]
+    fusing = [
+        index
+        for index, tensor in enumerate(node.inputs)
+        if tensor.inputs[0] in convolutions and len(tensor.outputs) == 1
+    ]
+    if not fusing:
+        return None
+    # Of two the one that is computed last, when the other is there.
+    last = max(fusing, key=lambda index: convolutions.index(node.inputs[index].inputs[0]))
+    return node.inputs[1 - last]
+
+
+def _quantize(graph: gs.Graph, tensor: gs.Tensor, scale: float) -> None:
+    """Puts a pair behind a tensor, for all who read it; as an output of the model it stays as it is."""
+    readers = list(tensor.outputs)
+    pair = _pair(graph, tensor, np.asarray(max(scale, MIN_SCALE), np.float32))
+    for node in readers:
+        for index, used in enumerate(node.inputs):
+            if used is tensor:
+                node.inputs[index] = pair
+
+
+def _quantize_weight(graph: gs.Graph, weight: gs.Constant, *, axis: int | None) -> gs.Tensor:
+    values = np.abs(weight.values)
+    largest = values.max() if axis is None else values.max(tuple({*range(values.ndim)} - {axis}))
+    return _pair(graph, weight, np.maximum(largest / _LARGEST, MIN_SCALE).astype(np.float32), axis=axis)
+
+
+def _output_axis(node: gs.Node) -> int | None:
+    """The axis of a weight that counts output channels; None where no axis alone does."""
+    if node.op in ("Conv", "DeformConv"):
+        return 0
+    if node.op != "ConvTranspose":
+        return None
+    return 1 if node.attrs.get("group", 1) == 1 else 0 if node.inputs[1].shape[1] == 1 else None
+
+
+def _pair(graph: gs.Graph, tensor: gs.Tensor, scale: np.ndarray, *, axis: int | None = None) -> gs.Tensor:
+    name = tensor.name
+    scales = gs.Constant(f"{name}/scale", scale)
+    zeros = gs.Constant(f"{name}/zero", np.zeros(scale.shape, np.int8))
+    narrow = gs.Variable(f"{name}/int8", np.int8, tensor.shape)
+    wide = gs.Variable(f"{name}/dequantized", np.float32, tensor.shape)
+    attributes = {} if axis is None else {"axis": axis}
+    graph.nodes += [
+        gs.Node("QuantizeLinear", f"{name}/Q", dict(attributes), [tensor, scales, zeros], [narrow]),
+        gs.Node("DequantizeLinear", f"{name}/DQ", dict(attributes), [narrow, scales, zeros], [wide]),
+    ]
+    return wide
+
+
+def _next_convolutions(node: gs.Node, *, backward: bool = False) -> list[gs.Node]:
+    """The convolutions that are reached from `node` with none in between."""
+    found: list[gs.Node] = []
+    seen: set[int] = set()
+    pending = list(_neighbours(node, backward=backward))
+    while pending:
+        other = pending.pop()
+        if id(other) in seen:
+            continue
+        seen.add(id(other))
+        if other.op in CONVOLUTIONS:
+            found.append(other)
+        else:
+            pending.extend(_neighbours(other, backward=backward))
+    return found
+
+
+def _neighbours(node: gs.Node, *, backward: bool) -> Iterator[gs.Node]:
+    for tensor in node.inputs if backward else node.outputs:
+        yield from tensor.inputs if backward else tensor.outputs
+
+
+def _offset_sources(node: gs.Node) -> list[gs.Node]:
+    if node.op != "DeformConv":
+        return []
+    sources = []
+    for tensor in [node.inputs[2], *node.inputs[4:]]:
+        for producer in tensor.inputs:
+            sources += (
+                [producer] if producer.op in CONVOLUTIONS else _next_convolutions(producer, backward=True)
+            )
+    return sources
