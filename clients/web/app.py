@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from PIL import ExifTags, Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -183,7 +185,8 @@ def make_app(client: AsyncCenterNetClient, settings: Settings) -> FastAPI:
                 drawing, kind = await asyncio.to_thread(_draw, upload.picture, detections, facts.limits)
                 clock.lap("draw")
                 return Response(drawing, media_type=kind, headers=clock.headers())
-            return JSONResponse(output.entry(upload.name, detections), headers=clock.headers())
+            headers = clock.headers() | _turned(upload.picture)
+            return JSONResponse(output.entry(upload.name, detections), headers=headers)
 
     @app.get("/model", responses={status: ERRORS[status] for status in (502, 503, 504)})
     async def model() -> dict[str, Any]:
@@ -282,6 +285,16 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _turned(picture: bytes) -> dict[str, str]:
+    """A header with a WebP's EXIF orientation, which the server obeys and browsers do not."""
+    orientation = 1
+    if picture[8:12] == b"WEBP":
+        # The server has read it; what Pillow says of it beyond that is not the client's problem.
+        with suppress(Exception), Image.open(io.BytesIO(picture), formats=["WEBP"]) as header:
+            orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
+    return {} if orientation == 1 else {"WebP-Orientation": str(orientation)}
 
 
 def _draw(picture: bytes, detections: Detections, limits: Limits) -> tuple[bytes, str]:

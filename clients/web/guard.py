@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+DRAIN_BYTES = 2**27
+DRAIN_S = 10.0
+"""How much of a refused body is read, that its sender hears why."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -74,17 +80,19 @@ class Guard:
             await self._app(scope, receive, send)
             return
         begin, status = time.monotonic(), 499  # As nginx counts those who did not wait.
+        body = _Body(scope, receive)
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                await body.drain()
                 status = message["status"]
                 _add_headers(message)
             await send(message)
 
         try:
             refusal = self._refusal(Headers(scope=scope))
-            await (refusal or self._app)(scope, receive, answer)
+            await (refusal or self._app)(scope, body.receive, answer)
         except Exception:
             status = 500
             raise
@@ -105,6 +113,35 @@ class Guard:
                 403, f"Pages of {origin!r} may not ask here: start clients.web with --allow-origin."
             )
         return None
+
+
+class _Body:
+    """A request's body, of which a refusal leaves a rest.
+
+    Most clients read no answer before they have sent everything: if the connection ended earlier, they would
+    see that and no reason.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        headers = Headers(scope=scope)
+        self._receive = receive
+        # Who expects "100 Continue" sends nothing before it.
+        self._coming = "expect" not in headers and bool(
+            headers.get("transfer-encoding") or headers.get("content-length", "0") != "0"
+        )
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._coming = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Reads and forgets what is still to come, within `DRAIN_BYTES` and `DRAIN_S`."""
+        left = DRAIN_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while self._coming and left > 0:
+                    left -= len((await self.receive()).get("body", b""))
 
 
 def _error(status: int, message: str) -> ASGIApp:
