@@ -85,8 +85,9 @@ class Guard:
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                await body.drain()
                 status = message["status"]
+                if status != 408:  # Whose rest has had its time.
+                    await body.drain()
                 _add_headers(message)
             await send(message)
 

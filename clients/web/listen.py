@@ -64,14 +64,8 @@ class BoundedProtocol(H11Protocol):
             self.transport.abort()
 
 
-def serve(app: Any, listener: socket.socket, *, on_ready: Callable[[], None]) -> None:
-    """Answers requests until SIGINT or SIGTERM; those in flight get ten seconds to finish.
-
-    Args:
-        app: The ASGI application.
-        listener: A bound socket.
-        on_ready: Called when requests are answered.
-    """
+def make_server(app: Any) -> uvicorn.Server:
+    """The server of an ASGI application."""
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
@@ -84,7 +78,18 @@ def serve(app: Any, listener: socket.socket, *, on_ready: Callable[[], None]) ->
         timeout_graceful_shutdown=10,
         h11_max_incomplete_event_size=16 * 1024,
     )
-    server = uvicorn.Server(config)
+    return uvicorn.Server(config)
+
+
+def serve(app: Any, listener: socket.socket, *, on_ready: Callable[[], None]) -> None:
+    """Answers requests until SIGINT or SIGTERM; those in flight get ten seconds to finish.
+
+    Args:
+        app: The ASGI application.
+        listener: A bound socket.
+        on_ready: Called when requests are answered.
+    """
+    server = make_server(app)
 
     async def run() -> None:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
