@@ -13,8 +13,8 @@ from rich.console import Console
 
 from clients import options
 
-NEEDED = ("fastapi", "fastapi_offline", "prometheus_client", "python_multipart", "uvicorn")
-"""Modules of the optional dependencies `web`."""
+NEEDED = ("fastapi", "fastapi-offline", "prometheus-client", "python-multipart", "uvicorn")
+"""The optional dependencies `web`; their modules have underscores."""
 
 
 def main() -> int:
@@ -45,8 +45,8 @@ def main() -> int:
     # A person waits: two short retries bridge a hiccup, and the page itself goes on when the server is back.
     parser.set_defaults(retries=3, deadline_s=20.0)
     arguments = parser.parse_args()
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        parser.error(f"found no {', '.join(missing)}: install them with pip install 'centernet-triton[web]'")
+    if missing := [name for name in NEEDED if find_spec(name.replace("-", "_")) is None]:
+        parser.error(f"packages are missing: pip install {' '.join(missing)}")
 
     from clients.web.app import Settings, make_app
     from clients.web.listen import serve

@@ -130,6 +130,9 @@ def make_app(client: AsyncCenterNetClient, settings: Settings) -> FastAPI:
     metrics = Metrics()
     slots = Slots(settings.max_in_flight, metrics)
     upstream = Upstream(client)
+    drawing_slots = asyncio.Semaphore(
+        2
+    )  # The largest pictures take half a gigabyte each while they are drawn.
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -182,7 +185,8 @@ def make_app(client: AsyncCenterNetClient, settings: Settings) -> FastAPI:
             clock.lap("detect")
             clock.laps.update(models)
             if draw:
-                drawing, kind = await asyncio.to_thread(_draw, upload.picture, detections, facts.limits)
+                async with drawing_slots:
+                    drawing, kind = await asyncio.to_thread(_draw, upload.picture, detections, facts.limits)
                 clock.lap("draw")
                 return Response(drawing, media_type=kind, headers=clock.headers())
             headers = clock.headers() | _turned(upload.picture)
