@@ -72,7 +72,6 @@ class Guard:
         self._hosts = hosts
         self._origins = origins
         self._metrics = metrics
-        self._paths: frozenset[str] = frozenset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""

@@ -26,7 +26,7 @@ from clients.drawing import palette
 
 pytestmark = pytest.mark.server
 
-WAIT_S = 60
+WAIT_S = 120
 # Nothing but this machine has an address: what a page asked elsewhere would fail, and show in the log.
 FLAGS = (
     "--headless=new",
