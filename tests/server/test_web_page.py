@@ -232,7 +232,9 @@ def test_hover_and_keys_show_which_is_which(coins: Page) -> None:
     assert lit() == ([7], [7])
     actions.move_to_element(coins("h1")[0]).perform()
     assert lit() == ([], [])
-    coins("#threshold")[0].send_keys(Keys.TAB)  # To the table, in one stop.
+    stops = [row.get_attribute("tabindex") for row in coins.rows()]
+    assert stops == ["0", *["-1"] * 23]
+    coins("#threshold")[0].send_keys(Keys.TAB)
     assert lit() == ([0], [0])
     coins.browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
     coins.browser.switch_to.active_element.send_keys(Keys.ARROW_UP)
