@@ -127,7 +127,23 @@ class AsyncCenterNetClient:
         Raises:
             CenterNetError: The server does not have it, or does not answer.
         """
-        return await self._with_retries(lambda: self._transport.metadata(model))
+        return await self._with_retries(lambda: self._transport.json("get_model_metadata", model))
+
+    async def config(self, model: str) -> dict[str, Any]:
+        """Triton's configuration of a model of the server, as JSON; raises as `metadata` does."""
+        config = await self._with_retries(lambda: self._transport.json("get_model_config", model))
+        return config.get("config", config)  # gRPC puts it into an envelope.
+
+    async def statistics(self) -> dict[str, Any]:
+        """Triton's statistics of all models of the server, as JSON; raises as `metadata` does."""
+        return await self._with_retries(lambda: self._transport.json("get_inference_statistics"))
+
+    async def infer(self, model: str, inputs: Mapping[contract.Tensor, np.ndarray]) -> Any:
+        """Asks any model of the server; answers tritonclient's result. Raises as `detect` does."""
+        tensors = [self._input(tensor, array.shape) for tensor, array in inputs.items()]
+        for tensor, array in zip(tensors, inputs.values(), strict=True):
+            tensor.set_data_from_numpy(array)
+        return await self._with_retries(lambda: self._attempt(model, tensors, None, None))
 
     async def frame_size(self) -> tuple[int, int]:
         """Height and width of the network's input, pixels."""

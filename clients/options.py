@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
-from clients.client import CenterNetClient
+from clients.client import AsyncCenterNetClient, CenterNetClient
 from clients.errors import CenterNetError, DeadlineError, SharedMemoryError, UnavailableError
 from clients.output import printable
 from clients.retry import RetryPolicy
 from clients.transport import PORTS, Tls
 from export.errors import ExportError
+
+Client = TypeVar("Client")
 
 
 def add_connection_options(parser: argparse.ArgumentParser) -> None:
@@ -34,28 +37,28 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
         "--model", default="centernet", help="ensemble for pictures; videos go to MODEL_frames"
     )
     group.add_argument(
-        "--concurrency", type=count, default=8, metavar="N", help="requests in flight (default: 8)"
+        "--concurrency", type=count, default=8, metavar="N", help="requests in flight (default: %(default)s)"
     )
     group.add_argument(
         "--timeout-s",
         type=_positive,
         default=10.0,
         metavar="S",
-        help="for one answer, then it is asked again (default: 10)",
+        help="for one answer, then it is asked again (default: %(default)g)",
     )
     group.add_argument(
         "--retries",
         type=_natural,
         default=20,
         metavar="N",
-        help="while the server is unavailable or silent (default: 20)",
+        help="while the server is unavailable or silent (default: %(default)s)",
     )
     group.add_argument(
         "--deadline-s",
         type=_positive,
         default=60.0,
         metavar="S",
-        help="for one picture, retries included (default: 60)",
+        help="for one picture, retries included (default: %(default)g)",
     )
     group.add_argument(
         "--shared-memory",
@@ -81,6 +84,17 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
 
 def client(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> CenterNetClient:
     """The client that the options describe."""
+    return _client(CenterNetClient, parser, arguments)
+
+
+def async_client(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> AsyncCenterNetClient:
+    """The same for asyncio."""
+    return _client(AsyncCenterNetClient, parser, arguments)
+
+
+def _client(
+    kind: Callable[..., Client], parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> Client:
     if not arguments.ssl and (arguments.ssl_ca or arguments.ssl_cert or arguments.ssl_key):
         parser.error("--ssl-ca, --ssl-cert and --ssl-key need --ssl")
     if bool(arguments.ssl_cert) != bool(arguments.ssl_key):
@@ -91,7 +105,7 @@ def client(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Ce
         else None
     )
     try:
-        return CenterNetClient(
+        return kind(
             arguments.url or f"localhost:{PORTS[arguments.protocol]}",
             protocol=arguments.protocol,
             model=arguments.model,

@@ -82,9 +82,12 @@ class Transport:
                 raise
             raise translated from error
 
-    async def metadata(self, model: str) -> dict[str, Any]:
-        """The model's metadata as JSON: `inputs` and `outputs` with name, datatype and shape."""
-        return await self.call("get_model_metadata", model)
+    async def json(self, method: str, *args: Any) -> dict[str, Any]:
+        """As `call`, for methods that answer JSON over HTTP: the same JSON over either protocol.
+
+        Over gRPC whole numbers of 64 bits come as text, as Protobuf has it.
+        """
+        return await self.call(method, *args)
 
     async def close(self) -> None:
         """Ends the connection."""
@@ -121,9 +124,9 @@ class GrpcTransport(Transport):
             channel_args=options,
         )
 
-    async def metadata(self, model: str) -> dict[str, Any]:
-        """See `Transport.metadata`."""
-        return await self.call("get_model_metadata", model, as_json=True)
+    async def json(self, method: str, *args: Any) -> dict[str, Any]:
+        """See `Transport.json`."""
+        return await self.call(method, *args, as_json=True)
 
     def _translated(self, error: Exception) -> CenterNetError | None:
         from tritonclient.utils import InferenceServerException

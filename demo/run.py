@@ -26,7 +26,11 @@ CHECKPOINT = ROOT / "demo/coins.pth"
 def main() -> int:
     """Runs the demo; returns its exit code."""
     parser = argparse.ArgumentParser(prog="ci/demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", action="store_true", help="leave the server up and print what to try next")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave the server and a page for the browser up, say what to try next",
+    )
     arguments = parser.parse_args()
 
     # As Ctrl-C does: the server is stopped on the way out.
@@ -46,25 +50,30 @@ def main() -> int:
     cv2.imwrite(str(picture), skimage.data.coins())
     print(f"Starting tritonserver (its log: {LOG.relative_to(ROOT)})", flush=True)
     try:
-        server = serving.start(repository, log=LOG, ports=_ports(), new_session=arguments.keep)
+        server = serving.start(
+            repository, log=LOG, ports=_ports(8000, 8001, 8002), new_session=arguments.keep
+        )
     except serving.StartError as error:
         print(f"ci/demo: {error}", file=sys.stderr)
         return 1
     try:
         _run("clients/detect.py", "--url", server.grpc_url, "--output-dir", "out/detections", str(picture))
+        page, address = _start_page(server.grpc_url) if arguments.keep else (None, "")
     except BaseException:
         serving.stop(server.process, timeout_s=30)
         raise
-    if not arguments.keep:
+    if page is None:
         serving.stop(server.process, timeout_s=30)
         return 0
     print(
         f"""
-The server stays up (process {server.process.pid}). To try next, from {ROOT}:
+Your own pictures: {address} in a browser, or by {address}/docs
+  curl --data-binary @YOUR_PICTURE {address}/detect
+Both stay up (server {server.process.pid}, page {page.pid}). To try next, from {ROOT}:
   .venv/bin/python clients/detect.py --url {server.grpc_url} --output-dir out/detections YOUR_PICTURES
   curl {server.http_url}/v2/models/centernet
   .venv/bin/python -m benchmarks.server --url {server.grpc_url} --model-repository out/model_repository
-  kill {server.process.pid}   # stops it"""
+  kill {server.process.pid} {page.pid}   # stops both"""
     )
     return 0
 
@@ -88,15 +97,34 @@ def _run(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
 
 
-def _ports() -> list[int]:
-    """Triton's usual ports (HTTP, gRPC, metrics), or three free ones where one of those is taken."""
-    usual = [8000, 8001, 8002]
+def _start_page(url: str) -> tuple[subprocess.Popen[str], str]:
+    """Starts the page of a server, to outlive this process; returns it and its address."""
+    log = OUT / "web.log"
+    (port,) = _ports(8080)
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "clients.web", "--url", url, "--port", str(port)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+            start_new_session=True,
+        )
+    address = process.stdout.readline().strip() if process.stdout else ""
+    if not address:
+        print(f"ci/demo: the page did not start: {log.read_text().strip()}", file=sys.stderr)
+        raise subprocess.CalledProcessError(process.wait(), "clients.web")
+    return process, address
+
+
+def _ports(*usual: int) -> list[int]:
+    """The usual ports, or as many free ones where one of those is taken."""
     try:
         for port in usual:
             socket.create_server((serving.HOST, port)).close()
     except OSError:
         return serving.free_ports(len(usual))
-    return usual
+    return list(usual)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import exported
 import pytest
 import reference
-from servers import Server, make_repository, start, stop
+from servers import ROOT, Server, make_repository, start, stop
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +42,12 @@ def server(
     return serve(make_repository(tmp_path_factory.mktemp("repository"), small_onnx))
 
 
+@pytest.fixture(scope="session")
+def coins_server(serve: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A server of the demo's network."""
+    return serve(make_repository(tmp_path_factory.mktemp("coins"), exported.export(ROOT / "demo/coins.pth")))
+
+
 @pytest.fixture(scope="session", params=["resdcn_18", "dla_34"])
 def reference_server(
     request: pytest.FixtureRequest,
@@ -72,3 +78,9 @@ def serve_edited(
         return serve(repository)
 
     return factory
+
+
+@pytest.fixture(scope="session")
+def strict_server(serve_edited: Callable[..., Server]) -> Server:
+    """A server of the small detector with limits of its own."""
+    return serve_edited({"33554432": "100000", "67108864": "1000000", '"8"': '"32"'})

@@ -1,65 +1,17 @@
 """A server's machine that vanishes without a word, and another one in its place."""
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+from network import Network
 from pictures import encode, picture
 from protocols import PROTOCOLS
 
 from clients import CenterNetClient, DeadlineError, RetryPolicy, UnavailableError, options
 
 pytestmark = pytest.mark.server
-
-
-class Network:
-    """Forwards connections to a server, until it `vanishes`: they stay open, and nothing comes any more."""
-
-    def __init__(self, target: str) -> None:
-        self._target = target.split(":")
-        self._silent = threading.Event()
-        self._kept: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = "127.0.0.1:{1}".format(*self._listener.getsockname())
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def vanish(self) -> None:
-        self._silent.set()
-
-    def come_back(self) -> None:
-        """New connections are served; the old ones stay silent."""
-        self._silent = threading.Event()
-
-    def close(self) -> None:
-        for one in (self._listener, *self._kept):
-            one.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            self._kept.append(near)
-            if self._silent.is_set():
-                continue
-            far = socket.create_connection((self._target[0], int(self._target[1])))
-            self._kept.append(far)
-            for ends in ((near, far), (far, near)):
-                threading.Thread(target=self._forward, args=(*ends, self._silent), daemon=True).start()
-
-    @staticmethod
-    def _forward(source: socket.socket, target: socket.socket, silent: threading.Event) -> None:
-        try:
-            while data := source.recv(65536):
-                if silent.is_set():
-                    return
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
 
 @pytest.fixture(params=PROTOCOLS)

@@ -4,22 +4,15 @@ import json
 from pathlib import Path
 
 import cv2
-import exported
 import numpy as np
 import pytest
 import skimage.data
 import supervision
 from scipy.optimize import linear_sum_assignment
-from servers import ROOT, make_repository
 
 from clients import CenterNetClient
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture(scope="module")
-def coins_server(serve, tmp_path_factory):
-    return serve(make_repository(tmp_path_factory.mktemp("coins"), exported.export(ROOT / "demo/coins.pth")))
 
 
 def marked() -> np.ndarray:

@@ -36,6 +36,8 @@ PYTHON = [
     for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 ]
 SERVER = "tritonserver --model-repository=model_repository"
+PAGE = "python -m clients.web --url localhost:8001"
+CURL = "curl --data-binary @picture.jpg localhost:8080/detect"
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +84,8 @@ def run_line(project: Path, line: str) -> str:
 
 
 def test_every_command_is_run_or_known():
-    assert len(RUN) == 9
-    assert SERVER in RUN
+    assert len(RUN) == 11
+    assert {SERVER, PAGE, CURL} <= set(RUN)
     assert len(PYTHON) == 2
 
 
@@ -98,10 +100,16 @@ def test_demo_keeps_its_server_where_asked(project):
     printed = run_line(project, "./ci/demo --keep")
     (server,) = servers_of(project)
     try:
-        said = re.search(r"curl (\S+)", printed)[1]
+        said = re.search(r"curl (127\S+)", printed)[1]
         with urllib.request.urlopen(f"http://{said}", timeout=5) as answer:
             assert json.load(answer)["name"] == "centernet"
-        run_line(project, re.search(r"kill \d+", printed)[0])
+        address = re.search(r"Your own pictures: (\S+)", printed)[1]
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            assert b"<title>CenterNet" in answer.read()
+        line = re.search(r"curl --data-binary .*", printed)[0].replace("YOUR_PICTURE", "picture.jpg")
+        assert len(json.loads(run_line(project, line))["detections"]) == 24
+        run_line(project, re.search(r"kill \d+ \d+", printed)[0])
+        wait_until_gone(address)
         deadline = time.monotonic() + 40
         while servers_of(project) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -130,19 +138,23 @@ def servers_of(project: Path) -> list[int]:
 def test_commands_of_a_user(project):
     http, grpc, metrics = free_ports(3)
     ports = f"--http-port={http} --grpc-port={grpc} --metrics-port={metrics}"
-    process = None
+    web = free_ports(1)[0]
+    processes = []
     printed = {}
     try:
         for line in RUN:
             if line in ("./ci/demo", "source .venv/bin/activate"):
                 continue
-            if line == SERVER:
-                with (project / "server.log").open("wb") as log:
-                    shell = f"source .venv/bin/activate && exec {line} {ports}"
+            here = line.replace("localhost:8001", f"localhost:{grpc}").replace(":8080", f":{web}")
+            if line in (SERVER, PAGE):
+                health = f"{http}/v2/health/ready" if line == SERVER else f"{web}/health"
+                arguments = ports if line == SERVER else f"--port {web}"
+                with (project / f"server-{len(processes)}.log").open("wb") as log:
+                    shell = f"source .venv/bin/activate && exec {here} {arguments}"
                     process = subprocess.Popen(["bash", "-c", shell], cwd=project, stdout=log, stderr=log)
-                wait_until_ready(f"http://localhost:{http}/v2/health/ready", process)
+                processes.append(process)
+                wait_until_ready(f"http://localhost:{health}", process)
                 continue
-            here = line.replace("localhost:8001", f"localhost:{grpc}")
             if "clients/" in here and "--url" not in here:
                 here += f" --url localhost:{grpc}"
             if "perf-analyzer" in here:
@@ -153,8 +165,9 @@ def test_commands_of_a_user(project):
             for block in PYTHON
         ]
     finally:
-        if process:
+        for process in reversed(processes):
             stop(process)
+    assert len(json.loads(printed[CURL])["detections"]) == 24
     assert len(json.loads((project / "out.json").read_text())) >= 2
     assert len((project / "clip.jsonl").read_text().splitlines()) == 4
     assert {path.name for path in (project / "out").iterdir()} >= {
@@ -167,6 +180,17 @@ def test_commands_of_a_user(project):
     assert answers[1].count("Detections(xyxy=array(") == 2
     assert any("AP50" in text for text in printed.values())
     assert any("Throughput" in text for text in printed.values())
+
+
+def wait_until_gone(address: str) -> None:
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+        except OSError:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{address} still answers")
 
 
 def wait_until_ready(url: str, process: subprocess.Popen) -> None:

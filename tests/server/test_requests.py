@@ -263,15 +263,14 @@ def test_bad_input_beside_good(patient_server, expect):
     assert max(batch.batch_size for batch in batches) > 8
 
 
-def test_limits_are_parameters(serve_edited):
-    server = serve_edited({"33554432": "100000", "67108864": "1000000", '"8"': '"32"'})
+def test_limits_are_parameters(strict_server):
     for data, message in (
         (JPEG + bytes(100_000), "limit max_bytes is 100000"),
         (bomb(1001, 1000), "limit max_pixels is 1000000"),
         (encode(picture(31, 90)), "limit min_side is 32"),
     ):
         with pytest.raises(InferenceServerException, match=message):
-            infer(server, "grpc", "centernet", images([data]))
+            infer(strict_server, "grpc", "centernet", images([data]))
 
 
 def test_a_request_that_waits_too_long_is_dropped(patient_server):

@@ -1,0 +1,3 @@
+"use strict";
+
+SwaggerUIBundle({ url: "openapi.json", domNode: document.getElementById("description"), validatorUrl: null });
