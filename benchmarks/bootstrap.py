@@ -15,7 +15,7 @@ def ap_interval(
     annotations: Path,
     rows: list[dict[str, Any]],
     base: list[dict[str, Any]],
-    image_ids: Collection[int],
+    image_ids: Collection[Any],
     *,
     draws: int = DRAWS,
 ) -> tuple[float, float]:
@@ -45,7 +45,7 @@ def ap_interval(
 class _Evaluation:
     """COCO's evaluation of all pictures, one by one, to be summed up over any choice of them."""
 
-    def __init__(self, annotations: Path, rows: list[dict[str, Any]], image_ids: Collection[int]) -> None:
+    def __init__(self, annotations: Path, rows: list[dict[str, Any]], image_ids: Collection[Any]) -> None:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 

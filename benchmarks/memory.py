@@ -33,9 +33,9 @@ def sample(server: int, time_s: float) -> Sample:
     mib: dict[str, float] = {}
     for pid in family(server):
         with suppress(OSError):  # It has ended.
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
             name = next((word for word in words if word.startswith("centernet_")), "server")
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
             (kib,) = (int(line.split()[1]) for line in lines if line.startswith("Pss:"))
             mib[name] = mib.get(name, 0) + kib / 1024
     return Sample(time_s, mib)

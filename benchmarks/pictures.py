@@ -37,7 +37,7 @@ def work(data: bytes) -> Measured:
     cv2.setNumThreads(1)
     decode(encode(np.zeros((16, 16, 3), np.uint8), "JPEG"))
     times = []
-    Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # The peak begins anew.
     before = memory_mb("VmRSS")
     for _ in range(3):
         start = time.process_time()
@@ -52,7 +52,7 @@ def work(data: bytes) -> Measured:
 
 def memory_mb(name: str) -> float:
     """A line of this process's status."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     return int(found[1]) / 1024 if found else 0.0
 
 

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from benchmarks.weights import pictures

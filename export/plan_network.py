@@ -52,7 +52,9 @@ def make(
     if precision_name == "tf32":
         typed = reference
     else:
-        typed = precision.to_fp16(quantize.to_int8(reference, feeds) if precision_name == "int8" else reference)
+        typed = precision.to_fp16(
+            quantize.to_int8(reference, feeds) if precision_name == "int8" else reference
+        )
     # Tensor cores make up for the zeros between the channels; FP32 has none.
     rounded = rewrite.to_dense_conv_transpose(typed)
     model = rewrite.to_dcnv2(rounded, tf32=precision_name == "tf32")

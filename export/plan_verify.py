@@ -88,8 +88,8 @@ def verify(
     Args:
         reference: FP32, run by ONNX Runtime on the CPU.
         engine: serialized, run by TensorRT on the GPU; its plugin is loaded.
-        rounded: what the engine was built from, in its precision, with standard nodes: where it cannot keep the
-            tolerance, that is not asked of the engine.
+        rounded: what the engine was built from, in its precision, with standard nodes: what it cannot keep
+            is not asked of the engine.
         feeds: inputs of both; the batch size may differ from one to the next.
         tolerance: one of `TOLERANCES`.
     """

@@ -64,9 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.verify:
         feeds = _feeds(network.reference, facts.profiles, pictures)
         tolerance = plan_verify.TOLERANCES[options.precision]
-        differences = plan_verify.verify(
-            network.reference, engine, feeds, tolerance, rounded=network.rounded
-        )
+        differences = plan_verify.verify(network.reference, engine, feeds, tolerance, rounded=network.rounded)
         _report(differences, console)
     beside = options.output.with_suffix(".json")
     text = json.dumps(_network_facts(model) | {"plan": asdict(facts)}, indent=1, ensure_ascii=False)
@@ -193,8 +191,6 @@ def _check_without_model(options: argparse.Namespace, console: Console) -> None:
     for reason in misfits(section, {"builder_sha256": builder_sha256()}):
         console.print(f"{options.output} is served, but is an older build's ({reason})", soft_wrap=True)
     console.print(f"{options.output} fits: nothing to build", soft_wrap=True)
-
-
 
 
 def _report(differences: list[plan_verify.Difference], console: Console) -> None:

@@ -98,7 +98,7 @@ def _locked(path: Path, wait_s: float) -> Iterator[None]:
     """Holds a lock that ends with the process, whatever ends that; NFS 4 knows it, too."""
     end, waiting = time.monotonic() + wait_s, False
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

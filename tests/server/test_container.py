@@ -72,7 +72,11 @@ class Container:
     @property
     def server(self):
         """Process of the server, whose parent is the entry point."""
-        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
+        return int(
+            Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+            .read_text(encoding="utf-8")
+            .split()[0]
+        )
 
     def health(self):
         return subprocess.run([sys.executable, HEALTH], env=self.environment, capture_output=True, text=True)
@@ -139,7 +143,9 @@ def test_drain_answers_every_ensemble_in_flight(container):
     with urllib.request.urlopen(f"http://127.0.0.1:{one.http}/v2/health/ready", timeout=5) as answer:
         assert answer.status == 200
     for pid in stubs(one).values():
-        assert f"DRAINING={one.draining}" in Path(f"/proc/{pid}/environ").read_text().split("\0")
+        assert f"DRAINING={one.draining}" in Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split(
+            "\0"
+        )
     said = one.health()
     assert (said.returncode, said.stderr) == (1, "health: draining\n")
     assert one.stop() == 0, one.log.read_text()[-3000:]
@@ -286,7 +292,7 @@ def stubs(one):
     """Process of each instance of a Python model."""
     found = {}
     for pid in family(one.server):
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
         if "stub" in words[0]:
             found[next(word for word in words if re.fullmatch(r"centernet_\w+_\d+_\d+", word))] = pid
     return found

@@ -42,7 +42,9 @@ def interval(annotations, rows, base):
 
 def test_the_same_detections_differ_by_nothing(annotations):
     assert interval(annotations, results(), results()) == (0, 0)
-    assert interval(annotations, results({1, 2}), results({1, 2})) == (0, 0), "the draws are the same for both"
+    assert interval(annotations, results({1, 2}), results({1, 2})) == (0, 0), (
+        "the draws are the same for both"
+    )
 
 
 def test_what_misses_a_part_of_all_pictures_is_below_zero(annotations):

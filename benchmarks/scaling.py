@@ -1,0 +1,224 @@
+"""Queue time, bursts and autoscaling of many servers, simulated with measured service times.
+
+    python -m benchmarks.scaling --batch-ms 1.1 --picture-ms 0.26 --rate 20000 --replicas 4
+    python -m benchmarks.scaling --batch-ms 1.1 --picture-ms 0.26 --rate 2000 --burst 10 --autoscale 2,32
+
+Each server is one queue in front of a network that takes a batch of what waits; a balancer sends each picture
+to the server with the fewest in flight. The autoscaler is Kubernetes' (desired = ready x metric / target, 10 %
+tolerance, at most double in 30 s) on the mean queue time of the last minute.
+"""
+
+import argparse
+import math
+import random
+import statistics
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+import simpy
+
+from benchmarks.report import markdown_table
+
+Process = Generator[simpy.Event, None, None]
+
+PERIOD_S = 15
+"""Of the autoscaler, and of the metrics that it reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What one server does.
+
+    Attributes:
+        batch_s: Time of a batch beyond that of its pictures, seconds.
+        picture_s: Time of each picture in a batch, seconds.
+        max_batch: Pictures in a batch.
+        max_queue: Pictures that wait; more are refused.
+    """
+
+    batch_s: float
+    picture_s: float
+    max_batch: int = 32
+    max_queue: int = 256
+
+    @property
+    def capacity(self) -> float:
+        """Pictures a second in full batches."""
+        return self.max_batch / (self.batch_s + self.max_batch * self.picture_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoscaler:
+    """Kubernetes' rule.
+
+    Attributes:
+        least: Servers at least.
+        most: Servers at most.
+        target_s: Mean queue time to hold, seconds.
+        start_s: From the decision to a ready server, seconds.
+    """
+
+    least: int
+    most: int
+    target_s: float
+    start_s: float
+
+
+@dataclass
+class Outcome:
+    """What became of the pictures: queue times in seconds, refusals, and the number of servers over time."""
+
+    waits_s: list[float] = field(default_factory=list)
+    refused: int = 0
+    servers: list[tuple[float, int]] = field(default_factory=list)
+
+    def percentile_s(self, share: float) -> float:
+        """Queue time that this share of the pictures does not exceed."""
+        ordered = sorted(self.waits_s)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+class Server:
+    """One queue and one network."""
+
+    def __init__(self, environment: simpy.Environment, service: Service, outcome: Outcome) -> None:
+        self.environment, self.service, self.outcome = environment, service, outcome
+        self.queue: deque[float] = deque()
+        self.running = 0
+        self.recent: deque[tuple[float, float]] = deque()
+        self._arrived = environment.event()
+        environment.process(self._serve())
+
+    @property
+    def in_flight(self) -> int:
+        """Pictures that wait or are computed."""
+        return len(self.queue) + self.running
+
+    def arrive(self) -> None:
+        """Takes a picture in, or refuses it."""
+        if len(self.queue) >= self.service.max_queue:
+            self.outcome.refused += 1
+            return
+        self.queue.append(self.environment.now)
+        if not self._arrived.triggered:
+            self._arrived.succeed()
+
+    def queue_time_s(self) -> float:
+        """Mean of the last minute, what `centernet_queue_seconds` is."""
+        while self.recent and self.recent[0][0] < self.environment.now - 60:
+            self.recent.popleft()
+        return statistics.fmean(wait for _, wait in self.recent) if self.recent else 0.0
+
+    def _serve(self) -> Process:
+        while True:
+            if not self.queue:
+                self._arrived = self.environment.event()
+                yield self._arrived
+            self.running = min(len(self.queue), self.service.max_batch)
+            now = self.environment.now
+            for _ in range(self.running):
+                wait = now - self.queue.popleft()
+                self.outcome.waits_s.append(wait)
+                self.recent.append((now, wait))
+            yield self.environment.timeout(self.service.batch_s + self.running * self.service.picture_s)
+            self.running = 0
+
+
+def simulate(
+    service: Service,
+    *,
+    rate: float,
+    seconds: float,
+    replicas: int,
+    burst: float = 1.0,
+    autoscaler: Autoscaler | None = None,
+    seed: int = 0,
+) -> Outcome:
+    """Runs servers under pictures that arrive at random.
+
+    Args:
+        service: Each server.
+        rate: Pictures a second, of a Poisson process.
+        seconds: Simulated time.
+        replicas: Servers at the start.
+        burst: Factor on the rate in the middle third of the time.
+        autoscaler: Changes the number of servers; none by default.
+        seed: Decides the arrivals.
+    """
+    environment, outcome, rng = simpy.Environment(), Outcome(), random.Random(seed)  # noqa: S311
+    servers = [Server(environment, service, outcome) for _ in range(replicas)]
+    outcome.servers.append((0.0, replicas))
+
+    def arrivals() -> Process:
+        while True:
+            in_burst = seconds / 3 <= environment.now < 2 * seconds / 3
+            yield environment.timeout(rng.expovariate(rate * (burst if in_burst else 1)))
+            min(servers, key=lambda server: (server.in_flight, rng.random())).arrive()
+
+    def scaling(rule: Autoscaler) -> Process:
+        starting: list[float] = []
+        while True:
+            yield environment.timeout(PERIOD_S)
+            starting = [ready for ready in starting if ready > environment.now]
+            ratio = statistics.fmean(server.queue_time_s() for server in servers) / rule.target_s
+            if abs(ratio - 1) <= 0.1:
+                continue
+            wanted = min(math.ceil(len(servers) * ratio), 2 * len(servers))
+            wanted = max(rule.least, min(rule.most, wanted))
+            for _ in range(wanted - len(servers) - len(starting)):
+                starting.append(environment.now + rule.start_s)
+                environment.process(start(rule.start_s))
+            # Kubernetes waits five minutes before it takes servers away: longer than these runs look at.
+
+    def start(delay_s: float) -> Process:
+        yield environment.timeout(delay_s)
+        servers.append(Server(environment, service, outcome))
+        outcome.servers.append((environment.now, len(servers)))
+
+    environment.process(arrivals())
+    if autoscaler:
+        environment.process(scaling(autoscaler))
+    environment.run(until=seconds)
+    return outcome
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--batch-ms", type=float, required=True, help="of a batch beyond its pictures")
+    parser.add_argument("--picture-ms", type=float, required=True, help="of each picture in a batch")
+    parser.add_argument("--rate", type=float, required=True, help="pictures a second")
+    parser.add_argument("--seconds", type=float, default=60, help="simulated time")
+    parser.add_argument("--replicas", type=int, help="servers (default: at 70 %% of their capacity)")
+    parser.add_argument("--burst", type=float, default=1.0, help="factor on the rate in the middle third")
+    parser.add_argument("--autoscale", metavar="MIN,MAX", help="let the number of servers follow")
+    parser.add_argument("--target-ms", type=float, default=50, help="of the autoscaler")
+    parser.add_argument("--start-s", type=float, default=40, help="until a new server is ready")
+    options = parser.parse_args()
+    service = Service(batch_s=options.batch_ms / 1000, picture_s=options.picture_ms / 1000)
+    replicas = options.replicas or math.ceil(options.rate / service.capacity / 0.7)
+    rule = None
+    if options.autoscale:
+        least, most = map(int, options.autoscale.split(","))
+        rule = Autoscaler(least=least, most=most, target_s=options.target_ms / 1000, start_s=options.start_s)
+        replicas = least
+    outcome = simulate(
+        service,
+        rate=options.rate,
+        seconds=options.seconds,
+        replicas=replicas,
+        burst=options.burst,
+        autoscaler=rule,
+    )
+    waits = [1000 * outcome.percentile_s(share) for share in (0.5, 0.95, 0.99)]
+    columns = ["pictures a second", "servers", "load", "queue p50, ms", "p95", "p99", "refused"]
+    load = options.rate / service.capacity / replicas
+    total = len(outcome.waits_s) + outcome.refused
+    servers = " to ".join(dict.fromkeys(str(count) for _, count in (outcome.servers[0], outcome.servers[-1])))
+    row = [options.rate, servers, f"{load:.0%}", *waits, f"{outcome.refused / max(total, 1):.1%}"]
+    print(markdown_table(columns, [row]), end="")
+
+
+if __name__ == "__main__":
+    main()
