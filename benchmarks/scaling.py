@@ -4,8 +4,8 @@
     python -m benchmarks.scaling --batch-ms 1.1 --picture-ms 0.26 --rate 2000 --burst 10 --autoscale 2,32
 
 Each server is one queue in front of a network that takes a batch of what waits; a balancer sends each picture
-to the server with the fewest in flight. The autoscaler is Kubernetes' (desired = ready x metric / target, 10 %
-tolerance, at most double in 30 s) on the mean queue time of the last minute.
+to the server with the fewest in flight. The autoscaler is Kubernetes' (desired = ready x metric / target, 10
+% tolerance, at most double in 30 s) on the mean queue time of the last minute.
 """
 
 import argparse
