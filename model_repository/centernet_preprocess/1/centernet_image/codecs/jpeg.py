@@ -15,9 +15,9 @@ MAX_SCANS = 10
 
 MAX_SEGMENTS = 4096
 
-# A marker is never 0xFF00 (a stuffed byte), nor a restart marker here.
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_SOF, _PROGRESSIVE, _SOI, _EOI, _SOS, _APP1 = (0xC0, 0xC1, 0xC2), 0xC2, 0xD8, 0xD9, 0xDA, 0xE1
+# What begins a segment or ends the file: not a stuffed byte (0), TEM (1) or a restart (D0 to D7).
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+_SOF, _PROGRESSIVE, _EOI, _SOS, _APP1 = (0xC0, 0xC1, 0xC2), 0xC2, 0xD9, 0xDA, 0xE1
 _OTHER_FRAMES = {
     **dict.fromkeys((0xC3, 0xC7, 0xCB, 0xCF), "a lossless"),
     **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "a hierarchical"),
@@ -29,7 +29,7 @@ _WHOLE_SPECTRUM = b"\0\x3f\0"
 def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
     """Decodes baseline and progressive JPEG of 8 bits."""
     orientation = None
-    components = frame = blocks = 0
+    components = frame = blocks = height = width = 0
     scans: Counter[int] = Counter()
     for marker, start, end in _segments(data):
         if marker in _OTHER_FRAMES:
@@ -60,7 +60,7 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
             scans.update(data[start + 1 : start + 1 + 2 * count : 2])
             if scans and max(scans.values()) > MAX_SCANS:
                 raise ImageError(f"found a JPEG picture of more than {MAX_SCANS} scans, limit is {MAX_SCANS}")
-    return _pixels(data), orientation or 1
+    return _pixels(data, (height, width)), orientation or 1
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -82,8 +82,10 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     raise ImageError(f"found a JPEG picture of more than {MAX_SEGMENTS} segments, limit is {MAX_SEGMENTS}")
 
 
-def _pixels(data: bytes) -> np.ndarray:
+def _pixels(data: bytes, size: tuple[int, int]) -> np.ndarray:
     try:
+        if simplejpeg.decode_jpeg_header(data)[:2] != size:
+            raise DamagedError("it has headers that contradict each other")
         return simplejpeg.decode_jpeg(data, "BGR", strict=True)
     except ValueError as error:
         reason = str(error)
@@ -91,7 +93,7 @@ def _pixels(data: bytes) -> np.ndarray:
         # Some cameras pad with zeros before the end marker.
         body = data[: data.rfind(b"\xff\xd9")]
         if body.endswith(b"\0"):
-            return _pixels(body.rstrip(b"\0") + b"\xff\xd9")
+            return _pixels(body.rstrip(b"\0") + b"\xff\xd9", size)
     if "subsampling" in reason:
         raise ImageError("found a JPEG picture of unusual chroma subsampling, expected 4:4:4, 4:2:2 or 4:2:0")
     raise DamagedError(reason)
