@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 
 import aiohttp
@@ -65,16 +66,36 @@ def test_a_picture_gets_the_json_of_detect_py(gateway: Gateway, coins_server, co
     assert len(gateway.ask("/detect", coins, Content_Type=urlencoded).json["detections"]) == 24
 
 
-def test_steps_are_timed_where_asked(gateway: Gateway, coins: bytes) -> None:
+def busy_ms(server) -> dict[str, tuple[int, float]]:
+    """How often each model was asked, and its milliseconds, queues included, by Triton's own statistics."""
+    with urllib.request.urlopen(f"http://{server.http_url}/v2/models/stats") as answer:
+        models = json.load(answer)["model_stats"]
+    parts = ("queue", "compute_input", "compute_infer", "compute_output")
+    return {
+        model["name"]: (
+            model["inference_stats"]["success"]["count"],
+            sum(model["inference_stats"][part]["ns"] for part in parts) / 1e6,
+        )
+        for model in models
+    }
+
+
+def test_steps_are_timed_where_asked(gateway: Gateway, coins_server, coins: bytes) -> None:
     def steps(path: str) -> dict[str, float]:
         parts = gateway.ask(path, coins).headers["server-timing"].split(", ")
         return {name: float(ms) for name, ms in (part.split(";dur=") for part in parts)}
 
     assert set(steps("/detect")) == {"receive", "detect"}
-    times = steps("/detect?steps=1")
     models = [f"centernet_{name}" for name in ("preprocess", "network", "postprocess")]
+    before: dict[str, tuple[int, float]] = {}
+    while before != (before := busy_ms(coins_server)):  # The last request's may still come.
+        time.sleep(0.1)
+    times = steps("/detect?steps=1")
+    after = busy_ms(coins_server)
     assert set(times) == {"receive", "detect", *models}
-    assert 0 < sum(times[model] for model in models) < times["detect"]
+    for model in models:
+        assert after[model][0] == before[model][0] + 1
+        assert times[model] == pytest.approx(after[model][1] - before[model][1], abs=0.06)
 
 
 @pytest.mark.parametrize(("suffix", "media_type"), [(".png", "image/png"), (".jpg", "image/jpeg")])
