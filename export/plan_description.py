@@ -11,7 +11,7 @@ from typing import Any
 from export.errors import ExportError
 from export.files import sha256_of_all
 
-BUILDER = ("to_plan", "plan_engine", "plan_feeds", "precision", "rewrite")
+BUILDER = ("to_plan", "plan_engine", "plan_feeds", "plan_network", "precision", "quantize", "rewrite")
 """Modules that decide what is in a plan."""
 
 Profiles = dict[str, dict[str, list[int]]]
