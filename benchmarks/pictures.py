@@ -78,7 +78,7 @@ def main() -> None:
     }
     base_ms = dict.fromkeys(plain, 0.0)
     print(f"{'':71} against {' and '.join(plain)}")
-    for name, data in (plain | hostile_pictures.dear(width, height)).items():
+    for name, data in (plain | hostile_pictures.costly(width, height)).items():
         milliseconds, megabytes, result = measure(data)
         if name in plain:
             base_ms[name] = milliseconds

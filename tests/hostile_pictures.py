@@ -1,4 +1,4 @@
-"""Pictures that are cheap to send and would be dear to decode."""
+"""Pictures that are cheap to send and would be costly to decode."""
 
 import io
 import re
@@ -107,7 +107,7 @@ def refused(side: int = 8000, many: int = 2_000_000) -> dict[str, bytes]:
     }
 
 
-def dear(width: int, height: int) -> dict[str, bytes]:
+def costly(width: int, height: int) -> dict[str, bytes]:
     """Each is accepted, of `width` x `height` pixels."""
     image = photograph(height, width)
     rows = height * (1 + 8 * width)
