@@ -16,7 +16,7 @@ def annotations(tmp_path):
         "images": [{"id": i, "width": 100, "height": 100} for i in range(PICTURES)],
         "categories": [{"id": 1, "name": "coin"}],
         "annotations": [
-            {"id": 1 + 2 * i + k, "image_id": i, "category_id": 1, "bbox": box, "area": 400, "iscrowd": 0}
+            {"id": 2 * i + k + 1, "image_id": i, "category_id": 1, "bbox": box, "area": 9, "iscrowd": 0}
             for i in range(PICTURES)
             for k, box in enumerate(boxes)
         ],
@@ -42,7 +42,9 @@ def interval(annotations, rows, base):
 
 def test_the_same_detections_differ_by_nothing(annotations):
     assert interval(annotations, results(), results()) == (0, 0)
-    assert interval(annotations, results({1, 2}), results({1, 2})) == (0, 0), "the draws are the same for both"
+    assert interval(annotations, results({1, 2}), results({1, 2})) == (0, 0), (
+        "the draws are the same for both"
+    )
 
 
 def test_what_misses_a_part_of_all_pictures_is_below_zero(annotations):

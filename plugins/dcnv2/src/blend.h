@@ -84,9 +84,9 @@ DCNV2_DEVICE Vec16 blend<Int8>(const Vec16 (&corners)[4], const Vec8& weights) {
       sums[2 * pair + 1] =
           dotProduct<true>(weights.words[1], bottom, dotProduct<true>(weights.words[0], top, 0x8000));
     }
-    blended.words[i] = permute(permute(static_cast<uint32_t>(sums[0]), static_cast<uint32_t>(sums[1]), 0x0062),
-                               permute(static_cast<uint32_t>(sums[2]), static_cast<uint32_t>(sums[3]), 0x0062),
-                               0x5410);
+    blended.words[i] =
+        permute(permute(static_cast<uint32_t>(sums[0]), static_cast<uint32_t>(sums[1]), 0x0062),
+                permute(static_cast<uint32_t>(sums[2]), static_cast<uint32_t>(sums[3]), 0x0062), 0x5410);
   }
   return blended;
 }

@@ -91,7 +91,8 @@ DCNV2_DEVICE uint32_t pack<Int8>(float low, float high) {
   return parts[0] | static_cast<uint32_t>(parts[1]) << 16;
 }
 
-// Bytes of `low` (0 to 3) and `high` (4 to 7), the lowest hexadecimal digit of `selector` for the lowest byte.
+// Bytes of `low` (0 to 3) and `high` (4 to 7), the lowest hexadecimal digit of `selector` for the lowest
+// byte.
 DCNV2_DEVICE uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
   return __byte_perm(low, high, selector);
 }
@@ -137,12 +138,12 @@ DCNV2_DEVICE void loadMatrices(uint32_t (&matrices)[4], const char* row) {
 // d += a * b over one 16x8 tile: 32 deep for INT8, 16 for 16-bit elements, 8 for TF32.
 template <class T>
 DCNV2_DEVICE void multiply(typename T::Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
-#define DCNV2_MMA(Type, kind, name)                                                                       \
-  template <>                                                                                             \
-  DCNV2_DEVICE void multiply<Type>(Type::Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { \
-    asm("mma.sync.aligned." name " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"       \
-        : kind(d[0]), kind(d[1]), kind(d[2]), kind(d[3])                                                  \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                  \
+#define DCNV2_MMA(Type, kind, name)                                                                      \
+  template <>                                                                                            \
+  DCNV2_DEVICE void multiply<Type>(Type::Sum(&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { \
+    asm("mma.sync.aligned." name " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"      \
+        : kind(d[0]), kind(d[1]), kind(d[2]), kind(d[3])                                                 \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                 \
   }
 DCNV2_MMA(Half, "+f", "m16n8k16.row.col.f32.f16.f16.f32")
 DCNV2_MMA(Bfloat16, "+f", "m16n8k16.row.col.f32.bf16.bf16.f32")

@@ -247,13 +247,15 @@ bool supportsFormat(const Attributes& attributes, int32_t index,
   }
   if (index < attributes.weightIndex()) return tensor.type == at(1).type && tensor.format == at(1).format;
   if (index < attributes.inputCount()) {
-    return linear && tensor.type == (quantized && index >= attributes.biasIndex() ? Type::kFLOAT : at(0).type);
+    return linear &&
+           tensor.type == (quantized && index >= attributes.biasIndex() ? Type::kFLOAT : at(0).type);
   }
   // The kernels leave padded channels of the output as they are, and who reads them may not expect that.
   const bool padded = tensor.dims.d[1] % (tensor.format == TensorFormat::kHWC8    ? 8
                                           : tensor.format == TensorFormat::kHWC16 ? 16
                                           : tensor.format == TensorFormat::kCHW32 ? 32
-                                                                                  : 1) != 0;
+                                                                                  : 1) !=
+                      0;
   if (padded) return false;
   // From INT8 to another type, channels-last input goes with channels-last output.
   if (tensor.type != at(0).type) {

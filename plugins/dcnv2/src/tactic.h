@@ -62,8 +62,7 @@ inline bool tileRuns(const Problem& p) {
   // Up to there a float holds every position; `sampleAxis` stays inside the image.
   constexpr int32_t kLongest = 1 << 24;
   return tileRunsKind(p) && p.height <= kLongest && p.width <= kLongest && p.channels % vector == 0 &&
-         packedProblem(p).input_stride % vector == 0 &&
-         p.channels / p.offset_groups % vector == 0 &&
+         packedProblem(p).input_stride % vector == 0 && p.channels / p.offset_groups % vector == 0 &&
          imageBytes(packedProblem(p)) <= INT32_MAX && weight_row * weight_rows <= INT32_MAX &&
          Offsets<Float>::fits(p);
 }

@@ -34,7 +34,8 @@ class Output {
     }
     const int64_t index = elementIndex(p.output_layout, p.output_stride, p.out_channels, p.out_height,
                                        p.out_width, image_, channel_, y, x);
-    const bool whole = p.output_layout != Layout::kNCHW && p.output_stride % kVector == 0 && count_ >= kVector;
+    const bool whole =
+        p.output_layout != Layout::kNCHW && p.output_stride % kVector == 0 && count_ >= kVector;
     if (whole && p.output_type == T::kType) {
       return store(static_cast<char*>(tensors_.output) + index * sizeof(typename T::Storage),
                    packVector<T>(values));
@@ -49,7 +50,8 @@ class Output {
     const int32_t step = p.output_layout == Layout::kNCHW ? p.out_height * p.out_width : 1;
 #pragma unroll
     for (int32_t i = 0; i < kVector; ++i) {
-      if (i < count_) storeAs(p.output_type, tensors_.output, index + static_cast<int64_t>(i) * step, values[i]);
+      if (i < count_)
+        storeAs(p.output_type, tensors_.output, index + static_cast<int64_t>(i) * step, values[i]);
     }
   }
 

@@ -23,8 +23,8 @@ struct TileArguments {
   // Of a block of the cluster; of the one behind the last: how many steps there are.
   DCNV2_FN int32_t firstStep(int32_t rank) const { return (steps * rank) >> log_split; }
 
-  // Samples, by their numbers in `Offsets`, that a block keeps for `count` steps from `begin` on: those of the
-  // steps, one of each, or all from `first` on that the steps read.
+  // Samples, by their numbers in `Offsets`, that a block keeps for `count` steps from `begin` on: those of
+  // the steps, one of each, or all from `first` on that the steps read.
   struct Samples {
     bool per_step;
     int32_t first, count;
@@ -104,7 +104,8 @@ struct TileShape {
   }
   static DCNV2_FN uint32_t channelBytes(const Problem& p, int32_t channel) {
     if (p.layout != Layout::kNCHW32) return static_cast<uint32_t>(channel * kBytes);
-    return static_cast<uint32_t>(channel / 32 * (p.height * p.width)) * 32 + static_cast<uint32_t>(channel % 32);
+    return static_cast<uint32_t>(channel / 32 * (p.height * p.width)) * 32 +
+           static_cast<uint32_t>(channel % 32);
   }
   static DCNV2_FN int32_t outTiles(const Problem& p) { return (p.out_channels + kOut - 1) / kOut; }
   static DCNV2_FN int32_t columnTiles(const Problem& p) { return (p.out_width + kColumns - 1) / kColumns; }

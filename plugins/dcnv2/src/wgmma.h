@@ -21,8 +21,7 @@ template <class T, int kTiles>
 DCNV2_DEVICE void warpgroupMultiply(typename T::Sum (&d)[kTiles][4], uint64_t a, uint64_t b);
 
 #define DCNV2_D(kind, i) kind(d[i][0]), kind(d[i][1]), kind(d[i][2]), kind(d[i][3])
-#define DCNV2_D4(kind, i) \
-  DCNV2_D(kind, i), DCNV2_D(kind, i + 1), DCNV2_D(kind, i + 2), DCNV2_D(kind, i + 3)
+#define DCNV2_D4(kind, i) DCNV2_D(kind, i), DCNV2_D(kind, i + 1), DCNV2_D(kind, i + 2), DCNV2_D(kind, i + 3)
 #define DCNV2_D16(kind, i) \
   DCNV2_D4(kind, i), DCNV2_D4(kind, i + 4), DCNV2_D4(kind, i + 8), DCNV2_D4(kind, i + 12)
 
@@ -40,16 +39,16 @@ DCNV2_DEVICE void warpgroupMultiply(typename T::Sum (&d)[kTiles][4], uint64_t a,
 
 #define DCNV2_WGMMA(Type, tiles, shape, tail, registers, a_register, b_register, ...)                  \
   template <>                                                                                          \
-  DCNV2_DEVICE void warpgroupMultiply<Type, tiles>(Type::Sum (&d)[tiles][4], uint64_t a, uint64_t b) { \
+  DCNV2_DEVICE void warpgroupMultiply<Type, tiles>(Type::Sum(&d)[tiles][4], uint64_t a, uint64_t b) {  \
     asm volatile("wgmma.mma_async.sync.aligned." shape " {" registers "}, " a_register ", " b_register \
                  ", " tail ";"                                                                         \
                  : __VA_ARGS__                                                                         \
                  : "l"(a), "l"(b));                                                                    \
   }
-#define DCNV2_WGMMA_SIZES(Type, kind, depth, types, tail)                                        \
-  DCNV2_WGMMA(Type, 4, "m64n32" depth types, tail, DCNV2_R16, "%16", "%17", DCNV2_D4(kind, 0))   \
-  DCNV2_WGMMA(Type, 8, "m64n64" depth types, tail, DCNV2_R32, "%32", "%33", DCNV2_D4(kind, 0),   \
-              DCNV2_D4(kind, 4))                                                                 \
+#define DCNV2_WGMMA_SIZES(Type, kind, depth, types, tail)                                      \
+  DCNV2_WGMMA(Type, 4, "m64n32" depth types, tail, DCNV2_R16, "%16", "%17", DCNV2_D4(kind, 0)) \
+  DCNV2_WGMMA(Type, 8, "m64n64" depth types, tail, DCNV2_R32, "%32", "%33", DCNV2_D4(kind, 0), \
+              DCNV2_D4(kind, 4))                                                               \
   DCNV2_WGMMA(Type, 16, "m64n128" depth types, tail, DCNV2_R64, "%64", "%65", DCNV2_D16(kind, 0))
 DCNV2_WGMMA_SIZES(Half, "+f", "k16", ".f32.f16.f16", "1, 1, 1, 0, 0")
 DCNV2_WGMMA_SIZES(Bfloat16, "+f", "k16", ".f32.bf16.bf16", "1, 1, 1, 0, 0")

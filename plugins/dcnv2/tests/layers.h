@@ -170,7 +170,8 @@ inline std::vector<double> define(const Case& c, bool rounded = false) {
               const int32_t dx = corner % 2;
               double weight = mask * (dy ? y - fy : 1 - y + fy) * (dx ? x - fx : 1 - x + fx);
               if (rounded) weight = std::nearbyint(std::fmin(weight * 65536, 65535.0)) / 65536;
-              value += weight * pixel(n, channel, static_cast<int32_t>(fy) + dy, static_cast<int32_t>(fx) + dx);
+              value +=
+                  weight * pixel(n, channel, static_cast<int32_t>(fy) + dy, static_cast<int32_t>(fx) + dx);
             }
             if (rounded) value = std::floor(value + 0.5);
             sum += c.weight[static_cast<size_t>(o * depth * taps + i)] * value;
@@ -315,7 +316,10 @@ class Placed {
 
 // As accurate as FP32 sums in any order are, of tensors of this type.
 inline double exactLimit(DataType type) {
-  return type == DataType::kFloat ? 1e-5 : type == DataType::kHalf ? 1e-3 : type == DataType::kInt8 ? 3e-2 : 8e-3;
+  return type == DataType::kFloat  ? 1e-5
+         : type == DataType::kHalf ? 1e-3
+         : type == DataType::kInt8 ? 3e-2
+                                   : 8e-3;
 }
 // As the tensor-core kernels are, which round samples.
 inline double tileLimit(DataType type) { return type == DataType::kBfloat16 ? 1.5e-2 : 2e-3; }

@@ -124,7 +124,8 @@ void testLimits() {
   checkBlocks("32 channels of each offset", whole, 4, kHopper, [](Problem& p) { p.offset_groups = 2; });
   checkBlocks("8 channels of each offset", whole, 4, kAmpere, [](Problem& p) { p.offset_groups = 8; });
   const auto groups = [](int32_t channels, int32_t count, DataType type) {
-    return [=](Problem& p) { p.channels = p.input_stride = channels, p.offset_groups = count, p.type = type; };
+    return
+        [=](Problem& p) { p.channels = p.input_stride = channels, p.offset_groups = count, p.type = type; };
   };
   checkBlocks("12 of each", whole, 0, kHopper, groups(96, 8, DataType::kHalf));
   checkBlocks("samples of 16 groups on SM86", whole, 0, kAmpere, groups(128, 16, DataType::kHalf));
@@ -143,10 +144,11 @@ void testSamples() {
   using Shape = TileShape<Half, 64, 64, 4>;
   const struct {
     int32_t channels, groups, kernel, log_split, steps, slots;
-  } cases[] = {{64, 1, 3, 0, 9, 9},     {64, 1, 3, 2, 9, 3},    {256, 1, 3, 0, 36, 9}, {128, 2, 3, 0, 18, 18},
-               {128, 16, 3, 0, 18, 144}, {128, 16, 3, 1, 18, 72}, {96, 4, 3, 0, 18, 36}, {72, 3, 3, 1, 18, 27},
-               {8, 1, 3, 0, 2, 9},       {8, 1, 3, 1, 2, 8},      {32, 1, 3, 0, 5, 9},   {32, 1, 3, 1, 5, 5},
-               {32, 4, 3, 1, 5, 36},     {24, 3, 2, 0, 2, 12}};
+  } cases[] = {{64, 1, 3, 0, 9, 9},    {64, 1, 3, 2, 9, 3},      {256, 1, 3, 0, 36, 9},
+               {128, 2, 3, 0, 18, 18}, {128, 16, 3, 0, 18, 144}, {128, 16, 3, 1, 18, 72},
+               {96, 4, 3, 0, 18, 36},  {72, 3, 3, 1, 18, 27},    {8, 1, 3, 0, 2, 9},
+               {8, 1, 3, 1, 2, 8},     {32, 1, 3, 0, 5, 9},      {32, 1, 3, 1, 5, 5},
+               {32, 4, 3, 1, 5, 36},   {24, 3, 2, 0, 2, 12}};
   for (const auto& c : cases) {
     Problem p = layer();
     p.channels = p.input_stride = c.channels;

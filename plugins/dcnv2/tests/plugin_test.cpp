@@ -228,8 +228,8 @@ void testFormats() {
 // INT8 input and weight, FP32 bias and scale, offsets in FP16 or FP32; the output is INT8 in the input's
 // format, or of the offsets' type and channels-last where the input is not linear.
 void testInt8Formats() {
-  const TensorFormat formats[] = {TensorFormat::kLINEAR, TensorFormat::kHWC8, TensorFormat::kHWC,
-                                  TensorFormat::kHWC16, TensorFormat::kCHW32, TensorFormat::kCHW4};
+  const TensorFormat formats[] = {TensorFormat::kLINEAR, TensorFormat::kHWC8,  TensorFormat::kHWC,
+                                  TensorFormat::kHWC16,  TensorFormat::kCHW32, TensorFormat::kCHW4};
   const DataType types[] = {DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT8};
   for (const int32_t output_int8 : {0, 1}) {
     const auto plugin = create({{"quantized", {1}}, {"quantized_output", {output_int8}}});
@@ -257,9 +257,8 @@ void testInt8Formats() {
         }
       }
     }
-    const std::string expected =
-        output_int8 ? "0,0,2,0, 0,1,2,0, 11,0,2,11, 11,1,2,11, 5,0,2,5, 5,1,2,5, "
-                    : "0,0,0,0, 0,1,1,0, 11,0,0,8, 11,1,1,2, 5,0,0,8, 5,1,1,2, ";
+    const std::string expected = output_int8 ? "0,0,2,0, 0,1,2,0, 11,0,2,11, 11,1,2,11, 5,0,2,5, 5,1,2,5, "
+                                             : "0,0,0,0, 0,1,1,0, 11,0,0,8, 11,1,1,2, 5,0,0,8, 5,1,1,2, ";
     CHECK(supported == expected, "found %s, expected %s", supported.c_str(), expected.c_str());
 
     nvinfer1::DataType output;
