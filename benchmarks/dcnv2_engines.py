@@ -187,7 +187,7 @@ def _model(
     def described(name: str, count: int) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, dtype, ["batch", count, *shape.size])
 
-    groups = {"offset_group": shape.offset_groups} if op == "DeformConv" else {}
+    groups: dict[str, Any] = {"offset_group": shape.offset_groups} if op == "DeformConv" else {}
     node = helper.make_node(op, names, ["output"], kernel_shape=[3, 3], pads=[1] * 4, **groups)
     constants = [
         numpy_helper.from_array(np.ascontiguousarray(getattr(inputs, name).cpu().numpy()), name)

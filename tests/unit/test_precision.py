@@ -318,7 +318,7 @@ def test_int8_joins_parts_of_one_scale():
 def test_int8_is_near(detector, int8):
     (feed,) = frames(1)
     expected = run(detector, feed)
-    one_group = quantize.to_int8(detector, frames(3), groups=["heads"])
+    one_group = quantize.to_int8(detector, frames(8), groups=["heads"])
     assert -80 < error_db(expected["hm"], run(one_group, feed)["hm"]) < -25
     assert error_db(expected["hm"], run(int8, feed)["hm"]) < -20
 
