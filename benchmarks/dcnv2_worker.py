@@ -132,7 +132,7 @@ def ceilings(precision: str) -> dict[str, float]:
     a, b = (torch.randn(8192, 8192, device="cuda").to(DTYPES[precision]) for _ in range(2))
     source = torch.rand(2**29, device="cuda")
     target = torch.empty_like(source)
-    multiply: Callable[..., torch.Tensor] = torch.matmul
+    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.matmul
     if precision == "int8":
         a, b = (10 * a).to(torch.int8), (10 * b).to(torch.int8).t().contiguous().t()
         multiply = torch._int_mm

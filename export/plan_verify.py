@@ -38,8 +38,8 @@ class Tolerance:
 
 TOLERANCES = {
     "fp32": Tolerance(relative=1e-3, score=1e-3, box_px=0.1, unmatched=0.2),
-    "tf32": Tolerance(relative=2e-2, score=0.02, box_px=2, unmatched=0.3),
-    "fp16": Tolerance(relative=2e-2, score=0.02, box_px=2, unmatched=0.3),
+    "tf32": Tolerance(relative=2e-2, score=0.02, box_px=2, unmatched=0.12),
+    "fp16": Tolerance(relative=2e-2, score=0.02, box_px=2, unmatched=0.12),
     "int8": Tolerance(relative=0.1, score=0.03, box_px=3, unmatched=0.4),
 }
 

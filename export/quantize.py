@@ -138,8 +138,6 @@ def _largest_values(
             [*CONVOLUTIONS, *_KEEPS_VALUES, "Add"],
             augmented_model_path=str(Path(folder, "augmented.onnx")),
             calibrate_method=method,
-            # Else the outputs of all pictures are held at once.
-            extra_options={"max_intermediate_outputs": 8},
         )
         calibrator.collect_data(_Feeds(feeds))
         ranges = calibrator.compute_data()

@@ -16,7 +16,7 @@ def annotations(tmp_path):
         "images": [{"id": i, "width": 100, "height": 100} for i in range(PICTURES)],
         "categories": [{"id": 1, "name": "coin"}],
         "annotations": [
-            {"id": 1 + 2 * i + k, "image_id": i, "category_id": 1, "bbox": box, "area": 400, "iscrowd": 0}
+            {"id": 2 * i + k + 1, "image_id": i, "category_id": 1, "bbox": box, "area": 9, "iscrowd": 0}
             for i in range(PICTURES)
             for k, box in enumerate(boxes)
         ],

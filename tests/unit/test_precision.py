@@ -100,6 +100,38 @@ def test_detections_are_compared_with_heads_that_only_the_reference_gives(detect
     assert not difference.passed
 
 
+FAULTS = {
+    "a transposed kernel": (1, lambda weight: weight.swapaxes(2, 3)),
+    "an eighth of the channels missing": (
+        1,
+        lambda weight: weight * (np.arange(weight.shape[1]) % 8 > 0)[:, None, None],
+    ),
+}
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("fault", [None, "no mask", *FAULTS])
+def test_verification_tells_a_fault_in_one_layer_from_rounding(detector, fault, layer):
+    """A right plan is far within the limits, and a wrong one beyond them."""
+    exact = graph.without_outputs(detector, ["hm", "wh", "reg"])
+    made = rewrite.import_graph(precision.to_fp16(exact))
+    node = [node for node in made.nodes if node.op == "DeformConv"][layer]
+    if fault == "no mask":
+        del node.inputs[4]
+    elif fault:
+        index, change = FAULTS[fault]
+        constant = node.inputs[index]
+        node.inputs[index] = gs.Constant("faulty", np.ascontiguousarray(change(constant.values), np.float16))
+    (feed,) = frames(1)
+    expected = run(plan_verify.with_heads(exact), feed)
+    actual = run(rewrite.export_graph(made, exact), feed)
+    tolerance = plan_verify.TOLERANCES["fp16"]
+    (difference,) = plan_verify.compare_outputs(expected, actual, tolerance)
+    assert difference.passed == (fault is None), str(difference)
+    if fault is None:
+        assert difference.facts["unmatched"] < tolerance.unmatched / 2
+
+
 def test_fp16_keeps_what_must_be_fp32():
     """A foreign graph: Resize takes its scales in FP32, a weight beyond FP16's range is clipped."""
     rng = np.random.default_rng(0)
@@ -263,7 +295,7 @@ def test_int8_joins_parts_of_one_scale():
 def test_int8_is_near(detector, int8):
     (feed,) = frames(1)
     expected = run(detector, feed)
-    one_group = quantize.to_int8(detector, frames(3), groups=["heads"])
+    one_group = quantize.to_int8(detector, frames(8), groups=["heads"])
     assert -80 < error_db(expected["hm"], run(one_group, feed)["hm"]) < -25
     assert error_db(expected["hm"], run(int8, feed)["hm"]) < -20
 
