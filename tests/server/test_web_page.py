@@ -60,6 +60,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     coins = skimage.data.coins()
     for suffix in (".png", ".jpg", ".tif"):
         cv2.imwrite(str(folder / f"coins{suffix}"), coins)
+    cv2.imwrite(str(folder / "tall.png"), np.rot90(coins))
     exif = Image.Exif()
     exif[0x112] = 6
     turned = Image.fromarray(np.rot90(coins)).convert("RGB")
@@ -343,6 +344,10 @@ def test_it_fits_and_can_be_read(coins: Page, size: tuple[int, int]) -> None:
         assert label.is_displayed()
         assert label.rect["height"] >= 14
         assert label.rect["width"] <= box.rect["width"]
+    coins.choose("tall.png")
+    coins.wait(lambda: coins.browser.execute_script("return picture.naturalHeight") == 384)
+    coins.wait(lambda: not coins.browser.execute_script("return document.getElementById('frame').hidden"))
+    assert 100 < coins("#picture")[0].rect["height"] <= 0.86 * size[1]
     for button in coins("button"):
         assert not button.is_displayed() or button.rect["height"] >= 40
 
