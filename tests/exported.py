@@ -18,7 +18,9 @@ SMALL_CLASSES = ("ant", "bee", "cicada")
 
 def export(checkpoint: Path, *options: str) -> Path:
     """Returns `model.onnx`, with `model.json` beside it, in a folder of the cache."""
-    state = hashlib.sha256(checkpoint.read_bytes() + "\0".join(options).encode())
+    # A file counts by what is in it: each test run has a folder of its own.
+    given = [Path(option).read_bytes() if Path(option).is_file() else option.encode() for option in options]
+    state = hashlib.sha256(b"\0".join([checkpoint.read_bytes(), *given]))
     for source in sorted((ROOT / "export").rglob("*.py")):
         state.update(source.read_bytes())
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "centernet-triton"

@@ -12,22 +12,28 @@ SHORT = {"load": 10, "sizes": SIZES, "capacity_s": 3}
 MOST_GROWTH = 0.1
 """Of a third of a short time. The long form holds a hundredth."""
 
-# Triton's Python models keep 20 MB a second, and give each the answer to another of its batch.
+# The postprocess keeps 20 MB more each second, for a minute, and swaps the answers of a batch.
 FAULTS = """
 
+import threading
 import time
 
-KEPT, BEGIN = [], time.monotonic()
-right = TritonPythonModel.execute
+
+def keep():
+    kept, begin = [], time.monotonic()
+    while (seconds := time.monotonic() - begin) < 60:
+        kept.append(b"x" * int(2e7 * seconds - sum(map(len, kept))))
+        time.sleep(0.1)
 
 
 def wrong(self, requests):
-    KEPT.append(b"x" * int(2e7 * (time.monotonic() - BEGIN) - sum(map(len, KEPT))))
     responses = right(self, requests)
     return responses[1:] + responses[:1]
 
 
+right = TritonPythonModel.execute
 TritonPythonModel.execute = wrong
+threading.Thread(target=keep, daemon=True).start()
 """
 
 
