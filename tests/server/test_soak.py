@@ -38,7 +38,7 @@ threading.Thread(target=keep, daemon=True).start()
 
 
 def test_server_suffers_nothing(server):
-    result = soak.soak(server, seconds=20, **SHORT)
+    result = soak.soak(server, seconds=15, **SHORT)
     assert result.failures(most_growth=MOST_GROWTH) == []
     assert result.outcomes.counts["vanished"] > 0
     assert result.outcomes.counts["damaged, refused"] > 0
@@ -50,7 +50,7 @@ def test_planted_faults_are_seen(serve, small_onnx, tmp_path):
     with (repository / "centernet_postprocess/1/model.py").open("a", encoding="utf-8") as file:
         file.write(FAULTS)
     server = serve(repository)
-    failures = " ".join(soak.soak(server, seconds=12, **SHORT).failures(most_growth=MOST_GROWTH))
+    failures = " ".join(soak.soak(server, seconds=10, **SHORT).failures(most_growth=MOST_GROWTH))
     stop(server.process)  # What it keeps is the machine's.
     assert "requests answered wrongly" in failures
     assert "memory grew by" in failures
