@@ -30,6 +30,7 @@ from benchmarks.triton_server import STEPS
 CHECKPOINT = str(networks.ROOT / "demo" / "coins.pth")
 CAPACITY_S = 10.0
 MOST_GROWTH = 0.01
+FEWEST_SAMPLES = 30
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Result:
         capacity: Pictures that the server answered in a second without a queue.
         places: Requests that wait in it at most, or are at work.
         outcomes: Of all requests.
-        samples: Memory while the load lasted: about once a second, of a short one more often.
+        samples: Memory under full queues: about once a second, of a short time more often.
     """
 
     capacity: float
@@ -132,7 +133,7 @@ def soak(
 
     Args:
         server: That nobody else asks.
-        seconds: How long the load lasts.
+        seconds: How long the load lasts at least, from when the queues are full.
         load: Times the capacity.
         sizes: Of the pictures; see `soak_pictures.SIZES`.
         capacity_s: How long the capacity is measured, seconds.
@@ -151,9 +152,17 @@ async def _soak(
         ]
         capacity = await client.capacity(pictures, seconds=capacity_s)
         result = Result(capacity, _places(server.grpc_url), client.outcomes)
+        end = asyncio.Event()
+        run = asyncio.create_task(client.run(pictures, damaged, rate=load * capacity, end=end))
+        # Memory rises until the queues are full, and all that they hold has been replaced.
         begin = time.monotonic()
-        run = asyncio.create_task(client.run(pictures, damaged, rate=load * capacity, seconds=seconds))
-        while (time_s := time.monotonic() - begin) < seconds and not run.done():
+        while client.outcomes.counts[soak_load.FULL] < 2 * result.places and time.monotonic() - begin < 60:
+            await asyncio.sleep(0.1)
+        begin = time.monotonic()
+        # A machine that is busy elsewhere takes its time for a sample.
+        while (time_s := time.monotonic() - begin) < seconds or len(result.samples) < FEWEST_SAMPLES:
+            if run.done():
+                break
             result.samples.append(await asyncio.to_thread(memory.sample, server.process.pid, time_s))
             if len(result.samples) % 30 == 1:
                 one = result.samples[-1]
@@ -166,6 +175,7 @@ async def _soak(
                 )
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(run), min(1.0, seconds / 100))
+        end.set()
         await run
         return result
 

@@ -113,12 +113,12 @@ class Load:
         return answered / (time.monotonic() - begin)
 
     async def run(
-        self, pictures: Sequence[Picture], damaged: Sequence[Picture], *, rate: float, seconds: float
+        self, pictures: Sequence[Picture], damaged: Sequence[Picture], *, rate: float, end: asyncio.Event
     ) -> None:
-        """Sends `rate` requests a second, however many the server takes, and waits for the last of them."""
+        """Sends `rate` requests a second until `end`, whatever the server takes; then waits for the last."""
         begin, sent = time.monotonic(), 0
-        while (now := time.monotonic() - begin) < seconds:
-            for _ in range(sent, int(now * rate)):
+        while not end.is_set():
+            for _ in range(sent, int((time.monotonic() - begin) * rate)):
                 sent += 1
                 if len(self._tasks) < MOST_IN_FLIGHT:
                     self._send(pictures, damaged)
