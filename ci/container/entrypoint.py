@@ -81,6 +81,7 @@ def main() -> int:
         _stop(server)
         return NO_ANSWER
     if server.poll() is None:
+        watch.stop()
         _drain(options, server)
         server.terminate()
     code = server.wait()
