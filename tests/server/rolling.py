@@ -168,7 +168,7 @@ def _move(address: dict, port: int) -> None:
 
 
 class Flow:
-    """detect.py on named pipes: each picture is there when the test lets it come, so a run is as long as wanted.
+    """detect.py on named pipes: each picture comes when the test lets it, so a run is as long as wanted.
 
     Attributes:
         process: detect.py, with no retries of its own.

@@ -1,4 +1,4 @@
-"""Nothing is lost while servers come and go: two real ones behind a real Envoy with the chart's configuration.
+"""Nothing is lost while servers come and go: two real ones behind an Envoy with the chart's configuration.
 
 Triton 24.10, the tests' server, does not ask its Python models `is_ready()`, and stays ready while it drains.
 So Envoy asks a small endpoint of this test, which says what `ci/container/health.py` says. The chart asks
