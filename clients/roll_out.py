@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Puts a new version of the network into a running server, and goes back if it is wrong.
 
-The server runs with --model-control-mode=explicit (MODEL_CONTROL=explicit in the container). No request fails:
-the new network is loaded under another name and has to answer well before any client's request meets it.
+The server runs with --model-control-mode=explicit (in the container: MODEL_CONTROL=explicit). No request
+fails: the new network is loaded under another name, and has to answer before a client's request meets it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "model", type=options.file, metavar="MODEL", help=".onnx or .plan, its .json beside it"
+        "network", type=options.file, metavar="MODEL", help=".onnx or .plan, its .json beside it"
     )
     parser.add_argument(
         "--model-repository",
@@ -105,7 +105,7 @@ class RollOut:
     Args:
         client: Of the server, with the right to load models.
         repository: The server's model repository.
-        arguments: The command line's `model`, `picture` and `plan_builder`.
+        arguments: The command line's `network`, `picture` and `plan_builder`.
     """
 
     def __init__(self, client: AsyncCenterNetClient, repository: Path, arguments: argparse.Namespace) -> None:
@@ -159,7 +159,7 @@ class RollOut:
     def _compatible(self, old: int) -> NetworkDescription:
         """The new network's description; requests that are under way while it changes must fit both."""
         try:
-            new = NetworkDescription.read(self._arguments.model.with_suffix(".json"))
+            new = NetworkDescription.read(self._arguments.network.with_suffix(".json"))
             served = NetworkDescription.read(self._repository / NETWORK / str(old) / "model.json")
         except (OSError, ValueError) as error:
             raise MisuseError(str(error)) from error
@@ -174,7 +174,7 @@ class RollOut:
         return new
 
     def _stage(self, folder: Path, *, plan: bool) -> None:
-        model: Path = self._arguments.model
+        model: Path = self._arguments.network
         if plan and model.suffix != ".plan":
             command = [
                 *shlex.split(self._arguments.plan_builder),
@@ -198,9 +198,9 @@ class RollOut:
         shutil.rmtree(candidate, ignore_errors=True)
         ignore = shutil.ignore_patterns("[0-9]*", ".*")
         shutil.copytree(self._repository / NETWORK, candidate, ignore=ignore)
-        config = candidate / "config.pbtxt"
-        text = config.read_text(encoding="utf-8").replace(f'"{NETWORK}"', f'"{CANDIDATE}"')
-        config.write_text(text, encoding="utf-8")
+        for config in candidate.rglob("*.pbtxt"):
+            text = config.read_text(encoding="utf-8").replace(f'"{NETWORK}"', f'"{CANDIDATE}"')
+            config.write_text(text, encoding="utf-8")
         (candidate / "1").symlink_to(staged.resolve())
         try:
             await self._call("load_model", CANDIDATE)

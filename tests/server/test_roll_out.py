@@ -158,7 +158,7 @@ def test_bad_network_meets_no_request(server, load, model, tmp_path, edit, said)
 
 
 def test_good_network(server, load, model, tmp_path):
-    (before,) = versions(server)
+    (before,), folders = served(server), versions(server)
     (tmp_path / "picture.png").write_bytes(encode(picture(60, 80, seed=1)))
     path = model(classes=MORE)
     code, errors = roll_out(server, path, "--header", KEY, "--picture", tmp_path / "picture.png")
@@ -166,7 +166,7 @@ def test_good_network(server, load, model, tmp_path):
     new = str(int(before) + 1)
     assert errors.endswith(f"roll_out.py: version {new} is served\n")
     assert served(server) == [new]
-    assert versions(server) == [before, new]
+    assert versions(server) == [*folders, new]
 
 
 def test_goes_back(server, load, model):
@@ -180,7 +180,7 @@ def test_goes_back(server, load, model):
             raise CenterNetError("it is wrong")
 
     async def run():
-        arguments = argparse.Namespace(model=model(classes=MORE), picture=None, plan_builder="false")
+        arguments = argparse.Namespace(network=model(classes=MORE), picture=None, plan_builder="false")
         headers = {"triton-grpc-protocol-admin-key": "sesame"}
         async with AsyncCenterNetClient(f"127.0.0.1:{server.grpc}", headers=headers) as client:
             await Doubtful(client, server.repository, arguments).run(lambda line: None)
