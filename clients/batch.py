@@ -98,10 +98,9 @@ def main() -> int:
         done = len(listing.shards) - len(pending)
         if done:
             say(f"{done} of {len(listing.shards)} shards are done already")
-        for job in pending:
-            work.attempts(job["number"]).unlink(missing_ok=True)
         if pending:
             _check(work)
+            _sweep(work)
             outcome.code = _run(work, pending, arguments, console, done)
     return outcome.code
 
@@ -183,6 +182,12 @@ def _plan(work: Work, digest: str, count: int) -> None:
         part.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
+def _sweep(work: Work) -> None:
+    """Removes what workers left behind that did not live to the end of a shard."""
+    for path in work.folder.glob(".part-*"):
+        path.unlink(missing_ok=True)
+
+
 def _check(work: Work) -> None:
     """Asks before anything starts whether there is somebody to ask."""
     if work.network:
@@ -227,6 +232,7 @@ def _run(
             advance()
             if not console.is_terminal:
                 say(f"{done + totals.shards} of {done + len(pending)} shards, {totals.pictures} pictures")
+    _sweep(work)
     seconds = time.monotonic() - begin
     missing = [job["number"] for job in pending if not work.part(job["number"]).exists()]
     console.print(

@@ -1,4 +1,4 @@
-"""Two servers behind an Envoy with the chart's configuration, and pictures that flow as a test lets them."""
+"""Servers that come and go, and pictures that flow as a test lets them."""
 
 import importlib.util
 import json
@@ -7,13 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import yaml
-from chart import BIN, CHART, KUBERNETES, helm
 from container import HEALTH, Container
 from servers import ROOT
 
@@ -100,71 +97,6 @@ def health_endpoint(replica: Replica) -> ThreadingHTTPServer:
     server = ThreadingHTTPServer((HOST, 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
-
-
-class Envoy:
-    """Envoy as the chart configures it, but for addresses and ports."""
-
-    def __init__(self, folder: Path, replicas: list[Replica], health_ports: list[int]) -> None:
-        self.http, self.grpc, self._metrics, self._admin = free_ports(4)
-        done = helm(
-            *("template", "release", CHART, KUBERNETES, "--set=envoy.enabled=true"),
-            "--show-only=templates/envoy.yaml",
-        )
-        assert done.returncode == 0, done.stderr
-        config_map = next(yaml.safe_load_all(done.stdout))
-        self.config = yaml.safe_load(config_map["data"]["envoy.yaml"])
-        resources = self.config["static_resources"]
-        own = {"http": self.http, "grpc": self.grpc, "metrics": self._metrics}
-        for listener in resources["listeners"]:
-            _move(listener["address"], own[listener["name"]])
-        _move(self.config["admin"]["address"], self._admin)
-        self.clusters = {cluster["name"]: cluster for cluster in resources["clusters"]}
-        for name, cluster in self.clusters.items():
-            endpoints = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
-            if name == "admin":
-                _move(endpoints[0]["endpoint"]["address"], self._admin)
-                continue
-            template = json.dumps(endpoints.pop())
-            for replica, health_port in zip(replicas, health_ports, strict=True):
-                endpoint = json.loads(template)["endpoint"]
-                _move(endpoint["address"], replica.ports[("http", "grpc").index(name)])
-                endpoint["health_check_config"]["port_value"] = health_port
-                endpoints.append({"endpoint": endpoint})
-        path = folder / "envoy.yaml"
-        path.write_text(yaml.safe_dump(self.config), encoding="utf-8")
-        self.log = folder / "envoy.log"
-        with self.log.open("wb") as log:
-            command = [BIN / "envoy", "--config-path", path, "--log-level", "warn", "--use-dynamic-base-id"]
-            self.process = subprocess.Popen([*command, "--concurrency", "2"], stdout=log, stderr=log)
-
-    def stat(self, name: str) -> int:
-        """One of Envoy's counters or gauges; 0 while there is none."""
-        try:
-            with urllib.request.urlopen(
-                f"http://{HOST}:{self._metrics}/stats/prometheus", timeout=5
-            ) as answer:
-                lines = answer.read().decode().splitlines()
-        except OSError:
-            return 0
-        cluster, _, name = name.partition(".")
-        begin = f'envoy_cluster_{name}{{envoy_cluster_name="{cluster}"}}'
-        return next((int(line.split()[-1]) for line in lines if line.startswith(begin)), 0)
-
-    def wait_for(self, name: str, expected: int, timeout_s: float = 90) -> None:
-        end = time.monotonic() + timeout_s
-        while (found := self.stat(name)) != expected:
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < end, f"{name}: found {found}, expected {expected}"
-            time.sleep(0.05)
-
-    def wait_for_servers(self, count: int) -> None:
-        for cluster in ("grpc", "http"):
-            self.wait_for(f"{cluster}.membership_healthy", count)
-
-
-def _move(address: dict, port: int) -> None:
-    address["socket_address"] = {"address": HOST, "port_value": port}
 
 
 class Flow:

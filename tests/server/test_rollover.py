@@ -16,8 +16,9 @@ import pytest
 from chart import fetch_tools
 from exported import SMALL_CLASSES
 from pictures import encode, picture
-from rolling import Envoy, Flow, Replica, health_endpoint, version_of
+from rolling import Flow, Replica, health_endpoint, version_of
 
+from benchmarks.balancer import Backend, Envoy
 from clients import CenterNetClient
 from clients.output import entry
 
@@ -78,7 +79,11 @@ def site(tmp_path_factory: pytest.TempPathFactory, small_onnx: Path) -> Iterator
     try:
         for replica in replicas:
             replica.start()
-        envoy = Envoy(folder, replicas, [endpoint.server_port for endpoint in endpoints])
+        backends = [
+            Backend(http=replica.ports[0], grpc=replica.ports[1], health=endpoint.server_port)
+            for replica, endpoint in zip(replicas, endpoints, strict=True)
+        ]
+        envoy = Envoy(folder, backends)
         envoy.wait_for_servers(2)
         contents = [encode(picture(60, 80, seed=seed), "JPEG") for seed in range(KINDS)]
         with CenterNetClient(f"127.0.0.1:{envoy.grpc}") as client:
@@ -87,8 +92,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, small_onnx: Path) -> Iterator
         yield Site(envoy, replicas, contents, expected)
     finally:
         if envoy:
-            envoy.process.terminate()
-            envoy.process.wait()
+            envoy.stop()
         for replica in replicas:
             if replica.running and replica.running.process.poll() is None:
                 replica.running.kill()
