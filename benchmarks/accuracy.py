@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import accuracy_report, bootstrap, inprocess, report
+from benchmarks import accuracy_report, bootstrap, report
 from benchmarks.report import BenchmarkError
 from benchmarks.triton_server import running
-from clients import coco
+from clients import coco, local
 from clients.errors import CenterNetError
-from clients.reference import LocalDetector, Network, Reference
+from clients.local import LocalDetector, Network
+from clients.reference import Reference
 from export import contract, description, plan_feeds, precision, quantize, to_onnx
 from export.errors import ExportError
 from export.files import sha256, write_beside
@@ -173,14 +173,12 @@ class Study:
         )
 
     def _onnxruntime(self, name: str) -> list[dict[str, Any]]:
-        options = onnxruntime.SessionOptions()
         # Q/DQ as written: on some processors ONNX Runtime's integer kernels saturate; TensorRT's do not.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        session = onnxruntime.InferenceSession(self._model(name), options, providers=["CPUExecutionProvider"])
-        return self._detect(self._local(lambda frames: session.run(inprocess.OUTPUTS, {"frame": frames})))
+        as_written = {"session.disable_quant_qdq": "1"}
+        return self._detect(self._local(local.onnxruntime_network(self._model(name), session=as_written)))
 
     def _tensorrt(self, plan: Path) -> list[dict[str, Any]]:
-        return self._detect(self._local(inprocess.tensorrt_network(plan)))
+        return self._detect(self._local(local.tensorrt_network(plan)))
 
     def _server(self) -> list[dict[str, Any]]:
         """What `clients/evaluate.py` gets from a server of this network."""

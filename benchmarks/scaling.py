@@ -2,28 +2,35 @@
 
     python -m benchmarks.scaling --batch-ms 1.1 --picture-ms 0.26 --rate 20000 --replicas 4
     python -m benchmarks.scaling --batch-ms 1.1 --picture-ms 0.26 --rate 2000 --burst 10 --autoscale 2,32
+    python -m benchmarks.scaling --measure REPOSITORY   # two real servers on this machine, behind Envoy
 
 Each server is one queue in front of a network that takes a batch of what waits; a balancer sends each picture
 to the server with the fewest in flight. The autoscaler is Kubernetes' (desired = ready x metric / target, 10
-% tolerance, at most double in 30 s) on the mean queue time of the last minute.
+% tolerance, at most double in 30 s as the chart has it) on the mean queue time of the last minute.
 """
 
 import argparse
 import math
 import random
 import statistics
+import sys
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import simpy
 
-from benchmarks.report import markdown_table
+from backends.serving import StartError
+from benchmarks import scaling_measured
+from benchmarks.report import BenchmarkError, markdown_table
 
 Process = Generator[simpy.Event, None, None]
 
 PERIOD_S = 15
 """Of the autoscaler, and of the metrics that it reads."""
+
+DOUBLING_S = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +60,11 @@ class Autoscaler:
     """Kubernetes' rule.
 
     Attributes:
-        least: Servers at least.
         most: Servers at most.
         target_s: Mean queue time to hold, seconds.
         start_s: From the decision to a ready server, seconds.
     """
 
-    least: int
     most: int
     target_s: float
     start_s: float
@@ -67,11 +72,17 @@ class Autoscaler:
 
 @dataclass
 class Outcome:
-    """What became of the pictures: queue times in seconds, refusals, and the number of servers over time."""
+    """Queue times in seconds, refusals, the number of servers over time, and how many batches there were."""
 
     waits_s: list[float] = field(default_factory=list)
     refused: int = 0
     servers: list[tuple[float, int]] = field(default_factory=list)
+    batches: int = 0
+
+    @property
+    def mean_batch(self) -> float:
+        """Pictures in an execution."""
+        return len(self.waits_s) / max(self.batches, 1)
 
     def percentile_s(self, share: float) -> float:
         """Queue time that this share of the pictures does not exceed."""
@@ -117,6 +128,7 @@ class Server:
                 yield self._arrived
             self.running = min(len(self.queue), self.service.max_batch)
             now = self.environment.now
+            self.outcome.batches += 1
             for _ in range(self.running):
                 wait = now - self.queue.popleft()
                 self.outcome.waits_s.append(wait)
@@ -157,19 +169,20 @@ def simulate(
             min(servers, key=lambda server: (server.in_flight, rng.random())).arrive()
 
     def scaling(rule: Autoscaler) -> Process:
-        starting: list[float] = []
+        wanted = replicas
+        history: deque[int] = deque(maxlen=DOUBLING_S // PERIOD_S)
         while True:
+            history.append(wanted)
             yield environment.timeout(PERIOD_S)
-            starting = [ready for ready in starting if ready > environment.now]
+            # Servers that are still starting count as idle ones.
             ratio = statistics.fmean(server.queue_time_s() for server in servers) / rule.target_s
             if abs(ratio - 1) <= 0.1:
                 continue
-            wanted = min(math.ceil(len(servers) * ratio), 2 * len(servers))
-            wanted = max(rule.least, min(rule.most, wanted))
-            for _ in range(wanted - len(servers) - len(starting)):
-                starting.append(environment.now + rule.start_s)
+            desired = min(math.ceil(len(servers) * ratio), 2 * history[0], rule.most)
+            # It waits five minutes before it takes servers away: longer than these runs look at.
+            for _ in range(desired - wanted):
                 environment.process(start(rule.start_s))
-            # Kubernetes waits five minutes before it takes servers away: longer than these runs look at.
+            wanted = max(wanted, desired)
 
     def start(delay_s: float) -> Process:
         yield environment.timeout(delay_s)
@@ -183,26 +196,63 @@ def simulate(
     return outcome
 
 
-def main() -> None:
-    """Prints one table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--batch-ms", type=float, required=True, help="of a batch beyond its pictures")
-    parser.add_argument("--picture-ms", type=float, required=True, help="of each picture in a batch")
-    parser.add_argument("--rate", type=float, required=True, help="pictures a second")
-    parser.add_argument("--seconds", type=float, default=60, help="simulated time")
+def main() -> int:
+    """Prints one table; returns 0, or 1 if the servers to measure do not start."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--measure", type=Path, metavar="REPOSITORY", help="compare with real servers of this"
+    )
+    parser.add_argument("--batch-ms", type=_positive, help="of a batch beyond its pictures")
+    parser.add_argument("--picture-ms", type=_positive, help="of each picture in a batch")
+    parser.add_argument("--rate", type=_positive, help="pictures a second")
+    parser.add_argument("--seconds", type=_positive, default=60, help="simulated or measured time")
     parser.add_argument("--replicas", type=int, help="servers (default: at 70 %% of their capacity)")
-    parser.add_argument("--burst", type=float, default=1.0, help="factor on the rate in the middle third")
-    parser.add_argument("--autoscale", metavar="MIN,MAX", help="let the number of servers follow")
-    parser.add_argument("--target-ms", type=float, default=50, help="of the autoscaler")
-    parser.add_argument("--start-s", type=float, default=40, help="until a new server is ready")
+    parser.add_argument("--burst", type=_positive, default=1.0, help="factor on the rate in the middle third")
+    parser.add_argument(
+        "--autoscale", type=_bounds, metavar="MIN,MAX", help="let the number of servers follow"
+    )
+    parser.add_argument("--target-ms", type=_positive, default=50, help="of the autoscaler")
+    parser.add_argument("--start-s", type=_positive, default=40, help="until a new server is ready")
     options = parser.parse_args()
+    if options.measure:
+        try:
+            print(compared(options.measure, seconds=options.seconds), end="")
+        except (BenchmarkError, StartError) as error:
+            print(f"benchmarks.scaling: {error}", file=sys.stderr)
+            return 1
+        return 0
+    if None in (options.batch_ms, options.picture_ms, options.rate):
+        parser.error("expected --batch-ms, --picture-ms and --rate, or --measure")
+    print(simulated(options), end="")
+    return 0
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+def _bounds(text: str) -> tuple[int, int]:
+    least, most = map(int, text.split(","))
+    if not 1 <= least <= most:
+        raise ValueError
+    return least, most
+
+
+def simulated(options: argparse.Namespace) -> str:
+    """The table of one simulation."""
     service = Service(batch_s=options.batch_ms / 1000, picture_s=options.picture_ms / 1000)
     replicas = options.replicas or math.ceil(options.rate / service.capacity / 0.7)
     rule = None
     if options.autoscale:
-        least, most = map(int, options.autoscale.split(","))
-        rule = Autoscaler(least=least, most=most, target_s=options.target_ms / 1000, start_s=options.start_s)
-        replicas = least
+        replicas, most = options.autoscale
+        rule = Autoscaler(most=most, target_s=options.target_ms / 1000, start_s=options.start_s)
     outcome = simulate(
         service,
         rate=options.rate,
@@ -217,8 +267,27 @@ def main() -> None:
     total = len(outcome.waits_s) + outcome.refused
     servers = " to ".join(dict.fromkeys(str(count) for _, count in (outcome.servers[0], outcome.servers[-1])))
     row = [options.rate, servers, f"{load:.0%}", *waits, f"{outcome.refused / max(total, 1):.1%}"]
-    print(markdown_table(columns, [row]), end="")
+    return markdown_table(columns, [row])
+
+
+def compared(repository: Path, *, seconds: float) -> str:
+    """The table of real servers beside simulated ones, whose service times are those that Triton counted."""
+    batch, queue, loads = scaling_measured.measure(repository, seconds=seconds)
+    columns = ["pictures a second", "load", "batch, ms", "picture, ms", "failed"]
+    columns += ["queue measured, ms", "simulated, ms", "batch size measured", "simulated"]
+    rows = []
+    for load in loads:
+        batch_s, picture_s = scaling_measured.fit(load.batches)
+        service = Service(batch_s=batch_s, picture_s=picture_s, max_batch=batch, max_queue=queue)
+        outcome = simulate(service, rate=load.rate, seconds=max(seconds, 600), replicas=2)
+        executions = sum(count for count, _ in load.batches.values())
+        size = sum(number * count for number, (count, _) in load.batches.items()) / executions
+        share = load.rate / service.capacity / 2
+        row: list[object] = [load.rate, f"{share:.0%}", 1000 * batch_s, 1000 * picture_s, load.failed]
+        row += [1000 * load.queue_s, 1000 * statistics.fmean(outcome.waits_s), size, outcome.mean_batch]
+        rows.append(row)
+    return markdown_table(columns, rows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

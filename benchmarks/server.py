@@ -28,6 +28,8 @@ from tritonclient.utils import InferenceServerException
 from benchmarks import inprocess, networks, perf_analyzer, report, serving_report
 from benchmarks.report import BenchmarkError, choices, numbers
 from benchmarks.triton_server import GpuUsage, Server, Statistics, Usage, breakdown, running
+from clients import local
+from clients.local import LocalDetector
 from export import contract
 from export.errors import ExportError
 
@@ -293,13 +295,13 @@ def _works(
     config = client.get_model_config(NETWORK).config
     if config.backend == "onnxruntime":
         settings = {key: value.string_value for key, value in config.parameters.items()}
-        network = inprocess.onnxruntime_network(
+        network = local.onnxruntime_network(
             folder / "model.onnx",
             threads=int(settings.get("intra_op_thread_count", 0)),
             session={key: value for key, value in settings.items() if key.startswith("session.")},
         )
-        pipeline = inprocess.Pipeline(network, description)
-        return lambda name: _work(pipeline, REQUESTS[name], description.frame_size), "ONNX Runtime, CPU"
+        detector = LocalDetector(network, classes=description.classes, frame_size=description.frame_size)
+        return lambda name: _work(detector, REQUESTS[name], description.frame_size), "ONNX Runtime, CPU"
     if options.only_server:
         return lambda _: None, "TensorRT"
     try:
@@ -310,17 +312,17 @@ def _works(
     return lambda _: engine, "TensorRT; beside it the bare engine"
 
 
-def _work(pipeline: inprocess.Pipeline, request: Request, frame_size: tuple[int, int]) -> Work | None:
+def _work(detector: LocalDetector, request: Request, frame_size: tuple[int, int]) -> Work | None:
     picture = example_picture(request.size)
     if request.model == "centernet":
-        return lambda batch: pipeline.detect([picture] * batch)
+        return lambda batch: detector.detect_each([picture] * batch)
     frame, size = warp(decode(picture), frame_size), np.array(request.size, np.int32)
     batches: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def detect_frames(batch: int) -> object:
         if batch not in batches:
             batches[batch] = np.stack([frame] * batch), np.stack([size] * batch)
-        return pipeline.detect_frames(*batches[batch])
+        return detector.detect_frames(*batches[batch])
 
     return detect_frames
 

@@ -145,6 +145,14 @@ class AsyncCenterNetClient:
             tensor.set_data_from_numpy(array)
         return await self._with_retries(lambda: self._attempt(model, tensors, None, None))
 
+    async def control(self, method: str, model: str) -> None:
+        """`load_model` or `unload_model`, if the server lets this client; without retries.
+
+        Raises:
+            CenterNetError: It does not, or the model cannot be loaded.
+        """
+        await self._transport.call(method, model)
+
     async def frame_size(self) -> tuple[int, int]:
         """Height and width of the network's input, pixels."""
         if self._frame_size is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -26,11 +26,15 @@ from export.errors import ExportError
 Client = TypeVar("Client")
 
 
-def add_connection_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what `client` reads."""
+def add_connection_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds what `client` reads; with `several` servers, what `client_options` does."""
     group = parser.add_argument_group("server")
     group.add_argument(
-        "--url", type=_address, metavar="HOST:PORT", help="default: localhost:8001 (http: 8000)"
+        "--url",
+        type=_address,
+        action="append" if several else "store",
+        metavar="HOST:PORT",
+        help="default: localhost:8001 (http: 8000)" + ("; several: each gets its share" if several else ""),
     )
     group.add_argument("--protocol", choices=list(PORTS), default="grpc")
     group.add_argument(
@@ -95,6 +99,15 @@ def async_client(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
 def _client(
     kind: Callable[..., Client], parser: argparse.ArgumentParser, arguments: argparse.Namespace
 ) -> Client:
+    url = arguments.url or f"localhost:{PORTS[arguments.protocol]}"
+    try:
+        return kind(url, **client_options(parser, arguments))
+    except SharedMemoryError as error:
+        parser.error(str(error))
+
+
+def client_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a client, but for its server's address."""
     if not arguments.ssl and (arguments.ssl_ca or arguments.ssl_cert or arguments.ssl_key):
         parser.error("--ssl-ca, --ssl-cert and --ssl-key need --ssl")
     if bool(arguments.ssl_cert) != bool(arguments.ssl_key):
@@ -104,21 +117,17 @@ def _client(
         if arguments.ssl
         else None
     )
-    try:
-        return kind(
-            arguments.url or f"localhost:{PORTS[arguments.protocol]}",
-            protocol=arguments.protocol,
-            model=arguments.model,
-            concurrency=arguments.concurrency,
-            retry=RetryPolicy(
-                retries=arguments.retries, timeout_s=arguments.timeout_s, deadline_s=arguments.deadline_s
-            ),
-            tls=tls,
-            headers=dict(arguments.header),
-            shared_memory=arguments.shared_memory,
-        )
-    except SharedMemoryError as error:
-        parser.error(str(error))
+    return {
+        "protocol": arguments.protocol,
+        "model": arguments.model,
+        "concurrency": arguments.concurrency,
+        "retry": RetryPolicy(
+            retries=arguments.retries, timeout_s=arguments.timeout_s, deadline_s=arguments.deadline_s
+        ),
+        "tls": tls,
+        "headers": dict(arguments.header),
+        "shared_memory": arguments.shared_memory,
+    }
 
 
 def end_if_gone(client: CenterNetClient, error: Exception | None, done: str) -> None:

@@ -2,61 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from centernet_image import ImageError, decode, select, warp
 
 from clients.annotations import Annotations, numbers_first
-from clients.detections import Detections
-from clients.errors import CenterNetError, SourceError
+from clients.errors import CenterNetError
+from clients.local import LocalDetector
 from export import checkpoint
 from export.contract import COCO, COCO_CLASSES, TOP_K, Normalisation
 from export.detector import Detector
-
-Network = Callable[[np.ndarray], Sequence[np.ndarray]]
-"""Frames uint8 [N, H, W, 3] to boxes [N, K, 4], scores [N, K] and classes [N, K]."""
-
-
-class LocalDetector:
-    """The server's models without a server.
-
-    Args:
-        network: In place of `centernet_network`.
-        classes: Names, in the order of the network's class indices.
-        frame_size: Height and width of the network's input.
-    """
-
-    def __init__(self, network: Network, *, classes: Sequence[str], frame_size: tuple[int, int]) -> None:
-        self._network = network
-        self._labels = np.array([name.encode() for name in classes], dtype=object)
-        self._frame_size = frame_size
-
-    def detect(self, content: bytes, *, threshold: float) -> Detections:
-        """Finds the objects in an encoded picture.
-
-        Raises:
-            SourceError: It cannot be decoded.
-        """
-        try:
-            image = decode(content)
-        except ImageError as error:
-            raise SourceError(str(error)) from error
-        boxes, scores, classes = self._network(warp(image, self._frame_size)[np.newaxis])
-        found = select(
-            boxes,
-            scores,
-            classes,
-            image_sizes=np.array([image.shape[:2]], np.int32),
-            frame_size=self._frame_size,
-            thresholds=threshold,
-            labels=self._labels,
-        )
-        count = int(found.num[0, 0])
-        labels = tuple(label.decode() for label in found.labels[0, :count])
-        return Detections(found.boxes[0, :count], found.scores[0, :count], found.classes[0, :count], labels)
 
 
 class Reference(LocalDetector):

@@ -26,7 +26,6 @@ HOME = Path(__file__).resolve().parents[2]
 
 # NVIDIA's "Secure Deployment Considerations". Configurations stay auto-completed: the plan knows the frame.
 SECURE = (
-    "--model-control-mode=none",
     "--exit-on-error=true",
     "--strict-readiness=true",
     "--allow-sagemaker=false",
@@ -81,6 +80,7 @@ def main() -> int:
         _stop(server)
         return NO_ANSWER
     if server.poll() is None:
+        watch.stop()
         _drain(options, server)
         server.terminate()
     code = server.wait()
@@ -115,6 +115,12 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
         default=setting("ALLOW_CLIENT_SHM", "false"),
         help="clients may hand over pictures in shared memory [ALLOW_CLIENT_SHM]",
     )
+    parser.add_argument(
+        "--model-control",
+        type=_model_control,
+        default=setting("MODEL_CONTROL", "none"),
+        help="explicit: who has ADMIN_KEY may load models (clients/roll_out.py) [MODEL_CONTROL]",
+    )
     parser.add_argument("--metrics-port", type=int, default=8002)
     parser.add_argument(
         "--watch-interval-s",
@@ -135,6 +141,12 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
         "--drain-timeout-s", type=float, default=setting("DRAIN_TIMEOUT_S", "40"), help="then it stops anyhow"
     )
     return parser.parse_known_args()
+
+
+def _model_control(text: str) -> str:
+    if text not in ("none", "explicit"):  # `choices` would let a wrong variable pass.
+        raise argparse.ArgumentTypeError(f"found '{text}', expected none or explicit")
+    return text
 
 
 def _plan_command(options: argparse.Namespace) -> list[str]:
@@ -169,7 +181,9 @@ def _with_network(network: Path, repository: Path, work_dir: Path) -> Path:
 def _server_command(options: argparse.Namespace, repository: Path, further: list[str]) -> list[str]:
     # Nobody is told the key: these interfaces are closed, unless the operator brings one.
     key = os.environ.get("ADMIN_KEY") or secrets.token_urlsafe(32)
-    restricted, choices = RESTRICTED, []
+    restricted, choices = RESTRICTED, ["--model-control-mode=none"]
+    if options.model_control == "explicit":
+        choices = ["--model-control-mode=explicit", "--load-model=*"]
     if options.model_config_name:
         choices.append(f"--model-config-name={options.model_config_name}")
     # Off by default since 26.04; earlier releases do not know the option.

@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import time
 import urllib.request
 from collections import deque
 from dataclasses import dataclass, field
@@ -28,17 +27,23 @@ class Watch:
     metrics_port: int
     interval_s: float
     gone: threading.Event = field(default_factory=threading.Event)
+    _stopped: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
         """Watches from a thread of its own, for as long as the process lives."""
         threading.Thread(target=self.run, daemon=True).start()
+
+    def stop(self) -> None:
+        """Asks no more: a server that drains waits until nobody does."""
+        self._stopped.set()
 
     def run(self) -> None:
         """Watches until the server no longer answers."""
         failed: deque[bool] = deque(maxlen=AMONG)
         answers = 0.0
         while sum(failed) < FAILURES:
-            time.sleep(self.interval_s)
+            if self._stopped.wait(self.interval_s):
+                return
             before, answers = answers, answered(self.metrics_port)
             try:
                 health.infer(health.URL)

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from centernet_image import NetworkDescription
 from google.protobuf import text_format
-from protocols import images, infer
 from servers import make_repository
 from tritonclient.grpc import model_config_pb2
 
-from benchmarks import inprocess, networks, perf_analyzer
+from benchmarks import networks, perf_analyzer
 from benchmarks import server as benchmark
 from benchmarks.triton_server import STEPS
-from export.contract import MODELS
+from clients import CenterNetClient, SourceError, local
 
 pytestmark = pytest.mark.server
 SHORT = ["--concurrency", "1,4", "--batch", "1,2", "--seconds", "0.3", "--repeats", "1"]
@@ -106,17 +105,15 @@ def test_changed_configurations(small_onnx, tmp_path):
 
 def test_one_process_detects_what_the_server_does(server):
     picture = benchmark.example_picture()
-    network_dir = server.repository / "centernet_network" / "1"
-    network = inprocess.onnxruntime_network(network_dir / "model.onnx", threads=0, session={})
-    pipeline = inprocess.Pipeline(network, NetworkDescription.read(network_dir / "model.json"))
-    found = pipeline.detect([picture])
-    expected = infer(server, "grpc", "centernet", images([picture]), {})
-    assert found.num[0, 0] > 0
-    for tensor, array in zip(MODELS["centernet"][1], found, strict=True):
-        if array.dtype == object:
-            np.testing.assert_array_equal(array, expected[tensor.name])
-        else:
-            np.testing.assert_allclose(array, expected[tensor.name], rtol=1e-4, atol=1e-3)
+    detector = local.of_file(server.repository / "centernet_network" / "1" / "model.onnx")
+    found, refused = detector.detect_each([picture, b"no picture"])
+    assert isinstance(refused, SourceError)
+    with CenterNetClient(server.grpc_url) as client:
+        expected = client.detect(picture)
+    assert len(found) > 0
+    assert found.labels == expected.labels
+    for name in ("xyxy", "scores", "class_ids"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-3)
 
 
 def test_running_server(server, tmp_path):

@@ -17,86 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from container import ENTRYPOINT, HEALTH, Container
 from pictures import encode, picture
-from servers import make_repository
 from tritonclient.utils import InferenceServerException
 
 from backends.serving import free_ports
-from benchmarks.triton_server import family
 from clients import CenterNetClient, SharedMemoryError
 
-ROOT = Path(__file__).parents[2]
-ENTRYPOINT = ROOT / "ci" / "container" / "entrypoint.py"
-HEALTH = ROOT / "ci" / "container" / "health.py"
-# Writes what it was asked for where the plan would be; the CPU server serves the ONNX file beside it.
-BUILDER = "import pathlib, sys; pathlib.Path(sys.argv[2]).write_text(' '.join(sys.argv[1:]))"
-
 pytestmark = pytest.mark.server
-
-
-class Container:
-    """The entry point as a process, with a repository and ports of its own."""
-
-    def __init__(self, folder, onnx, *options, builder=BUILDER, prepare=None, **environment):
-        self.repository = make_repository(folder, onnx)
-        if prepare:
-            prepare(self.repository)
-        self.plan = self.repository / "centernet_network" / "1" / "model.plan"
-        self.onnx = onnx
-        self.http, self.grpc, self.metrics = free_ports(3)
-        self.draining = folder / "draining"
-        script = folder / "builder.py"
-        script.write_text(builder)
-        self.environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "DRAINING": str(self.draining),
-            "HEALTH_URL": f"http://127.0.0.1:{self.http}/v2/models/centernet/infer",
-            **environment,
-        }
-        self.log = folder / "log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, ENTRYPOINT, "--model", onnx, "--plan", self.plan),
-                    *("--model-repository", self.repository, "--plan-builder", f"{sys.executable} {script}"),
-                    *("--metrics-port", str(self.metrics), f"--http-port={self.http}"),
-                    f"--grpc-port={self.grpc}",
-                    *options,
-                ],
-                env=self.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )  # fmt: skip
-
-    @property
-    def server(self):
-        """Process of the server, whose parent is the entry point."""
-        return int(
-            Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-            .read_text(encoding="utf-8")
-            .split()[0]
-        )
-
-    def health(self):
-        return subprocess.run([sys.executable, HEALTH], env=self.environment, capture_output=True, text=True)
-
-    def wait_until_healthy(self):
-        for _ in range(300):
-            if self.health().returncode == 0:
-                return
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            time.sleep(0.2)
-        pytest.fail(self.log.read_text()[-3000:])
-
-    def stop(self):
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            return self.process.wait(timeout=90)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
 
 
 @pytest.fixture
@@ -142,7 +70,7 @@ def test_drain_answers_every_ensemble_in_flight(container):
     # 24.10 does not ask its models whether they are ready; those of 26.04 would say no.
     with urllib.request.urlopen(f"http://127.0.0.1:{one.http}/v2/health/ready", timeout=5) as answer:
         assert answer.status == 200
-    for pid in stubs(one).values():
+    for pid in one.stubs().values():
         assert f"DRAINING={one.draining}" in Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split(
             "\0"
         )
@@ -280,22 +208,12 @@ def test_dead_process_of_a_python_model_ends_the_container(container, model):
     one = container(WATCH_INTERVAL_S="0.2")
     one.wait_until_healthy()
     server = one.server
-    os.kill(stubs(one)[f"{model}_0_0"], signal.SIGKILL)
+    os.kill(one.stubs()[f"{model}_0_0"], signal.SIGKILL)
     assert one.process.wait(timeout=90) == 70
     log = one.log.read_text()
     assert log.count("entrypoint: inference failed: HTTP Error 500") == 3
     assert "entrypoint: the server no longer answers: ending it; start the container again\n" in log
     assert not Path(f"/proc/{server}").exists()
-
-
-def stubs(one):
-    """Process of each instance of a Python model."""
-    found = {}
-    for pid in family(one.server):
-        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
-        if "stub" in words[0]:
-            found[next(word for word in words if re.fullmatch(r"centernet_\w+_\d+_\d+", word))] = pid
-    return found
 
 
 def test_onnx_file_is_served_without_a_plan(tmp_path, small_onnx):
