@@ -105,7 +105,7 @@ def to_int8(
     # By the same names: an ONNX file without names of nodes gets them in the graph.
     largest = _largest_values(export_typed(import_typed(model), model), chain([first], feeds), method)
     for tensors in sharing:
-        scale = max(largest[tensor.name] for tensor in tensors) / _LARGEST
+        scale = max(_largest_value(tensor, largest) for tensor in tensors) / _LARGEST
         for tensor in tensors:
             _quantize(graph, tensor, scale)
     weights: dict[int, gs.Tensor] = {}
@@ -144,6 +144,12 @@ def _largest_values(
         calibrator.collect_data(_Feeds(feeds))
         ranges = calibrator.compute_data()
         return {name: float(np.abs(data.range_value).max()) for name, data in ranges.data.items()}
+
+
+def _largest_value(tensor: gs.Tensor, observed: dict[str, float]) -> float:
+    if isinstance(tensor, gs.Constant):
+        return float(np.abs(tensor.values).max(initial=0))
+    return observed[tensor.name]
 
 
 def _tensors_to_quantize(graph: gs.Graph, chosen: list[gs.Node]) -> list[list[gs.Tensor]]:
