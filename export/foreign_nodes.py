@@ -71,12 +71,19 @@ def to_deform_conv(graph: gs.Graph) -> None:
 
 
 def unknown_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """Name and operator of each node, in subgraphs too, that neither ONNX nor the model itself defines."""
+    """Name and operator of each node that neither ONNX nor the model defines, nor this module rewrites.
+
+    Subgraphs are looked into, and nothing in them is rewritten.
+    """
     known = {(function.domain, function.name) for function in model.functions}
     pending = [model.graph]
     while pending:
-        for node in pending.pop().node:
+        graph = pending.pop()
+        top = graph is model.graph
+        for node in graph.node:
             domain = "" if node.domain == "ai.onnx" else node.domain
+            if top and is_deform_conv(node):
+                continue
             if not onnx.defs.has(node.op_type, domain) and (node.domain, node.op_type) not in known:
                 yield node.name or node.output[0], f"{node.domain}::{node.op_type}".removeprefix("::")
             for attribute in node.attribute:

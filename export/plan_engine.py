@@ -155,7 +155,6 @@ def build(
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
-        _refuse_unknown(trt, model)
         errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
         raise PlanError("; ".join(dict.fromkeys([*logger.errors, *errors])) or "the parser gave no reason")
 
@@ -190,10 +189,14 @@ def build(
     return bytes(engine), None if cache is None else bytes(cache.serialize())
 
 
-def _refuse_unknown(trt: ModuleType, model: onnx.ModelProto) -> None:
-    """Where TensorRT's parser says "Plugin not found", says for which node."""
-    plugins = {creator.name for creator in trt.get_plugin_registry().all_creators}
+def refuse_unknown(trt: ModuleType, model: onnx.ModelProto) -> None:
+    """Says where TensorRT's parser would say "Plugin not found", and not for which node.
+
+    Raises:
+        PlanError: a node is neither ONNX's nor a plugin's.
+    """
     for name, operator in unknown_nodes(model):
+        plugins = {creator.name for creator in trt.get_plugin_registry().all_creators}
         if operator.rpartition("::")[2] not in plugins:
             raise PlanError(
                 f"{name}: found operator {operator}, expected one of ONNX's or of a loaded TensorRT plugin: "

@@ -104,10 +104,12 @@ def to_int8(
     sharing = _tensors_to_quantize(graph, chosen)
     # By the same names: an ONNX file without names of nodes gets them in the graph.
     largest = _largest_values(export_typed(import_typed(model), model), chain([first], feeds), method)
+    fixed = _from_constants(graph)
     for tensors in sharing:
         scale = max(_largest_value(tensor, largest) for tensor in tensors) / _LARGEST
         for tensor in tensors:
-            _quantize(graph, tensor, scale)
+            if id(tensor) not in fixed:
+                _quantize(graph, tensor, scale)
     weights: dict[int, gs.Tensor] = {}
     for node in chosen:
         weight = node.inputs[1]
@@ -144,6 +146,15 @@ def _largest_values(
         calibrator.collect_data(_Feeds(feeds))
         ranges = calibrator.compute_data()
         return {name: float(np.abs(data.range_value).max()) for name, data in ranges.data.items()}
+
+
+def _from_constants(graph: gs.Graph) -> set[int]:
+    """Ids of the tensors that no input changes: TensorRT quantizes none of them but weights."""
+    fixed = {id(tensor) for tensor in graph.tensors().values() if isinstance(tensor, gs.Constant)}
+    for node in graph.nodes:
+        if all(id(tensor) in fixed for tensor in node.inputs if not tensor.is_empty()):
+            fixed.update(id(tensor) for tensor in node.outputs)
+    return fixed
 
 
 def _largest_value(tensor: gs.Tensor, observed: dict[str, float]) -> float:

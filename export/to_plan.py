@@ -17,6 +17,7 @@ from export import (
     description,
     errors,
     foreign_nodes,
+    model_tensors,
     onnx_files,
     plan_engine,
     plan_network,
@@ -65,6 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     for file in filter(None, (options.output, options.timing_cache)):
         file.parent.mkdir(parents=True, exist_ok=True)
     with _naming(options.model):
+        plan_engine.refuse_unknown(trt, model)
         network = plan_network.make(
             model,
             options.precision,
@@ -126,6 +128,7 @@ def _describe(
         profiles=shapes,
         keep_fp32=options.keep_fp32,
         fp32_offsets=options.fp32_offsets,
+        tensors=json.loads(json.dumps(model_tensors.of_model(model).to_json())),
     )
 
 

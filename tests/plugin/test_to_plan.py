@@ -71,6 +71,7 @@ def test_detector(model, precision, target, tmp_path, pictures):
         "builder_sha256": builder_sha256(),
         "keep_fp32": [],
         "fp32_offsets": False,
+        "tensors": facts["plan"]["tensors"],
     }
     assert facts["plan"]["tensorrt"].startswith("RTX 1.")
     # A resdcn_18: 19 convolutions of the backbone, 3 of the heads; the stem, 3 of offsets, 3 of outputs.
