@@ -28,6 +28,14 @@ def in_fp32(graph: gs.Graph, *, with_convolutions: bool) -> set[int]:
     return found
 
 
+def between_offsets(graph: gs.Graph) -> set[int]:
+    """Ids of what stands between a DeformConv and the convolutions that predict its offset and mask."""
+    nodes = [node for node in graph.nodes if node.op == "DeformConv"]
+    return _behind_convolutions(
+        [t for node in nodes for t in (node.inputs[2], *node.inputs[4:5])], inclusive=False
+    )
+
+
 def _behind_convolutions(tensors: Iterable[gs.Tensor], *, inclusive: bool) -> set[int]:
     """Ids of what computes `tensors`, back to the convolutions."""
     found: set[int] = set()
