@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -59,8 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     options = _parse(arguments)
     network = _read(options)
+    served = f"{options.name}_network" if options.picture else options.name
+    network = _beside(network, options.folder / served / "1" / "model.plan")
     picture = _picture(options, network) if options.picture else None
-    served = f"{options.name}_network" if picture else options.name
     models = [served, *([f"{options.name}_preprocess", options.name] if picture else [])]
     for name in models:
         _check_place(options.folder / name)
@@ -106,23 +107,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _read(options: argparse.Namespace) -> Network:
     path = options.model
     if path.suffix == ".plan":
-        if not path.is_file():
-            raise UsageError(f"cannot read {path}: No such file or directory")
-        section = plan_description.read(path)
-        if not section.get("tensors"):
-            raise UsageError(
-                f"{path.with_suffix('.json')} has no tensors: build the plan again by export.to_plan"
-            )
-        tensors = ModelTensors.from_json(section["tensors"])
-        profiles: Profiles = section["profiles"]
-        largest = min((shape["max"] or [0])[0] for shape in profiles.values())
-        # Triton sends any batch from 1 on to a model that has batches.
-        batched = tensors.is_batched and all(shape["min"][0] == 1 for shape in profiles.values())
-        return Network(
-            tensors=tensors,
-            profiles=profiles,
-            max_batch=_max_batch(options, tensors, largest if batched else 0),
-        )
+        network = _read_plan(path)
+        return replace(network, max_batch=_max_batch(options, network.tensors, network.max_batch))
     model, _ = onnx_files.load(path)
     for name, operator in foreign_nodes.unknown_nodes(model):
         if not operator.startswith("com.microsoft::"):
@@ -139,6 +125,34 @@ def _read(options: argparse.Namespace) -> Network:
         raise type(error)(f"{path}: {error}") from None
     default = MAX_BATCH if tensors.is_batched else 0
     return Network(tensors=tensors, model=model, max_batch=_max_batch(options, tensors, default))
+
+
+def _read_plan(path: Path) -> Network:
+    if not path.is_file():
+        raise UsageError(f"cannot read {path}: No such file or directory")
+    section = plan_description.read(path)
+    if not section.get("tensors"):
+        raise UsageError(
+            f"{path.with_suffix('.json')} has no tensors: build the plan again by export.to_plan"
+        )
+    tensors = ModelTensors.from_json(section["tensors"])
+    profiles: Profiles = section["profiles"]
+    # Triton sends any batch from 1 on to a model that has batches.
+    batched = tensors.is_batched and all(shape["min"][0] == 1 for shape in profiles.values())
+    max_batch = min(shape["max"][0] for shape in profiles.values()) if batched else 0
+    return Network(tensors=tensors, profiles=profiles, max_batch=max_batch)
+
+
+def _beside(network: Network, plan: Path) -> Network:
+    """An ONNX file's network with the limits of the plan that is served already beside it."""
+    if network.model is None or not plan.is_file():
+        return network
+    other = _read_plan(plan)
+    if other.tensors != network.tensors:
+        raise UsageError(
+            f"{plan} is there and has other inputs or outputs: take another --name, or remove it"
+        )
+    return replace(network, profiles=other.profiles, max_batch=min(network.max_batch, other.max_batch))
 
 
 def _max_batch(options: argparse.Namespace, tensors: ModelTensors, default: int) -> int:
@@ -205,8 +219,10 @@ def _write_network(new: Path, options: argparse.Namespace, network: Network, bef
     version = new / "1"
     version.mkdir(parents=True)
     if before.is_dir():
+        own = "model.plan" if network.model is None else "model.onnx"
         for path in before.iterdir():
-            shutil.copy2(path, version / path.name)
+            if not path.name.startswith(own):
+                shutil.copy2(path, version / path.name)
     if network.model is None:
         shutil.copyfile(options.model, version / "model.plan")
         shutil.copyfile(options.model.with_suffix(".json"), version / "model.json")

@@ -135,3 +135,33 @@ def test_what_is_refused_names_file_and_node(why, tmp_path):
     assert f"error: {path}: {expected}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_plan_in_a_repository(tmp_path):
+    """Its configuration is read off what stands beside it."""
+    model = foreign.save(foreign.separate(), tmp_path / "model.onnx")
+    build(model, tmp_path, "fp16", "x", *MADE["separate"][1:])
+    command = [
+        sys.executable,
+        "-m",
+        "export.to_repository",
+        tmp_path / "out" / "model.plan",
+        tmp_path / "repository",
+    ]
+    done = subprocess.run([*command, "--name", "matting"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "repository" / "matting"
+    assert (folder / "1" / "model.plan").read_bytes() == (tmp_path / "out" / "model.plan").read_bytes()
+    config = (folder / "config.pbtxt").read_text()
+    assert "# x: 1x3x32x32 to 2x3x256x256, fastest at 1x3x64x64." in config
+    assert 'platform: "tensorrt_plan"' in config
+    assert "KIND_GPU" in config
+    assert not (folder / "configs").exists()
+    assert "LD_PRELOAD=" in done.stderr
+    for name, text in (("model.onnx", "configs/cpu.pbtxt"), ("out/model.plan", "configs/cpu.pbtxt")):
+        command[3] = tmp_path / name
+        subprocess.run([*command, "--name", "matting"], cwd=ROOT, check=True, capture_output=True)
+        assert (folder / text).is_file(), "the other variant stays"
+        assert (folder / "1" / "model.plan").is_file()
+        assert "max_batch_size: 2" in (folder / "config.pbtxt").read_text(), "the plan's"
+        assert "max_batch_size: 2" in (folder / "configs" / "cpu.pbtxt").read_text()

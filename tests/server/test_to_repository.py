@@ -210,6 +210,27 @@ def test_what_cannot_be_served_is_refused(tmp_path):
     assert [path.name for path in other.parent.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("largest", [to_repository.LARGEST, 100])
+def test_external_data_travel_with_the_model(tmp_path, monkeypatch, largest):
+    monkeypatch.setattr(to_repository, "LARGEST", largest)
+    path = tmp_path / "model.onnx"
+    onnx.save_model(mmcv(), path, save_as_external_data=True, location="weights", size_threshold=0)
+    for _ in range(2):
+        to_repository.main([str(path), str(tmp_path / "repository"), "--name", "a"])
+    version = tmp_path / "repository" / "a" / "1"
+    beside = ["model.onnx.data"] if largest == 100 else []
+    assert sorted(each.name for each in version.iterdir()) == ["model.onnx", *beside]
+    feed = {"input": foreign.picture(1, 3, 32, 32)}
+    found = foreign.run(onnx.load(version / "model.onnx"), feed)
+    np.testing.assert_allclose(found, foreign.run(text_detector(), feed), atol=1e-6)
+    if beside:
+        assert (version / beside[0]).stat().st_size < 2 * (tmp_path / "weights").stat().st_size
+    (tmp_path / "weights").unlink()
+    with pytest.raises(UsageError, match=r"model\.onnx: found no .*weights, which holds its weights"):
+        to_repository.main([str(path), str(tmp_path / "repository"), "--name", "b"])
+    assert not (tmp_path / "repository" / "b").exists()
+
+
 def test_it_is_written_again(tmp_path):
     for _ in range(2):
         write(fixed(), tmp_path, "a", *PICTURE)
