@@ -15,7 +15,16 @@ import onnx
 import torch
 
 from benchmarks.weights import pictures
-from export import contract, onnx_files, plan_description, plan_engine, precision, quantize, rewrite
+from export import (
+    contract,
+    onnx_files,
+    plan_description,
+    plan_engine,
+    plan_shapes,
+    precision,
+    quantize,
+    rewrite,
+)
 from export.errors import ExportError
 from export.files import sha256, write_together
 from export.plan_description import PlanDescription, find_gpu
@@ -122,7 +131,7 @@ class Engine:
             precision=kind,
             plugin_sha256=sha256(loaded) if loaded else "",
             onnx_sha256=digest,
-            profiles=plan_engine.profiles(model, sizes),
+            profiles=plan_shapes.profiles(model, sizes),
         )
         reasons = misfits(plan, facts)
         if reasons:

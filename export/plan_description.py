@@ -11,7 +11,28 @@ from typing import Any
 from export.errors import ExportError
 from export.files import sha256_of_all
 
-BUILDER = ("to_plan", "plan_engine", "plan_feeds", "plan_network", "precision", "quantize", "rewrite")
+BUILDER = (
+    *(
+        "to_plan",
+        "plan_engine",
+        "plan_feeds",
+        "plan_network",
+        "plan_shapes",
+        "precision",
+        "quantize",
+        "rewrite",
+    ),
+    *(
+        "array_feeds",
+        "calibration",
+        "casts",
+        "fold",
+        "foreign_nodes",
+        "onnx_graph",
+        "positions",
+        "standard_nodes",
+    ),
+)
 """Modules that decide what is in a plan."""
 
 Profiles = dict[str, dict[str, list[int]]]
@@ -38,8 +59,11 @@ class PlanDescription:
         plugin_sha256: of the library that runs the DCNv2 layers, empty where the model has none.
         onnx_sha256: of what the plan was built from, with its external data.
         profiles: shapes it serves.
-        calibration_sha256: of the pictures that gave int8 its scales, else empty.
+        calibration_sha256: of the pictures or arrays that gave int8 its scales, else empty.
         optimization_level: TensorRT's own; its default if None.
+        keep_fp32: patterns of nodes that were left in FP32.
+        fp32_offsets: whether offsets are FP32.
+        tensors: inputs and outputs, as `model_tensors.ModelTensors` writes them.
         builder_sha256: as the function of that name.
     """
 
@@ -52,6 +76,9 @@ class PlanDescription:
     profiles: Profiles
     calibration_sha256: str = ""
     optimization_level: int | None = None
+    keep_fp32: list[str] = field(default_factory=list)
+    fp32_offsets: bool = False
+    tensors: dict[str, Any] = field(default_factory=dict)
     builder_sha256: str = field(default_factory=builder_sha256)
 
 

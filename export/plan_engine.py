@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from export.errors import ExportError
+from export.foreign_nodes import unknown_nodes
 from export.plan_description import Profiles
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,37 +119,6 @@ def loaded_library(name: str) -> Path | None:
     return None
 
 
-def profiles(model: onnx.ModelProto, batch: tuple[int, int, int]) -> Profiles:
-    """Shapes of each input for the smallest, the most usual and the largest batch.
-
-    Raises:
-        PlanError: a dimension other than the first is open, or the batch is fixed to another size.
-    """
-    shapes: Profiles = {}
-    # Exporters of old list the weights among the inputs too.
-    weights = {initializer.name for initializer in model.graph.initializer}
-    for tensor in model.graph.input:
-        if tensor.name in weights:
-            continue
-        first, *rest = tensor.type.tensor_type.shape.dim or [None]
-        if first is None or not all(side.HasField("dim_value") for side in rest):
-            text = [side.dim_param or side.dim_value or "?" for side in (first, *rest) if side]
-            raise PlanError(
-                f"input {tensor.name} has shape {text}, expected no open dimension but the first (batch): "
-                "export the model with a fixed frame size"
-            )
-        if first.HasField("dim_value") and any(size != first.dim_value for size in batch):
-            raise PlanError(
-                f"input {tensor.name} has the fixed batch {first.dim_value}, found --batch "
-                f"{','.join(map(str, batch))}: give --batch {first.dim_value}, or export with an open batch"
-            )
-        sides = [side.dim_value for side in rest]
-        shapes[tensor.name] = {
-            name: [size, *sides] for name, size in zip(("min", "opt", "max"), batch, strict=True)
-        }
-    return shapes
-
-
 def build(
     trt: ModuleType,
     model: onnx.ModelProto,
@@ -165,7 +135,7 @@ def build(
     Args:
         trt: from `load_tensorrt`.
         model: with DCNv2 nodes.
-        shapes: from `profiles`.
+        shapes: from `plan_shapes.profiles`.
         tf32: lets FP32 convolutions round their inputs to TF32.
         target: compute capability to build for ("SM86"); TensorRT-RTX only.
         timing_cache: what an earlier build measured, empty for none yet.
@@ -217,6 +187,21 @@ def build(
             "; ".join(dict.fromkeys(logger.errors)) or "TensorRT built no engine and gave no reason"
         )
     return bytes(engine), None if cache is None else bytes(cache.serialize())
+
+
+def refuse_unknown(trt: ModuleType, model: onnx.ModelProto) -> None:
+    """Says where TensorRT's parser would say "Plugin not found", and not for which node.
+
+    Raises:
+        PlanError: a node is neither ONNX's nor a plugin's.
+    """
+    for name, operator in unknown_nodes(model):
+        plugins = {creator.name for creator in trt.get_plugin_registry().all_creators}
+        if operator.rpartition("::")[2] not in plugins:
+            raise PlanError(
+                f"{name}: found operator {operator}, expected one of ONNX's or of a loaded TensorRT plugin: "
+                "load its plugin, or export the model without it"
+            )
 
 
 def _compute_capability(trt: ModuleType, target: str) -> Any:

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 from centernet_image import ImageError, decode, warp
+from centernet_image.picture_tensor import PictureTensor
 
 from export import contract, description
 from export.errors import UsageError
+from export.plan_shapes import inputs_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 ENOUGH = 8
@@ -53,44 +55,62 @@ def find_pictures(folder: Path, *, limit: int = 500) -> Pictures:
     return found
 
 
-def from_pictures(model: onnx.ModelProto, paths: Iterable[Path]) -> Iterator[dict[str, np.ndarray]]:
-    """Feeds for one of this project's networks, one picture each.
+def is_own(model: onnx.ModelProto) -> bool:
+    """Whether this project knows how to feed a model with pictures: it exported it, or it takes raw frames.
+
+    A name proves nothing: half of all networks call their input `input`.
+    """
+    inputs = inputs_of(model)
+    if len(inputs) != 1:
+        return False
+    if inputs[0].name == contract.FRAME.name:
+        return inputs[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    return inputs[0].name == contract.RAW_INPUT and _normalisation(model) is not None
+
+
+def from_pictures(
+    model: onnx.ModelProto, paths: Iterable[Path], *, picture: PictureTensor | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Feeds of one picture each.
 
     Args:
-        model: with the one input `frame` (uint8 [N, H, W, 3]) or `input` (float [N, 3, H, W], normalised as
-            its description says).
+        model: with one input: of this project `frame` (uint8 [N, H, W, 3]) or `input` (float [N, 3, H, W],
+            normalised as its description says), else any that `picture` fits.
         paths: of the pictures.
+        picture: what the input wants, for other networks.
 
     Raises:
-        UsageError: the model's input is another one, or a picture cannot be read.
+        UsageError: the model is another's and `picture` is not given, or a picture cannot be read.
     """
-    # Exporters of old list the weights among the inputs too.
-    weights = {initializer.name for initializer in model.graph.initializer}
-    inputs = [entry for entry in model.graph.input if entry.name not in weights]
+    inputs = inputs_of(model)
+    if picture is None and not is_own(model):
+        names = ", ".join(entry.name for entry in inputs)
+        raise UsageError(
+            f"found the inputs {names} of a network that this project did not export: say what they want of "
+            "pictures by --mean and --std, or give .npz files"
+        )
     tensor = inputs[0]
     shape = [side.dim_value for side in tensor.type.tensor_type.shape.dim]
     is_frame = tensor.name == contract.FRAME.name
-    if len(inputs) != 1 or tensor.name not in (contract.FRAME.name, contract.RAW_INPUT):
-        names = ", ".join(entry.name for entry in inputs)
-        raise UsageError(
-            f"found the inputs {names}, expected {contract.FRAME.name} or {contract.RAW_INPUT} alone: "
-            "only this project's own networks can be fed with pictures"
-        )
     frame_size = (shape[1], shape[2]) if is_frame else (shape[2], shape[3])
-    normalisation = contract.COCO if is_frame else _normalisation(model)
+    normalisation = _normalisation(model) or contract.COCO
     for path in paths:
         try:
-            frame = warp(decode(path.read_bytes()), frame_size)
+            image = decode(path.read_bytes())
         except (ImageError, OSError) as error:
             raise UsageError(f"{path}: {error}") from error
+        if picture is not None:
+            yield {tensor.name: picture.prepare(image)[None]}
+            continue
+        frame = warp(image, frame_size)
         yield {tensor.name: frame[None] if is_frame else normalise(frame, normalisation)[None]}
 
 
-def _normalisation(model: onnx.ModelProto) -> contract.Normalisation:
+def _normalisation(model: onnx.ModelProto) -> contract.Normalisation | None:
     try:
         return description.read(model).normalisation
     except ValueError:  # not exported by this project, or edited
-        return contract.COCO
+        return None
 
 
 def normalise(frame: np.ndarray, normalisation: contract.Normalisation = contract.COCO) -> np.ndarray:

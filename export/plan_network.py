@@ -1,12 +1,14 @@
 """The graph that TensorRT gets, in a precision."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx
 
-from export import precision, quantize, rewrite
+from export import fold, positions, precision, quantize, rewrite
+from export.onnx_graph import import_graph
 
 PRECISIONS = ("fp32", "tf32", "fp16", "int8")
 
@@ -29,33 +31,68 @@ class PlanNetwork:
 
 
 def make(
-    model: onnx.ModelProto, precision_name: str, feeds: Iterable[dict[str, np.ndarray]] = ()
+    model: onnx.ModelProto,
+    precision_name: str,
+    feeds: Iterable[dict[str, np.ndarray]] = (),
+    *,
+    keep_fp32: Collection[str] = (),
+    fp32_offsets: bool = False,
 ) -> PlanNetwork:
     """Puts a model into a precision.
 
     Args:
-        model: FP32, with DeformConv or DCNv2 nodes or without.
+        model: FP32, with DeformConv or DCNv2 nodes, others' nodes for the same, or without.
         precision_name: one of `PRECISIONS`.
         feeds: the model's inputs, one dict per picture; INT8 is calibrated with them.
+        keep_fp32: patterns of names (`*` and `?`) of nodes that FP16 and INT8 leave in FP32.
+        fp32_offsets: computes offsets and masks, and the grids of GridSample, in FP32.
 
     Raises:
         RewriteError: the model has a node that cannot be rewritten.
-        PrecisionError: the model cannot be converted, or there is no picture to calibrate with.
+        PrecisionError: the model cannot be converted, a pattern fits no node, or there is no picture to
+            calibrate with.
     """
     if precision_name not in PRECISIONS:
         raise ValueError(f"found precision {precision_name}, expected one of {', '.join(PRECISIONS)}")
     reference = rewrite.to_deform_conv(model)
+    kept = _matching(reference, keep_fp32)
+    ready = fold.fold(reference, apart=kept)
     if precision_name == "fp32":
         # FP32 means FP32: TF32 rounds to as few bits as FP16 does.
-        model = rewrite.to_dcnv2(reference)
-        return PlanNetwork(reference=reference, rounded=reference, model=model, tf32=False)
+        model = rewrite.to_dcnv2(ready)
+        return PlanNetwork(reference=reference, rounded=ready, model=model, tf32=False)
     if precision_name == "tf32":
-        typed = reference
+        typed = ready
     else:
-        typed = precision.to_fp16(
-            quantize.to_int8(reference, feeds) if precision_name == "int8" else reference
-        )
+        if precision_name == "int8":
+            ready = quantize.to_int8(ready, feeds, nodes=_to_quantize(ready, kept, fp32_offsets))
+        typed = precision.to_fp16(ready, keep=kept, fp32_offsets=fp32_offsets)
     # Tensor cores make up for the zeros between the channels; FP32 has none.
     rounded = rewrite.to_dense_conv_transpose(typed)
     model = rewrite.to_dcnv2(rounded, tf32=precision_name == "tf32")
     return PlanNetwork(reference=reference, rounded=rounded, model=model, tf32=True)
+
+
+def _matching(model: onnx.ModelProto, patterns: Collection[str]) -> set[str]:
+    names = [node.name for node in import_graph(model).nodes] if patterns else []
+    found: set[str] = set()
+    for pattern in patterns:
+        matching = {name for name in names if fnmatchcase(name, pattern)}
+        if not matching:
+            examples = ", ".join(names[:3])
+            raise precision.PrecisionError(
+                f"--keep-fp32 {pattern}: found no node of that name, expected a name or a pattern with * "
+                f"of one of {len(names)} nodes: {examples} …"
+            )
+        found |= matching
+    return found
+
+
+def _to_quantize(model: onnx.ModelProto, kept: Collection[str], fp32_offsets: bool) -> list[str] | None:
+    if not kept and not fp32_offsets:
+        return None
+    graph = import_graph(model)
+    full = positions.in_fp32(graph, with_convolutions=True) if fp32_offsets else set()
+    kept = {*kept, *(node.name for node in graph.nodes if id(node) in full)}
+    layers = quantize.layer_groups(model)
+    return [name for group in quantize.QUANTIZED_GROUPS for name in layers[group] if name not in kept]

@@ -182,7 +182,8 @@ def compare_outputs(
         # A NaN compares false, so that it never passes.
         passed = relative <= allowed
         facts = {"relative": relative}
-        differences.append(Difference(output=name, batch=len(expected[name]), passed=passed, facts=facts))
+        batch = len(expected[name]) if expected[name].ndim else 1
+        differences.append(Difference(output=name, batch=batch, passed=passed, facts=facts))
     return differences
 
 

@@ -4,22 +4,23 @@ TensorRT builds the result strongly typed, and ONNX Runtime runs it on the CPU, 
 precision can be studied without a GPU.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from export import positions
 from export.errors import ExportError
-from export.rewrite import export_graph, import_graph
-
-CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv", "DCNv2", "Gemm", "MatMul")
-"""Operators whose arithmetic is worth a lower precision."""
+from export.onnx_graph import CONVOLUTIONS, export_graph, import_graph
 
 _HALF_MAX = float(np.finfo(np.float16).max)
 MIN_SCALE = 2.0**-20
 """Least scale of a Q/DQ pair: FP16 would round less to zero, and the division by it to infinity."""
+_HALF_TINY = float(np.finfo(np.float16).tiny)
+_WEIGHT = {"DCNv2": 3}
+_BOUNDS = ("Clip", "Min", "Max")
 # Inputs that stay FP32 whatever the data is: the regions and scales of Resize.
 _ALWAYS_FULL = {"Resize": (1, 2)}
 
@@ -28,17 +29,32 @@ class PrecisionError(ExportError):
     """A graph that cannot be converted; the message says where and why."""
 
 
-def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+def to_fp16(
+    model: onnx.ModelProto, *, keep: Collection[str] = (), fp32_offsets: bool = False
+) -> onnx.ModelProto:
     """Computes everything between the first and the last convolution in FP16.
 
     What lies before (normalising the frame) and behind (sigmoid, peaks, boxes) stays FP32, as do the model's
     inputs and outputs. Q/DQ pairs in between get FP16 scales, so layers that INT8 leaves alone run in FP16.
+    GridSample and what becomes of its grid behind the last convolution stay FP32: FP16 would place samples
+    1/16 pixel off at 64 to 128.
+
+    Args:
+        model: FP32, standard operators.
+        keep: names of nodes that stay FP32.
+        fp32_offsets: leaves the convolutions that predict offsets, masks and grids in FP32, too. A DeformConv
+            is then FP32 as ONNX wants it, between casts that round to FP16 what the plugin reads in FP16.
 
     Raises:
-        PrecisionError: a node in between holds a subgraph, or a tensor's type is unknown.
+        PrecisionError: a node in between holds a subgraph, a tensor's type is unknown, or weights are
+            beyond the range of FP16.
     """
     graph = import_typed(model)
     half = _between_convolutions(graph)
+    full = positions.in_fp32(graph, with_convolutions=fp32_offsets)
+    half -= full | {id(node) for node in graph.nodes if node.name in keep}
+    if fp32_offsets:
+        half -= positions.round_around(graph, half, weights=_narrow_weights)
     half |= _constant_branches(graph, half)
     narrowed: dict[int, gs.Tensor] = {}
     outputs = {id(tensor) for tensor in graph.outputs}
@@ -53,7 +69,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
             if tensor.dtype != np.float32 or any(id(producer) in half for producer in tensor.inputs):
                 continue
             if id(tensor) not in narrowed:
-                narrowed[id(tensor)] = _narrow(graph, tensor, is_scale=_is_scale(node, index))
+                narrowed[id(tensor)] = _narrow(graph, tensor, node, index)
             node.inputs[index] = narrowed[id(tensor)]
     for node in [node for node in graph.nodes if id(node) in half]:
         for index, tensor in enumerate(node.outputs):
@@ -63,7 +79,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
             node.attrs["to"] = TensorProto.FLOAT16
         if node.op == "ConstantOfShape" and node.outputs[0].dtype == np.float16:
             value = node.attrs.get("value")
-            values = np.zeros(1) if value is None else _clip(value.values)
+            values = np.zeros(1) if value is None else _in_range(value.values, node, 0)
             node.attrs["value"] = gs.Constant(f"{node.name}/value", np.asarray(values, np.float16))
     return export_typed(graph, model)
 
@@ -118,16 +134,40 @@ def _is_scale(node: gs.Node, index: int) -> bool:
     return node.op in ("QuantizeLinear", "DequantizeLinear") and index == 1
 
 
-def _clip(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.asarray(values), -_HALF_MAX, _HALF_MAX)
+def _in_range(values: np.ndarray, node: gs.Node, index: int) -> np.ndarray:
+    """The values as FP16 holds them.
+
+    Raises:
+        PrecisionError: some are finite here and would not be, or weights would be lost.
+    """
+    values = np.asarray(values)
+    if node.op in _BOUNDS:  # no number of FP16 is beyond its largest
+        values = np.clip(values, -_HALF_MAX, _HALF_MAX)
+    largest = float(np.abs(values[np.isfinite(values)], dtype=np.float64).max(initial=0))
+    remedy = f"keep the node in FP32 by --keep-fp32 {node.name!r}, or scale its weights"
+    if largest > _HALF_MAX:
+        raise PrecisionError(
+            f"{node.name}: found values up to {largest:.3g} in input {index} of this {node.op}, expected "
+            f"at most {_HALF_MAX:.0f}, FP16's largest: {remedy}"
+        )
+    if node.op in CONVOLUTIONS and index == _WEIGHT.get(node.op, 1) and 0 < largest < _HALF_TINY:
+        raise PrecisionError(
+            f"{node.name}: found no weight of this {node.op} beyond {largest:.3g}, expected "
+            f"{_HALF_TINY:.3g}, FP16's smallest with all its bits: {remedy}"
+        )
+    return np.asarray(values, np.float16)
 
 
-def _narrow(graph: gs.Graph, tensor: gs.Tensor, *, is_scale: bool) -> gs.Tensor:
+def _narrow_weights(node: gs.Node, index: int) -> np.ndarray:
+    return _in_range(node.inputs[index].values, node, index)
+
+
+def _narrow(graph: gs.Graph, tensor: gs.Tensor, node: gs.Node, index: int) -> gs.Tensor:
     if isinstance(tensor, gs.Constant):
-        values = _clip(tensor.values)
-        if is_scale:  # FP16 would round a tiny one to zero, and the division by it to infinity
+        values = tensor.values
+        if _is_scale(node, index):  # FP16 would round a tiny one to zero, and the division by it to infinity
             values = np.maximum(values, MIN_SCALE)
-        return gs.Constant(f"{tensor.name}/fp16", np.asarray(values, np.float16))
+        return gs.Constant(f"{tensor.name}/fp16", _in_range(values, node, index))
     narrow = gs.Variable(f"{tensor.name}/fp16", np.float16, tensor.shape)
     cast = gs.Node("Cast", f"{tensor.name}/to_fp16", {"to": TensorProto.FLOAT16}, [tensor], [narrow])
     graph.nodes.append(cast)

@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator
 
+from export import positions
 from export.precision import CONVOLUTIONS, MIN_SCALE, PrecisionError, export_typed, import_typed
 
 GROUPS = ("stem", "backbone", "offsets", "heads", "outputs", "deformable", "upsampling")
@@ -101,13 +102,17 @@ def to_int8(
     first = next(feeds, None)
     if first is None:
         raise PrecisionError("found no picture to calibrate with")
-    sharing = _tensors_to_quantize(graph, chosen)
+    fixed = _from_constants(graph)
+    full = positions.in_fp32(graph, with_convolutions=False) | positions.between_offsets(graph)
+    chosen = [node for node in chosen if not _reads_positions(node, full)]
+    sharing = _tensors_to_quantize(graph, chosen, fixed)
     # By the same names: an ONNX file without names of nodes gets them in the graph.
     largest = _largest_values(export_typed(import_typed(model), model), chain([first], feeds), method)
     for tensors in sharing:
-        scale = max(largest[tensor.name] for tensor in tensors) / _LARGEST
+        scale = max(_largest_value(tensor, largest) for tensor in tensors) / _LARGEST
         for tensor in tensors:
-            _quantize(graph, tensor, scale)
+            if id(tensor) not in fixed:
+                _quantize(graph, tensor, scale, full)
     weights: dict[int, gs.Tensor] = {}
     for node in chosen:
         weight = node.inputs[1]
@@ -144,8 +149,34 @@ def _largest_values(
         return {name: float(np.abs(data.range_value).max()) for name, data in ranges.data.items()}
 
 
-def _tensors_to_quantize(graph: gs.Graph, chosen: list[gs.Node]) -> list[list[gs.Tensor]]:
-    """What the chosen nodes read, and the skips of sums behind them, in lists that share a scale."""
+def _reads_positions(node: gs.Node, full: set[int]) -> bool:
+    """Whether its data are joined with a map of positions: one scale for both would round those to pixels."""
+    join = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+    if join is None or join.op != "Concat":
+        return False
+    return any(id(producer) in full for part in join.inputs for producer in part.inputs)
+
+
+def _from_constants(graph: gs.Graph) -> set[int]:
+    """Ids of the tensors that no input changes: TensorRT quantizes none of them but weights."""
+    fixed = {id(tensor) for tensor in graph.tensors().values() if isinstance(tensor, gs.Constant)}
+    for node in graph.nodes:
+        if all(id(tensor) in fixed for tensor in node.inputs if not tensor.is_empty()):
+            fixed.update(id(tensor) for tensor in node.outputs)
+    return fixed
+
+
+def _largest_value(tensor: gs.Tensor, observed: dict[str, float]) -> float:
+    if isinstance(tensor, gs.Constant):
+        return float(np.abs(tensor.values).max(initial=0))
+    return observed[tensor.name]
+
+
+def _tensors_to_quantize(graph: gs.Graph, chosen: list[gs.Node], fixed: set[int]) -> list[list[gs.Tensor]]:
+    """What the chosen nodes read, and the skips of sums behind them, in lists that share a scale.
+
+    Those of `fixed` stay as they are, and with them all parts that are joined with one.
+    """
     shared: dict[int, list[gs.Tensor]] = {}
     pending = [node.inputs[0] for node in chosen]
     pending += [skip for node in graph.nodes if (skip := _skip(node, chosen)) is not None]
@@ -154,6 +185,8 @@ def _tensors_to_quantize(graph: gs.Graph, chosen: list[gs.Node]) -> list[list[gs
         own = shared.setdefault(id(tensor), [tensor])
         producer = tensor.inputs[0] if tensor.inputs else None
         if producer is None or producer.op not in _KEEPS_VALUES:
+            continue
+        if any(id(source) in fixed for source in producer.inputs):
             continue
         for source in producer.inputs:
             if id(source) not in shared:
@@ -182,9 +215,12 @@ def _skip(node: gs.Node, chosen: list[gs.Node]) -> gs.Tensor | None:
     return node.inputs[1 - last]
 
 
-def _quantize(graph: gs.Graph, tensor: gs.Tensor, scale: float) -> None:
-    """Puts a pair behind a tensor, for all who read it; as an output of the model it stays as it is."""
-    readers = list(tensor.outputs)
+def _quantize(graph: gs.Graph, tensor: gs.Tensor, scale: float, full: set[int]) -> None:
+    """Puts a pair behind a tensor, for all who read it but those of `full`: they place samples by it.
+
+    As an output of the model it stays as it is.
+    """
+    readers = [node for node in tensor.outputs if id(node) not in full]
     pair = _pair(graph, tensor, np.asarray(max(scale, MIN_SCALE), np.float32))
     for node in readers:
         for index, used in enumerate(node.inputs):

@@ -5,16 +5,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import version_converter
 
-from export.errors import ExportError
-
-DEFORM_CONV_OPSET = 19
-"""The first opset with DeformConv."""
-
-
-class RewriteError(ExportError):
-    """A graph that cannot be rewritten; the message names the node, what was found and what was expected."""
+from export import casts, foreign_nodes, standard_nodes
+from export.onnx_graph import RewriteError, export_graph, import_graph, kernel_size, weight_index
 
 
 def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True, tf32: bool = False) -> onnx.ModelProto:
@@ -43,31 +36,36 @@ def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True, tf32: bool = False) -
         if node.op == "DCNv2" and tf32:
             node.attrs["allow_tf32"] = 1
     if fuse:
+        repacked: dict[int, gs.Constant] = {}
+        for node in graph.nodes:
+            if node.op == "DCNv2":
+                casts.fuse(node)
+        casts.drop_round_trips(graph)
         for node in graph.nodes:
             if node.op == "DCNv2":
                 _fuse_offset_mask(node)
                 _fuse_relu(graph, node)
                 _fuse_quantization(graph, node)
-                _fuse_weight_layout(node)
+                _fuse_weight_layout(node, repacked)
     return export_graph(graph, model)
 
 
 def to_deform_conv(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrites every DCNv2 node, fused or not, to standard operators that ONNX Runtime runs.
+    """Rewrites every DCNv2 node, fused or not, and those of others, to standard operators.
 
-    A model of an opset before 19 is converted to 19, where DeformConv begins.
+    ONNX Runtime runs them. A model of an opset before 19 is converted to 19, where DeformConv begins.
 
     Raises:
-        RewriteError: a node has another number of inputs than its attributes ask for, or
-            `weight_ohwi` without a constant weight.
+        RewriteError: a node has another number of inputs than its attributes ask for,
+            `weight_ohwi` without a constant weight, or says too little to be rewritten.
     """
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
-    if opset < DEFORM_CONV_OPSET and any(node.op_type == "DCNv2" for node in model.graph.node):
-        model = _raise_opset(model)
-    graph = import_graph(model)
+    if any(node.op_type == "DCNv2" or foreign_nodes.is_deform_conv(node) for node in model.graph.node):
+        model = standard_nodes.raise_opset(model)
+    graph = import_graph(onnx.shape_inference.infer_shapes(model))
+    foreign_nodes.to_deform_conv(graph)
     for node in list(graph.nodes):
         if node.op == "DCNv2":
-            _to_deform_conv(graph, node)
+            standard_nodes.to_deform_conv(graph, node)
     return export_graph(graph, model)
 
 
@@ -102,49 +100,6 @@ def to_dense_conv_transpose(model: onnx.ModelProto) -> onnx.ModelProto:
     return export_graph(graph, model)
 
 
-def import_graph(model: onnx.ModelProto) -> gs.Graph:
-    """The model as a sorted graph: every node has a name, and what Constant nodes hold are constants."""
-    graph = gs.import_onnx(model)
-    graph.toposort()
-    for index, node in enumerate(graph.nodes):
-        node.name = node.name or f"{node.op}_{index}"
-    for node in [node for node in graph.nodes if node.op == "Constant"]:
-        (output,) = node.outputs
-        if "value" in node.attrs and not any(output is tensor for tensor in graph.outputs):
-            node.outputs.clear()
-            output.to_constant(np.asarray(node.attrs["value"].values))
-    return graph
-
-
-def kernel_size(node: gs.Node) -> tuple[int, int]:
-    """Kernel height and width of a DeformConv or DCNv2 node.
-
-    Raises:
-        RewriteError: neither the attribute nor the weight's shape says it.
-    """
-    if "kernel_shape" in node.attrs:
-        height, width = node.attrs["kernel_shape"]
-        return height, width
-    weight = node.inputs[_weight_index(node)]
-    if not weight.shape or any(not isinstance(side, int) for side in weight.shape[1:]):
-        raise RewriteError(
-            f"{node.name}: found a weight of shape {weight.shape}, expected a known kernel size: "
-            "export the model with constant weights"
-        )
-    sides = weight.shape[1:3] if node.attrs.get("weight_ohwi") else weight.shape[2:4]
-    return sides[0], sides[1]
-
-
-def export_graph(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model of a graph, with IR version and metadata of the model that the graph came from."""
-    graph.cleanup().toposort()
-    rewritten = gs.export_onnx(graph, do_type_check=False)
-    rewritten.ir_version = model.ir_version
-    del rewritten.metadata_props[:]
-    rewritten.metadata_props.extend(model.metadata_props)
-    return rewritten
-
-
 def _pair_behind_constant(tensor: gs.Tensor) -> tuple[gs.Node, gs.Node] | None:
     """The nodes of the Q/DQ pair that `tensor` comes out of, if it quantizes a constant."""
     if not tensor.inputs or tensor.inputs[0].op != "DequantizeLinear":
@@ -155,16 +110,6 @@ def _pair_behind_constant(tensor: gs.Tensor) -> tuple[gs.Node, gs.Node] | None:
         return None
     quantize = source.inputs[0]
     return (quantize, dequantize) if isinstance(quantize.inputs[0], gs.Constant) else None
-
-
-def _weight_index(node: gs.Node) -> int:
-    if node.op == "DeformConv":
-        return 1
-    return 2 if node.attrs.get("packed_offset_mask") else 3
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _to_dcnv2(graph: gs.Graph, node: gs.Node) -> None:
@@ -302,7 +247,7 @@ def _fuse_relu(graph: gs.Graph, node: gs.Node) -> None:
 
 
 def _fuse_quantization(graph: gs.Graph, node: gs.Node) -> None:
-    index = _weight_index(node)
+    index = weight_index(node)
     data, weight, bias = node.inputs[0], node.inputs[index], node.inputs[index + 1]
     pair = _pair_behind_constant(weight)
     scale = _scale_of(data.inputs[0], "DequantizeLinear") if data.inputs else None
@@ -343,7 +288,7 @@ def _scale_of(node: gs.Node, op: str) -> np.float32 | None:
 
 def _runs_in_int8(node: gs.Node) -> bool:
     """Whether the plugin's tensor-core kernel runs it: 16 channels at once, masks between 0 and 1."""
-    weight = node.inputs[_weight_index(node)]
+    weight = node.inputs[weight_index(node)]
     if node.attrs.get("groups", 1) != 1 or not weight.shape or not isinstance(weight.shape[1], int):
         return False
     if weight.shape[1] % (16 * node.attrs.get("deformable_group", 1)):
@@ -355,105 +300,13 @@ def _runs_in_int8(node: gs.Node) -> bool:
     )
 
 
-def _fuse_weight_layout(node: gs.Node) -> None:
-    index = _weight_index(node)
+def _fuse_weight_layout(node: gs.Node, repacked: dict[int, gs.Constant]) -> None:
+    index = weight_index(node)
     weight = node.inputs[index]
     if node.attrs.get("weight_ohwi") or not isinstance(weight, gs.Constant):
         return
-    values = np.ascontiguousarray(weight.values.transpose(0, 2, 3, 1))
-    node.inputs[index] = gs.Constant(f"{weight.name}/ohwi", values)
+    if id(weight) not in repacked:  # several nodes may share it
+        values = np.ascontiguousarray(weight.values.transpose(0, 2, 3, 1))
+        repacked[id(weight)] = gs.Constant(f"{weight.name}/ohwi", values)
+    node.inputs[index] = repacked[id(weight)]
     node.attrs["weight_ohwi"] = 1
-
-
-def _to_deform_conv(graph: gs.Graph, node: gs.Node) -> None:
-    attrs = node.attrs
-    packed, quantized = (attrs.get(name, 0) for name in ("packed_offset_mask", "quantized"))
-    count = (4 if packed else 5) + quantized
-    if len(node.inputs) != count:
-        raise RewriteError(
-            f"{node.name}: found {len(node.inputs)} inputs, expected {count} with "
-            f"packed_offset_mask {packed} and quantized {quantized}"
-        )
-    if quantized:
-        _dequantize(graph, node)
-    height, width = kernel_size(node)
-    data, offset, *mask, weight, bias = node.inputs
-    channels = attrs.get("deformable_group", 1) * height * width
-    if packed:
-        raw, logits = (gs.Variable(f"{node.name}/{part}", offset.dtype) for part in ("offset", "logits"))
-        mask = [gs.Variable(f"{node.name}/mask", offset.dtype)]
-        sizes = gs.Constant(f"{node.name}/split", np.array([2 * channels, channels], np.int64))
-        graph.nodes += [
-            gs.Node("Split", f"{node.name}/Split", {"axis": 1}, [offset, sizes], [raw, logits]),
-            gs.Node("Sigmoid", f"{node.name}/Sigmoid", {}, [logits], mask),
-        ]
-        offset = raw
-    if attrs.get("weight_ohwi"):
-        if not isinstance(weight, gs.Constant):
-            raise RewriteError(f"{node.name}: weight_ohwi is set, expected a constant weight, found an input")
-        values = np.ascontiguousarray(weight.values.transpose(0, 3, 1, 2))
-        weight = gs.Constant(f"{node.name}/oihw", values)
-    if attrs.get("relu"):
-        linear = gs.Variable(f"{node.name}/linear", node.outputs[0].dtype)
-        graph.nodes.append(gs.Node("Relu", f"{node.name}/Relu", {}, [linear], list(node.outputs)))
-        node.outputs = [linear]
-    padding = _pair(attrs.get("padding", 0))
-    node.op = "DeformConv"
-    node.domain = None
-    node.inputs = [data, weight, offset, bias, mask[0]]
-    node.attrs = {
-        "kernel_shape": [height, width],
-        "strides": list(_pair(attrs.get("stride", 1))),
-        "pads": [*padding, *padding],
-        "dilations": list(_pair(attrs.get("dilation", 1))),
-        "group": attrs.get("groups", 1),
-        "offset_group": attrs.get("deformable_group", 1),
-    }
-
-
-def _dequantize(graph: gs.Graph, node: gs.Node) -> None:
-    """The same node without `quantized`, weights at most 1 as FP16 likes them."""
-    index = _weight_index(node)
-    weight, bias, scale = node.inputs[index:]
-    if not all(isinstance(tensor, gs.Constant) for tensor in (weight, bias, scale)):
-        raise RewriteError(f"{node.name}: quantized is set, expected constant weight, bias and scale")
-    dtype = np.dtype(node.inputs[1].dtype or np.float32)
-    values = weight.values.astype(np.float32) * scale.values.reshape(-1, 1, 1, 1)
-    unit = max(float(np.abs(values).max()), 2.0**-20)
-    one, units = (gs.Constant(f"{node.name}/{size}", np.asarray(size, dtype)) for size in (1, unit))
-    zero = gs.Constant(f"{node.name}/zero", np.zeros((), np.int8))
-    data = gs.Variable(f"{node.name}/data", dtype, node.inputs[0].shape)
-    graph.nodes.append(
-        gs.Node("DequantizeLinear", f"{node.name}/DQ", {}, [node.inputs[0], units, zero], [data])
-    )
-    node.inputs = [
-        data,
-        *node.inputs[1:index],
-        gs.Constant(f"{node.name}/weight", (values / unit).astype(dtype)),
-        gs.Constant(f"{node.name}/bias", bias.values.astype(dtype)),
-    ]
-    if node.attrs.get("quantized_output"):
-        wide = gs.Variable(f"{node.name}/wide", dtype)
-        graph.nodes.append(
-            gs.Node("QuantizeLinear", f"{node.name}/Q", {}, [wide, one, zero], list(node.outputs))
-        )
-        node.outputs = [wide]
-
-
-def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    # The converter refuses an operator that it does not know, unless its domain is somebody else's.
-    foreign = onnx.ModelProto()
-    foreign.CopyFrom(model)
-    for node in foreign.graph.node:
-        if node.op_type == "DCNv2":
-            node.domain = "dcnv2"
-    foreign.opset_import.append(onnx.helper.make_opsetid("dcnv2", 1))
-    converted = version_converter.convert_version(foreign, DEFORM_CONV_OPSET)
-    for node in converted.graph.node:
-        if node.op_type == "DCNv2":
-            node.domain = ""
-    for index, entry in enumerate(converted.opset_import):
-        if entry.domain == "dcnv2":
-            del converted.opset_import[index]
-            break
-    return converted

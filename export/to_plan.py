@@ -3,18 +3,33 @@
 import argparse
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import onnx
 from rich.console import Console
 
-from export import description, errors, onnx_files, plan_engine, plan_feeds, plan_network, plan_verify
-from export.files import sha256, sha256_of_all, write_beside, write_together
+from export import (
+    calibration,
+    description,
+    errors,
+    foreign_nodes,
+    model_tensors,
+    onnx_files,
+    plan_engine,
+    plan_network,
+    plan_options,
+    plan_shapes,
+    plan_verify,
+)
+from export.files import sha256, write_beside, write_together
+from export.onnx_graph import RewriteError
 from export.plan_description import PlanDescription, Profiles, builder_sha256, find_gpu, misfits, read
 from export.plan_engine import PlanError
+from export.precision import PrecisionError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         ExportError: with the one line that the user reads.
     """
-    options = _parse(arguments)
+    options = plan_options.parse(arguments)
     console = Console(stderr=True)
     if options.target:
         plan_engine.with_rtx_libraries()
@@ -37,32 +52,42 @@ def main(arguments: list[str] | None = None) -> None:
         return
     model, digest = onnx_files.load(options.model)
     trt = plan_engine.load_tensorrt(rtx=bool(options.target))
-    pictures = _pictures(options, console) if options.precision == "int8" else []
-    facts = _describe(model, digest, pictures, options, trt)
+    shapes = plan_shapes.profiles(model, options.batch, options.shapes)
+    find = partial(calibration.find, model, options, shapes, console)
+    source = find() if options.precision == "int8" else None
+    facts = _describe(model, digest, source, shapes, options, trt)
     if options.if_needed and _is_current(options.output, facts, console):
         return
-    if options.verify and not pictures:
-        pictures = _pictures(options, console)
+    if options.verify and source is None:
+        source = find()
     console.print(
         f"building {options.output}: {facts.precision} for {facts.gpu or options.target}", soft_wrap=True
     )
     for file in filter(None, (options.output, options.timing_cache)):
         file.parent.mkdir(parents=True, exist_ok=True)
-    network = plan_network.make(model, options.precision, plan_feeds.from_pictures(model, pictures))
-    engine, timing_cache = plan_engine.build(
-        trt,
-        network.model,
-        shapes=facts.profiles,
-        tf32=network.tf32,
-        target=options.target,
-        timing_cache=_read_timing_cache(options.timing_cache),
-        optimization_level=options.optimization_level,
-        console=console if console.is_terminal else None,
-    )
+    with _naming(options.model):
+        plan_engine.refuse_unknown(trt, model)
+        network = plan_network.make(
+            model,
+            options.precision,
+            source.feeds(model) if source else (),
+            keep_fp32=options.keep_fp32,
+            fp32_offsets=options.fp32_offsets,
+        )
+        engine, timing_cache = plan_engine.build(
+            trt,
+            network.model,
+            shapes=facts.profiles,
+            tf32=network.tf32,
+            target=options.target,
+            timing_cache=_read_timing_cache(options.timing_cache),
+            optimization_level=options.optimization_level,
+            console=console if console.is_terminal else None,
+        )
     if timing_cache is not None:
         write_beside(options.timing_cache, timing_cache)
     if options.verify:
-        feeds = _feeds(network.reference, facts.profiles, pictures)
+        feeds = calibration.to_verify(network.reference, facts.profiles, source)
         tolerance = plan_verify.TOLERANCES[options.precision]
         differences = plan_verify.verify(network.reference, engine, feeds, tolerance, rounded=network.rounded)
         _report(differences, console)
@@ -73,81 +98,37 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(f"wrote {options.output} ({len(engine) / 2**20:.1f} MiB) and {beside.name}", soft_wrap=True)
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m export.to_plan", description=__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("output", type=Path, metavar="OUT.plan", help="OUT.json is written beside it")
-    parser.add_argument(
-        "--precision",
-        choices=plan_network.PRECISIONS,
-        default="fp16",
-        help="fp32 is exact and slow (no tensor cores), tf32 as coarse as fp16 (default fp16)",
-    )
-    parser.add_argument(
-        "--batch", type=_batch, default=(1, 8, 32), metavar="MIN,OPT,MAX", help="batch sizes (default 1,8,32)"
-    )
-    parser.add_argument(
-        "--plugin", type=Path, help="libdcnv2.so, unless it is preloaded or built in build/dcnv2"
-    )
-    parser.add_argument("--timing-cache", type=Path, help="read if it is there, and written")
-    parser.add_argument("--calibration", type=Path, metavar="DIR", help="pictures for int8, and for --verify")
-    parser.add_argument("--pictures", type=int, default=100, help="how many of them at most (default 100)")
-    parser.add_argument(
-        "--verify", action="store_true", help="compare with ONNX Runtime; refuse what differs"
-    )
-    parser.add_argument(
-        "--optimization-level", type=int, choices=range(6), metavar="0-5", help="TensorRT's own"
-    )
-    parser.add_argument("--target", metavar="SM86", help="check without a GPU, by building with TensorRT-RTX")
-    parser.add_argument(
-        "--if-needed", action="store_true", help="keep a plan that fits; MODEL may be missing then"
-    )
-    options = parser.parse_args(arguments)
-    if options.precision == "int8" and options.calibration is None:
-        parser.error("--precision int8 needs --calibration DIR: pictures like those to be served")
-    if options.pictures < 1:
-        parser.error(f"--pictures: found {options.pictures}, expected 1 or more")
-    if options.verify and options.target:
-        parser.error("--verify runs the plan, which --target cannot: use a machine with a GPU")
-    if options.target and not (options.target.startswith("SM") and options.target[2:].isdigit()):
-        parser.error(
-            f"--target: found {options.target}, expected SM and a compute capability, for example SM86"
-        )
-    return options
-
-
-def _batch(text: str) -> tuple[int, int, int]:
-    sizes = [int(size) for size in text.split(",")] if text.replace(",", "").isdecimal() else []
-    if len(sizes) == 1:
-        sizes *= 3
-    if len(sizes) != 3 or sizes != sorted(sizes) or sizes[0] < 1:
-        raise argparse.ArgumentTypeError(
-            f"found {text}, expected a size or three rising ones, for example 1,8,32"
-        )
-    return sizes[0], sizes[1], sizes[2]
-
-
-def _pictures(options: argparse.Namespace, console: Console) -> list[Path]:
-    """Those of `--calibration` that can be read, as many as are asked for."""
-    if options.calibration is None:
-        return []
-    found = plan_feeds.find_pictures(options.calibration, limit=options.pictures)
-    if found.skipped:
-        console.print(f"warning: {found}: going on with {len(found.paths)}", soft_wrap=True, markup=False)
-    return found.paths
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the file's name before what is said of its graph."""
+    try:
+        yield
+    except (RewriteError, PrecisionError, PlanError) as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def _describe(
-    model: onnx.ModelProto, digest: str, pictures: list[Path], options: argparse.Namespace, trt: ModuleType
+    model: onnx.ModelProto,
+    digest: str,
+    source: calibration.Source | None,
+    shapes: Profiles,
+    options: argparse.Namespace,
+    trt: ModuleType,
 ) -> PlanDescription:
-    has_plugin = any(node.op_type in ("DeformConv", "DCNv2") for node in model.graph.node)
+    has_plugin = any(
+        node.op_type in ("DeformConv", "DCNv2") or foreign_nodes.is_deform_conv(node)
+        for node in model.graph.node
+    )
     return PlanDescription(
         **_surroundings(options, trt, has_plugin=has_plugin),
         precision=options.precision,
         onnx_sha256=digest,
-        calibration_sha256=sha256_of_all(pictures) if pictures else "",
+        calibration_sha256=source.digest() if source else "",
         optimization_level=options.optimization_level,
-        profiles=plan_engine.profiles(model, options.batch),
+        profiles=shapes,
+        keep_fp32=options.keep_fp32,
+        fp32_offsets=options.fp32_offsets,
+        tensors=json.loads(json.dumps(model_tensors.of_model(model).to_json())),
     )
 
 
@@ -200,26 +181,6 @@ def _report(differences: list[plan_verify.Difference], console: Console) -> None
     if failed:
         names = ", ".join(dict.fromkeys(failed))
         raise PlanError(f"found no agreement with ONNX Runtime in {names} (above): the plan is not written")
-
-
-def _feeds(
-    reference: onnx.ModelProto, shapes: Profiles, pictures: list[Path]
-) -> Iterator[dict[str, np.ndarray]]:
-    """One feed for each batch size of the profile, of pictures if there are any."""
-    dtypes = {
-        tensor.name: onnx.helper.tensor_dtype_to_np_dtype(tensor.type.tensor_type.elem_type)
-        for tensor in reference.graph.input
-    }
-    for size in sorted({shape[0] for shape in next(iter(shapes.values())).values()}):
-        if not pictures:
-            sides = {name: [size, *shape["opt"][1:]] for name, shape in shapes.items()}
-            yield plan_feeds.noise(sides, dtypes, seed=size)
-            continue
-        feeds = list(plan_feeds.from_pictures(reference, pictures[:size]))
-        yield {
-            name: np.concatenate([feeds[index % len(feeds)][name] for index in range(size)])
-            for name in feeds[0]
-        }
 
 
 def _network_facts(model: onnx.ModelProto) -> dict[str, object]:

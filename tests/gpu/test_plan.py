@@ -12,7 +12,16 @@ import onnx
 import pytest
 from single_layer import lopsided
 
-from export import plan_engine, plan_feeds, plan_network, plan_verify, precision, quantize, rewrite
+from export import (
+    plan_engine,
+    plan_feeds,
+    plan_network,
+    plan_shapes,
+    plan_verify,
+    precision,
+    quantize,
+    rewrite,
+)
 from export.errors import ExportError
 from export.files import sha256
 from export.plan_description import find_gpu
@@ -83,7 +92,7 @@ def test_int8_plan_computes_its_graph(model, plugin, groups):
     engine, _ = plan_engine.build(
         trt,
         rewrite.to_dcnv2(rewrite.to_dense_conv_transpose(reference)),
-        shapes=plan_engine.profiles(exact, (1, 2, 5)),
+        shapes=plan_shapes.profiles(exact, (1, 2, 5)),
     )
     differences = plan_verify.verify(reference, engine, feeds[1:], plan_verify.TOLERANCES["int8"])
     assert all(difference.passed for difference in differences), list(map(str, differences))
@@ -112,7 +121,7 @@ def test_lopsided_layers_agree_with_onnx_runtime(plugin, precision, tmp_path):
     for index, layer in enumerate(lopsided(24)):
         model = onnx.load(layer.write(tmp_path / "layer.onnx"))
         network = plan_network.make(model, precision)
-        shapes = plan_engine.profiles(model, (1, 2, 5))
+        shapes = plan_shapes.profiles(model, (1, 2, 5))
         options = {"shapes": shapes, "tf32": network.tf32, "optimization_level": 1}
         engine, _ = plan_engine.build(trt, network.model, **options)
         dtypes = dict.fromkeys(shapes, "float32")

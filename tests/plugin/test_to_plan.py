@@ -69,6 +69,9 @@ def test_detector(model, precision, target, tmp_path, pictures):
         "calibration_sha256": sha256_of_all(sorted(pictures.iterdir())) if precision == "int8" else "",
         "optimization_level": None,
         "builder_sha256": builder_sha256(),
+        "keep_fp32": [],
+        "fp32_offsets": False,
+        "tensors": facts["plan"]["tensors"],
     }
     assert facts["plan"]["tensorrt"].startswith("RTX 1.")
     # A resdcn_18: 19 convolutions of the backbone, 3 of the heads; the stem, 3 of offsets, 3 of outputs.
@@ -178,12 +181,12 @@ import io, sys
 from pathlib import Path
 import onnx
 from rich.console import Console
-from export import plan_engine, rewrite
+from export import plan_engine, plan_shapes, rewrite
 
 plan_engine.load_plugin(trt, Path(sys.argv[1]), rtx=True)
 model = onnx.load(sys.argv[2])
 console = Console(file=io.StringIO(), force_terminal=True, width=100)
-shapes = plan_engine.profiles(model, (1, 2, 4))
+shapes = plan_shapes.profiles(model, (1, 2, 4))
 engine, _ = plan_engine.build(trt, rewrite.to_dcnv2(model), shapes=shapes, target="SM86", console=console)
 print(len(engine))
 print(console.file.getvalue())

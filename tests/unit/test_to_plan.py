@@ -15,11 +15,12 @@ import pytest
 from onnx import TensorProto, helper
 from polygraphy.backend.onnxrt import OnnxrtRunner
 
-from export import plan_feeds, plan_verify, to_plan
+from export import description, plan_feeds, plan_verify, to_plan
 from export.errors import ExportError, UsageError
 from export.files import sha256
 from export.plan_description import Gpu, PlanDescription, find_gpu
-from export.plan_engine import PlanError, load_tensorrt, profiles
+from export.plan_engine import PlanError, load_tensorrt
+from export.plan_shapes import profiles
 
 ROOT = Path(__file__).parents[2]
 FACTS = PlanDescription(
@@ -101,10 +102,10 @@ def test_profiles():
     }
     assert profiles(model_of(4, 3), (4, 4, 4))["frame"]["opt"] == [4, 3]
     with pytest.raises(
-        PlanError, match=r"input frame has shape \['n', 'h', 64, 3\], expected no open dimension"
+        UsageError, match=r"input frame has shape \['n', 'h', 64, 3\], expected no open dimension"
     ):
         profiles(model_of("n", "h", 64, 3), (1, 8, 32))
-    with pytest.raises(PlanError, match=r"fixed batch 4, found --batch 1,8,32: give --batch 4"):
+    with pytest.raises(UsageError, match=r"fixed batch 4, found --batch 1,8,32: give --batch 4"):
         profiles(model_of(4, 3), (1, 8, 32))
 
 
@@ -340,6 +341,10 @@ def test_pictures_are_fed_as_the_server_feeds_them(tmp_path):
     assert first["frame"].shape == (1, 64, 96, 3)
     np.testing.assert_array_equal(second["frame"][0], plan_feeds.warp(picture, (64, 96)))
     raw = model_of("n", 3, 64, 96, name="input", dtype=TensorProto.FLOAT)
+    with pytest.raises(UsageError, match="that this project did not export: say what they want"):
+        next(plan_feeds.from_pictures(raw, paths))
+    own = description.Description("toy", "heads", ["a"], [64, 96], None, "0" * 64)
+    helper.set_model_props(raw, own.to_metadata())
     feed = list(plan_feeds.from_pictures(raw, paths))[1]["input"]
     assert feed.dtype == np.float32
     blue = (second["frame"][0, 30, 40, 0] / 255 - 0.408) / 0.289
@@ -347,7 +352,9 @@ def test_pictures_are_fed_as_the_server_feeds_them(tmp_path):
 
 
 def test_pictures_for_another_network_are_refused(tmp_path):
-    with pytest.raises(ExportError, match="found the inputs images, expected frame or input alone"):
+    with pytest.raises(
+        ExportError, match="found the inputs images of a network that this project did not export"
+    ):
         list(plan_feeds.from_pictures(model_of("n", 3, 64, 64, name="images"), []))
 
 

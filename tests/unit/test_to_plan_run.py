@@ -12,7 +12,7 @@ from pictures import encode, picture
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from single_layer import lopsided
 
-from export import graph, plan_engine, plan_feeds, plan_network, plan_verify, rewrite, to_plan
+from export import graph, plan_feeds, plan_network, plan_shapes, plan_verify, rewrite, to_plan
 from export.plan_description import Gpu
 from export.plan_engine import PlanError
 
@@ -153,7 +153,7 @@ def test_lopsided_layers_keep_their_geometry(built, tmp_path):
         attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
         given = {name: value for name, value in layer.attributes.items() if value or name == "groups"}
         assert attributes == given | {"weight_ohwi": 1}
-        shapes = plan_engine.profiles(model, (1, 2, 5))
+        shapes = plan_shapes.profiles(model, (1, 2, 5))
         feed = plan_feeds.noise(
             {name: shape["max"] for name, shape in shapes.items()},
             dict.fromkeys(shapes, np.dtype("f4")),

@@ -1,0 +1,92 @@
+"""The command line of export.to_plan."""
+
+import argparse
+from pathlib import Path
+
+from export import picture_options, plan_network, plan_shapes
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line; a mistake ends the process with code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.to_plan", description="ONNX file to TensorRT plan."
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("output", type=Path, metavar="OUT.plan", help="OUT.json is written beside it")
+    parser.add_argument(
+        "--precision",
+        choices=plan_network.PRECISIONS,
+        default="fp16",
+        help="fp32 is exact and slow (no tensor cores), tf32 as coarse as fp16 (default fp16)",
+    )
+    parser.add_argument(
+        "--batch", type=_batch, metavar="MIN,OPT,MAX", help="batch sizes (default 1,8,32, or what is fixed)"
+    )
+    parser.add_argument(
+        "--shapes",
+        action="append",
+        default=[],
+        metavar="INPUT=MIN,OPT,MAX",
+        help="whole shapes of an input with other open dimensions, in place of --batch, for example "
+        "input=1x3x64x64,1x3x512x512,8x3x1024x1024; for each such input",
+    )
+    parser.add_argument(
+        "--keep-fp32",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="nodes that fp16 and int8 leave in FP32, by name (* and ?); may be repeated",
+    )
+    parser.add_argument(
+        "--fp32-offsets", action="store_true", help="offsets of DCNs and grids of GridSample in FP32"
+    )
+    parser.add_argument(
+        "--plugin", type=Path, help="libdcnv2.so, unless it is preloaded or built in build/dcnv2"
+    )
+    parser.add_argument("--timing-cache", type=Path, help="read if it is there, and written")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="pictures, or .npz and .npy files with the network's own inputs, for int8 and --verify",
+    )
+    parser.add_argument("--pictures", type=int, default=100, help="how many of them at most (default 100)")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare with ONNX Runtime; refuse what differs"
+    )
+    parser.add_argument(
+        "--optimization-level", type=int, choices=range(6), metavar="0-5", help="TensorRT's own"
+    )
+    parser.add_argument("--target", metavar="SM86", help="check without a GPU, by building with TensorRT-RTX")
+    parser.add_argument(
+        "--if-needed", action="store_true", help="keep a plan that fits; MODEL may be missing then"
+    )
+    picture_options.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    options.shapes = plan_shapes.parse(options.shapes)
+    if options.precision == "int8" and options.calibration is None:
+        parser.error("--precision int8 needs --calibration DIR: pictures or arrays like those to be served")
+    if options.pictures < 1:
+        parser.error(f"--pictures: found {options.pictures}, expected 1 or more")
+    if options.verify and options.target:
+        parser.error("--verify runs the plan, which --target cannot: use a machine with a GPU")
+    if options.precision in ("fp32", "tf32") and (options.keep_fp32 or options.fp32_offsets):
+        parser.error(
+            f"--keep-fp32, --fp32-offsets: found --precision {options.precision}, expected fp16 or int8"
+        )
+    if options.target and not (options.target.startswith("SM") and options.target[2:].isdigit()):
+        parser.error(
+            f"--target: found {options.target}, expected SM and a compute capability, for example SM86"
+        )
+    return options
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    sizes = [int(size) for size in text.split(",")] if text.replace(",", "").isdecimal() else []
+    if len(sizes) == 1:
+        sizes *= 3
+    if len(sizes) != 3 or sizes != sorted(sizes) or sizes[0] < 1:
+        raise argparse.ArgumentTypeError(
+            f"found {text}, expected a size or three rising ones, for example 1,8,32"
+        )
+    return sizes[0], sizes[1], sizes[2]

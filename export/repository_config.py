@@ -1,0 +1,124 @@
+"""Texts of a model repository: config.pbtxt of a network, its preprocessing and their ensemble."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from centernet_image.picture_tensor import PictureTensor
+
+from export.model_tensors import ModelTensor, ModelTensors
+from export.plan_description import Profiles
+
+MARK = "# Written by export.to_repository"
+IMAGE = ModelTensor("image", "STRING", ("batch", 1))
+IMAGE_SIZE = ModelTensor("image_size", "INT32", ("batch", 2))
+
+_QUEUE = """\
+dynamic_batching {{
+  # A batch is what has queued while the last one was computed: a lone request waits for nobody.
+  max_queue_delay_microseconds: 0
+  default_queue_policy {{
+    max_queue_size: {size}
+    timeout_action: REJECT
+    default_timeout_microseconds: {timeout}
+    allow_timeout_override: true
+  }}
+}}
+"""
+
+
+def network(
+    name: str, tensors: ModelTensors, *, max_batch: int, cpu: bool, profiles: Profiles | None = None
+) -> str:
+    """The configuration of a network.
+
+    Args:
+        name: of the model.
+        tensors: its inputs and outputs.
+        max_batch: 0 where it has no batch of its own.
+        cpu: ONNX Runtime on the CPU, else a TensorRT plan.
+        profiles: the shapes that the plan serves, for the reader.
+    """
+    lines = [f"{MARK}: {'1/model.onnx on the CPU' if cpu else '1/model.plan'}."]
+    for tensor, shapes in (profiles or {}).items():
+        smallest, usual, largest = ("x".join(map(str, shapes[kind])) for kind in ("min", "opt", "max"))
+        lines.append(f"# {tensor}: {smallest} to {largest}, fastest at {usual}.")
+    lines.append(f'name: "{name}"')
+    lines.append('backend: "onnxruntime"' if cpu else 'platform: "tensorrt_plan"')
+    lines.append(f"max_batch_size: {max_batch}")
+    lines += _tensors(tensors.inputs, tensors.outputs, batched=max_batch > 0)
+    lines.append(f"instance_group [ {{ kind: {'KIND_CPU count: 1' if cpu else 'KIND_GPU count: 2'} }} ]")
+    text = "\n".join(lines) + "\n"
+    if max_batch:
+        text += _QUEUE.format(size=64 if cpu else 8 * max_batch, timeout=60_000_000 if cpu else 10_000_000)
+    if cpu:
+        text += (
+            "# Threads that wait, sleep: those that spin take the cores from decoding.\n"
+            'parameters { key: "session.intra_op.allow_spinning" value { string_value: "0" } }\n'
+        )
+    return text
+
+
+def preprocess(name: str, tensor: ModelTensor, picture: PictureTensor, *, max_batch: int) -> str:
+    """The configuration of the model that makes a network's input of encoded pictures."""
+    inputs, outputs = (
+        [each if max_batch else _alone(each) for each in some] for some in ([IMAGE], [IMAGE_SIZE])
+    )
+    shape = ("batch" if max_batch else 1, *picture.shape)
+    made = ModelTensor(tensor.name, tensor.dtype, shape)
+    lines = [f"{MARK}: encoded pictures to the network's input.", f'name: "{name}"', 'backend: "python"']
+    lines.append(f"max_batch_size: {max_batch}")
+    lines += _tensors(inputs, [made, *outputs], batched=max_batch > 0)
+    lines.append("instance_group [ { kind: KIND_CPU count: 1 } ]")
+    text = "\n".join(lines) + "\n"
+    if max_batch:
+        text += _QUEUE.format(size=192, timeout=10_000_000)
+    wanted = json.dumps(asdict(picture)).replace("\\", "\\\\").replace('"', '\\"')
+    parameters = {"max_bytes": 32 * 2**20, "max_pixels": 64 * 2**20, "min_side": 8, "picture": wanted}
+    text += "# Limits on one picture, checked before it is decoded, and what the network wants of it.\n"
+    for key, value in parameters.items():
+        text += f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
+    return text
+
+
+def ensemble(name: str, tensors: ModelTensors, *, max_batch: int) -> str:
+    """The configuration that joins `NAME_preprocess` and `NAME_network`."""
+    inputs, sizes = ([each if max_batch else _alone(each)] for each in (IMAGE, IMAGE_SIZE))
+    (fed,) = tensors.inputs
+    outputs = [tensor.name for tensor in tensors.outputs]
+    lines = [f"{MARK}: an encoded picture in, what the network makes of it out.", f'name: "{name}"']
+    lines += ['platform: "ensemble"', f"max_batch_size: {max_batch}"]
+    lines += _tensors(inputs, [*tensors.outputs, *sizes], batched=max_batch > 0)
+    steps = (
+        _step(f"{name}_preprocess", ["image"], [fed.name, "image_size"]),
+        _step(f"{name}_network", [fed.name], outputs),
+    )
+    lines += ["ensemble_scheduling {", "  step [", ",\n".join(steps), "  ]", "}"]
+    return "\n".join(lines) + "\n"
+
+
+def _alone(tensor: ModelTensor) -> ModelTensor:
+    """The same for a model without batches."""
+    return ModelTensor(tensor.name, tensor.dtype, tensor.shape[1:])
+
+
+def _step(model: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+    # Names that a network shares with the pictures' tensors are its own.
+    maps = [f'      input_map {{ key: "{name}" value: "{name}" }}' for name in inputs]
+    maps += [f'      output_map {{ key: "{name}" value: "{name}" }}' for name in outputs]
+    return "\n".join(["    {", f'      model_name: "{model}"', "      model_version: -1", *maps, "    }"])
+
+
+def _tensors(inputs: Iterable[ModelTensor], outputs: Iterable[ModelTensor], *, batched: bool) -> list[str]:
+    lines = []
+    for kind, tensors in (("input", inputs), ("output", outputs)):
+        entries = ",\n".join(f"  {_tensor(tensor, batched=batched)}" for tensor in tensors)
+        lines.append(f"{kind} [\n{entries}\n]")
+    return lines
+
+
+def _tensor(tensor: ModelTensor, *, batched: bool) -> str:
+    sides = [side if isinstance(side, int) else -1 for side in tensor.shape[batched:]]
+    # Triton knows no tensor without dimensions.
+    dims = f"dims: [ {', '.join(map(str, sides))} ]" if sides else "dims: [ 1 ] reshape { shape: [ ] }"
+    return f'{{ name: "{tensor.name}" data_type: TYPE_{tensor.dtype} {dims} }}'
