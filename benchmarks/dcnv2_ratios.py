@@ -43,7 +43,11 @@ def table(results: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table for each file; returns the exit code."""
     for path in map(Path, sys.argv[1:] if argv is None else argv):
-        print(f"{path}\n\n{table(json.loads(path.read_text()))}" if path.is_file() else f"no {path}")
+        print(
+            f"{path}\n\n{table(json.loads(path.read_text(encoding='utf-8')))}"
+            if path.is_file()
+            else f"no {path}"
+        )
     return 0
 
 

@@ -83,10 +83,10 @@ def changed(repository: Path, changes: Sequence[str], folder: Path) -> Path:
     for text in changes:
         model, _, part = text.partition(":")
         for path in (folder / model).rglob("*.pbtxt"):
-            config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+            config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
             given = text_format.Parse(part, model_config_pb2.ModelConfig())
             if given.instance_group:
                 config.ClearField("instance_group")
             config.MergeFrom(given)
-            path.write_text(text_format.MessageToString(config))
+            path.write_text(text_format.MessageToString(config), encoding="utf-8")
     return folder

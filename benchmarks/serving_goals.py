@@ -31,7 +31,10 @@ CPU = (("throughput", 0.9, None), ("latency", None, 1.15))
 def main() -> int:
     """Reads every server.json below the folder; writes serving.json and serving.md there."""
     folder, annotations = map(Path, sys.argv[1:3])
-    runs = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/server.json"))}
+    runs = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*/server.json"))
+    }
     goals = [*_shares(runs), *_lone(runs), *_gpus(runs), *_cpu(runs), *_precision(folder, annotations)]
     results: dict[str, Any] = {"environment": report.environment(), "goals": goals}
     results["settings"] = _settings(runs)
@@ -56,6 +59,10 @@ def _compared(runs: dict[str, Any], *, network: str, request: str) -> Rows:
         and not name.endswith(("-cpu", "-mps", "-gpus-1", "-gpus-2"))
         and (one["network"], one["request"]) == (network, request)
     ]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _shares(runs: dict[str, Any]) -> Rows:
@@ -109,7 +116,9 @@ def _precision(folder: Path, annotations: Path) -> Rows:
         path = folder / f"bccd-{device}.json"
         if path.exists():
             ids = coco.Annotations.read(annotations).image_ids.values()
-            found[device] = coco.average_precision(annotations, json.loads(path.read_text()), ids)["AP"]
+            found[device] = coco.average_precision(
+                annotations, json.loads(path.read_text(encoding="utf-8")), ids
+            )["AP"]
     difference = abs(found["cpu"] - found["gpu"]) if len(found) == 2 else None
     return [report.goal("bccd_dla_34: AP, CPU's decoding less GPU's", difference, at_most=PRECISION)]
 

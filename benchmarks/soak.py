@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     facts = {"environment": environment, "minutes": options.minutes, "load": options.load} | result.facts()
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    (options.output_dir / "soak.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (options.output_dir / "soak.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({key: value for key, value in facts.items() if key not in ("environment", "memory")}))
     failures = result.failures()
     for failure in failures:

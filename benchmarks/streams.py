@@ -67,7 +67,7 @@ def _measure(clip: Path, streams: int, options: argparse.Namespace) -> dict[str,
     frames = 0
     for process, lines in processes:
         _, errors = process.communicate()
-        found = len(lines.read_text().splitlines()) if lines.exists() else 0
+        found = len(lines.read_text(encoding="utf-8").splitlines()) if lines.exists() else 0
         if process.returncode or found != options.frames:
             last = (errors.strip().splitlines() or ["no message"])[-1]
             raise BenchmarkError(f"a stream gave {found} of {options.frames} frames: {last}")

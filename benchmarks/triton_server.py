@@ -95,7 +95,7 @@ def running(
                 repository, *arguments, log=log, timeout_s=120, environment=environment or {}
             )
         except serving.StartError as error:
-            lines = log.read_text().splitlines() if log.exists() else []
+            lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
             reasons = [line.strip() for line in lines if "rror" in line or "ailed" in line]
             raise BenchmarkError(": ".join([str(error).partition(";")[0], *reasons[-1:]])) from error
         try:

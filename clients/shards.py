@@ -71,7 +71,10 @@ class Tar:
     def pictures(self) -> Iterator[tuple[str, Load]]:
         """Name (FILE/MEMBER) and content of each."""
         try:
-            with _open(self.name) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+            with (
+                _open(self.name) as stream,
+                tarfile.open(fileobj=stream, mode="r|*") as archive,
+            ):
                 for member in archive:
                     if not member.isfile() or _suffix(member.name) not in sources.PICTURE_SUFFIXES:
                         continue

@@ -112,7 +112,7 @@ def _start_page(url: str) -> tuple[subprocess.Popen[str], str]:
         )
     address = process.stdout.readline().strip() if process.stdout else ""
     if not address:
-        print(f"ci/demo: the page did not start: {log.read_text().strip()}", file=sys.stderr)
+        print(f"ci/demo: the page did not start: {log.read_text(encoding='utf-8').strip()}", file=sys.stderr)
         raise subprocess.CalledProcessError(process.wait(), "clients.web")
     return process, address
 

@@ -56,6 +56,8 @@ def to_fp16(
     if fp32_offsets:
         half -= positions.round_around(graph, half, weights=_narrow_weights)
     half |= _constant_branches(graph, half)
+    # In front of the first convolution: a cast between them would keep TensorRT from fusing the two.
+    half |= {id(node) for node in graph.nodes if node.op == "DequantizeLinear" and _all_read_by(half, node)}
     narrowed: dict[int, gs.Tensor] = {}
     outputs = {id(tensor) for tensor in graph.outputs}
     for node in [node for node in graph.nodes if id(node) in half]:
@@ -111,6 +113,11 @@ def _between_convolutions(graph: gs.Graph) -> set[int]:
         return reached
 
     return reach(graph.nodes, backward=True) & reach(reversed(graph.nodes), backward=False)
+
+
+def _all_read_by(nodes: set[int], node: gs.Node) -> bool:
+    consumers = [consumer for tensor in node.outputs for consumer in tensor.outputs]
+    return bool(consumers) and all(id(consumer) in nodes for consumer in consumers)
 
 
 def _constant_branches(graph: gs.Graph, half: set[int]) -> set[int]:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("backends", "benchmarks", "ci", "clients", "demo", "export", "model_repository")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-OTHERS = {"Image", "av", "os", "video"}
+OTHERS = {"Image", "av", "os", "tarfile", "video"}
 """Whose `open` opens something else than a text file."""
 
 

@@ -47,6 +47,7 @@ class Machine:
 @pytest.fixture
 def drain(monkeypatch, tmp_path, capsys):
     """`drain(metrics)`: the second in which it ended, and its last words."""
+    monkeypatch.syspath_prepend(ENTRYPOINT.parent)  # as Python does for a script
     spec = importlib.util.spec_from_file_location("entrypoint", ENTRYPOINT)
     entrypoint = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(entrypoint)
@@ -61,7 +62,7 @@ def drain(monkeypatch, tmp_path, capsys):
     def run(metrics, *, ends_s=1e9):
         machine = Machine(metrics)
         monkeypatch.setattr(entrypoint, "time", machine)
-        monkeypatch.setattr(entrypoint.urllib.request, "urlopen", machine.urlopen)
+        monkeypatch.setattr("urllib.request.urlopen", machine.urlopen)
         server = SimpleNamespace(poll=lambda: None if machine.now < ends_s else 0)
         entrypoint._drain(options, server)
         assert options.draining.exists()

@@ -10,7 +10,7 @@ import traced
 from onnx import TensorProto, helper, numpy_helper
 from traced import frames
 
-from export import plan_network, precision, rewrite
+from export import plan_network, precision, quantize, rewrite
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 HALF, SINGLE = np.dtype("float16"), np.dtype("float32")
@@ -63,6 +63,14 @@ def test_fp32_is_fp32(model, made):
         assert computed_in(node) == {SINGLE}, node.name
 
 
+def test_tf32_is_fp32_that_may_be_rounded(made):
+    assert made["tf32"].tf32
+    for node in layers(made, "tf32"):
+        assert computed_in(node) == {SINGLE}, node.name
+    for node in nodes(made, "tf32"):
+        assert node.op != "DCNv2" or node.attrs["allow_tf32"] == 1
+
+
 def test_fp16_computes_every_layer_in_halves(made):
     assert made["fp16"].tf32
     assert not any(operators(made, "fp16")[quantizer] for quantizer in QUANTIZERS)
@@ -70,10 +78,10 @@ def test_fp16_computes_every_layer_in_halves(made):
         assert computed_in(node) == {HALF}, node.name
 
 
-def test_int8_quantizes_backbone_and_heads_and_the_rest_is_fp16(model, made):
+def test_int8_quantizes_its_groups_and_the_rest_is_fp16(model, made):
     assert made["int8"].tf32
-    groups = precision.layer_groups(model)
-    expected = sorted(groups["backbone"] + groups["heads"])
+    groups = quantize.layer_groups(model)
+    expected = sorted(name for group in ("stem", "backbone", "offsets", "heads") for name in groups[group])
     found = sorted(
         node.name
         for node in layers(made, "int8")
@@ -132,9 +140,9 @@ def test_only_int8_looks_at_pictures(model):
         raise AssertionError("a picture was asked for")
         yield
 
-    for name in ("fp32", "fp16"):
+    for name in ("fp32", "tf32", "fp16"):
         plan_network.make(model, name, none())
     with pytest.raises(precision.PrecisionError, match="no picture"):
         plan_network.make(model, "int8")
-    with pytest.raises(ValueError, match="found precision tf32, expected one of fp32, fp16, int8"):
-        plan_network.make(model, "tf32")
+    with pytest.raises(ValueError, match="found precision fp8, expected one of fp32, tf32, fp16, int8"):
+        plan_network.make(model, "fp8")

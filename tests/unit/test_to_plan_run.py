@@ -80,9 +80,10 @@ def types(model):
         (["--precision", "fp32"], TensorProto.FLOAT, False, False),
         (["--precision", "fp16"], TensorProto.FLOAT16, False, True),
         ([], TensorProto.FLOAT16, False, True),
-        (["--precision", "int8"], TensorProto.FLOAT16, True, True),
+        (["--precision", "int8"], TensorProto.INT8, True, True),
+        (["--precision", "tf32"], TensorProto.FLOAT, False, True),
     ],
-    ids=["fp32", "fp16", "default", "int8"],
+    ids=["fp32", "fp16", "default", "int8", "tf32"],
 )
 def test_the_precision_asked_for_is_built(
     built, model, pictures, tmp_path, options, weights, quantized, tf32

@@ -53,7 +53,7 @@ class GpuPreprocessor:
         self.frames = cupy.empty((max_batch, *frame_size, 3), cupy.uint8)
         self.host = cupyx.empty_pinned(self.frames.shape, np.uint8) if host_frames else None
         self.pictures = cupy.empty(max_batch * PICTURE.itemsize, cupy.uint8)
-        self.warp = cupy.RawKernel(Path(__file__).with_name("warp.cu").read_text(), "warp")
+        self.warp = cupy.RawKernel(Path(__file__).with_name("warp.cu").read_text(encoding="utf-8"), "warp")
         # What the hardware cannot decode, the multiprocessors can. nvImageCodec has decoders for the CPU,
         # too; here the project's own has the last word. Colours are enlarged as by libjpeg-turbo.
         self.decoder = nvimgcodec.Decoder(

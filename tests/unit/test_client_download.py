@@ -12,7 +12,7 @@ import clips
 import pytest
 from pictures import encode, picture
 
-from clients import sources, web
+from clients import download, sources
 from clients.errors import SourceError
 from clients.sources import Picture
 from clients.video import Video
@@ -121,7 +121,7 @@ def test_nobody_answers() -> None:
 
 def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slowly it comes: a byte now and then is never silent for long."""
-    monkeypatch.setattr(web, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(download, "DEADLINE_S", 0.2)
 
     def trickle(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
@@ -138,7 +138,7 @@ def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_silence_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "SILENCE_S", 0.2)
+    monkeypatch.setattr(download, "SILENCE_S", 0.2)
     done = threading.Event()
     with serving(lambda request: bool(done.wait(60))) as address:
         (found,) = sources.find([address])
