@@ -10,7 +10,7 @@ from servers import ROOT
 from benchmarks import accuracy, accuracy_report
 from training import scenes
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.wide]
 
 
 def draw(folder, name, seeds):

@@ -16,7 +16,7 @@ from benchmarks import server as benchmark
 from benchmarks.triton_server import STEPS
 from clients import CenterNetClient, SourceError, local
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.wide]
 SHORT = ["--concurrency", "1,4", "--batch", "1,2", "--seconds", "0.3", "--repeats", "1"]
 
 

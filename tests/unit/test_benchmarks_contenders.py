@@ -15,6 +15,8 @@ from benchmarks import contenders, engine_report, tensorrt_engine
 from benchmarks.contenders import OUTPUTS, Bound, Contender, Spec, TensorRT
 from export.plan_description import PlanDescription
 
+pytestmark = pytest.mark.wide
+
 
 def frames(count, value):
     return np.full((count, 2, 2, 3), value, np.uint8)

@@ -17,6 +17,8 @@ from benchmarks.roofline import Shape
 from benchmarks.workers import SkippedError
 from export import plan_engine
 
+pytestmark = pytest.mark.wide
+
 SMALL = Shape(8, 16, 6)
 
 

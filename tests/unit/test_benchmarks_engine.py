@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import engine, weights
 
+pytestmark = pytest.mark.wide
+
 SMALL = [
     "--device",
     "cpu",

@@ -9,6 +9,8 @@ import pytest
 from benchmarks import perf_analyzer, report, serving_report, tensorrt_engine
 from benchmarks.triton_server import Statistics, breakdown
 
+pytestmark = pytest.mark.wide
+
 
 def test_markdown_table_aligns_numbers():
     table = report.markdown_table(["name", "ms"], [["a", 1.2345], ["b", None], ["c", 1234.5]])

@@ -9,6 +9,8 @@ import pytest
 from benchmarks.workers import Worker, with_cublas_12
 from export.plan_engine import loaded_library
 
+pytestmark = pytest.mark.wide
+
 
 def events(script):
     with Worker(["-c", script], timeout_s=60) as worker:

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks.bootstrap import ap_interval
 
+pytestmark = pytest.mark.wide
+
 PICTURES = 40
 
 

@@ -14,6 +14,8 @@ import pytest
 from benchmarks import dcnv2, engine
 from export import to_onnx, to_plan
 
+pytestmark = pytest.mark.wide
+
 ROOT = Path(__file__).parents[2]
 MEASUREMENTS = ["kernel-times", "engine"]
 
