@@ -212,10 +212,10 @@ def test_what_cannot_be_served_is_refused(tmp_path):
 
 @pytest.mark.parametrize("largest", [to_repository.LARGEST, 100])
 def test_external_data_travel_with_the_model(tmp_path, monkeypatch, largest):
-    monkeypatch.setattr(to_repository, "LARGEST", largest)
     path = tmp_path / "model.onnx"
     onnx.save_model(mmcv(), path, save_as_external_data=True, location="weights", size_threshold=0)
-    for _ in range(2):
+    for limit in (100, largest):
+        monkeypatch.setattr(to_repository, "LARGEST", limit)
         to_repository.main([str(path), str(tmp_path / "repository"), "--name", "a"])
     version = tmp_path / "repository" / "a" / "1"
     beside = ["model.onnx.data"] if largest == 100 else []
