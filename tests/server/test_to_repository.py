@@ -18,6 +18,7 @@ from export.errors import UsageError
 
 pytestmark = pytest.mark.server
 SIZE = (64, 96)
+PUBLIC = ROOT.parent / "shared" / "cases" / "networks" / "open-batch-height-width.onnx"
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
@@ -109,6 +110,8 @@ def written(tmp_path_factory):
         "matting": write(segmentation(), folder, "matting", *PICTURE),
         "boxed": write(fixed(), folder, "boxed", *PICTURE, "--fit", "letterbox"),
     }
+    if PUBLIC.is_file():
+        said["public"] = write(onnx.load(PUBLIC), folder, "public")
     return folder / "repository", said
 
 
@@ -124,6 +127,16 @@ def test_a_text_detector_with_open_sizes(own_server, name, shape):
     answer = infer(own_server, "grpc", name, feed)
     assert answer["probability"].shape == (shape[0], 1, *shape[2:])
     np.testing.assert_allclose(answer["probability"], foreign.run(text_detector(), feed), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64, 96), (2, 3, 96, 32)])
+def test_a_public_text_detector(own_server, written, shape):
+    if "public" not in written[1]:
+        pytest.skip(f"no {PUBLIC}")
+    feed = {"input": foreign.picture(*shape)}
+    answer = infer(own_server, "http", "public", feed)
+    assert answer["binary"].shape == (shape[0], 1, *shape[2:])
+    np.testing.assert_allclose(answer["binary"], foreign.run(onnx.load(PUBLIC), feed), atol=1e-4)
 
 
 def pixels(image, fit):
