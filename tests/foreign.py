@@ -68,12 +68,15 @@ def separate(*, factor=2.0, scale=1.0, name="x"):
 
 
 def flow(shape=(1, 3, 32, 48)):
-    """Of a video network's kind: a map sampled where a convolution says."""
+    """Of a video network's kind: a map sampled where a convolution says, and joined with where that was."""
     g = Graph(shape=shape)
     x = g.conv("x", 3, CHANNELS, name="stem")
-    grid = g.add("Transpose", [g.conv(x, CHANNELS, 2, name="flow")], perm=[0, 2, 3, 1])
+    moved = g.conv(x, CHANNELS, 2, name="flow")
+    grid = g.add("Transpose", [moved], perm=[0, 2, 3, 1])
     grid = g.add("Mul", [grid, g.constant(np.float32(0.5))], name="normalise")
     y = g.add("GridSample", [x, grid], name="warp", align_corners=1, padding_mode="border", mode="bilinear")
+    y = g.conv(g.add("Concat", [y, moved], axis=1), CHANNELS + 2, CHANNELS, name="joined")
+    y = g.add("Add", [y, g.conv(moved, 2, CHANNELS, name="context")])
     return g.model(g.conv(g.add("Relu", [y]), CHANNELS, 3, name="last"))
 
 

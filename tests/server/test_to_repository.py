@@ -18,6 +18,7 @@ from export.errors import UsageError
 
 pytestmark = pytest.mark.server
 SIZE = (64, 96)
+PUBLIC = ROOT.parent / "shared" / "cases" / "networks" / "open-batch-height-width.onnx"
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
@@ -109,6 +110,8 @@ def written(tmp_path_factory):
         "matting": write(segmentation(), folder, "matting", *PICTURE),
         "boxed": write(fixed(), folder, "boxed", *PICTURE, "--fit", "letterbox"),
     }
+    if PUBLIC.is_file():
+        said["public"] = write(onnx.load(PUBLIC), folder, "public")
     return folder / "repository", said
 
 
@@ -124,6 +127,16 @@ def test_a_text_detector_with_open_sizes(own_server, name, shape):
     answer = infer(own_server, "grpc", name, feed)
     assert answer["probability"].shape == (shape[0], 1, *shape[2:])
     np.testing.assert_allclose(answer["probability"], foreign.run(text_detector(), feed), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64, 96), (2, 3, 96, 32)])
+def test_a_public_text_detector(own_server, written, shape):
+    if "public" not in written[1]:
+        pytest.skip(f"no {PUBLIC}")
+    feed = {"input": foreign.picture(*shape)}
+    answer = infer(own_server, "http", "public", feed)
+    assert answer["binary"].shape == (shape[0], 1, *shape[2:])
+    np.testing.assert_allclose(answer["binary"], foreign.run(onnx.load(PUBLIC), feed), atol=1e-4)
 
 
 def pixels(image, fit):
@@ -212,10 +225,10 @@ def test_what_cannot_be_served_is_refused(tmp_path):
 
 @pytest.mark.parametrize("largest", [to_repository.LARGEST, 100])
 def test_external_data_travel_with_the_model(tmp_path, monkeypatch, largest):
-    monkeypatch.setattr(to_repository, "LARGEST", largest)
     path = tmp_path / "model.onnx"
     onnx.save_model(mmcv(), path, save_as_external_data=True, location="weights", size_threshold=0)
-    for _ in range(2):
+    for limit in (100, largest):
+        monkeypatch.setattr(to_repository, "LARGEST", limit)
         to_repository.main([str(path), str(tmp_path / "repository"), "--name", "a"])
     version = tmp_path / "repository" / "a" / "1"
     beside = ["model.onnx.data"] if largest == 100 else []

@@ -115,9 +115,53 @@ def test_grids_stay_fp32():
     network = plan_network.make(foreign.flow(), "fp16")
     assert types(network.rounded, "GridSample") == [[SINGLE, SINGLE]]
     assert types(network.rounded, "Mul") == [[SINGLE, SINGLE]]
-    assert [row[0] for row in types(network.rounded, "Conv")] == [HALF] * 3
+    assert [row[0] for row in types(network.rounded, "Conv")] == [HALF] * 5
     exact = plan_network.make(foreign.flow(), "fp16", fp32_offsets=True)
-    assert [row[0] for row in types(exact.rounded, "Conv")] == [HALF, SINGLE, HALF]
+    assert [row[0] for row in types(exact.rounded, "Conv")] == [HALF, SINGLE, HALF, HALF, HALF]
+
+
+def test_int8_places_no_sample():
+    model = foreign.flow()
+    feed = {"x": foreign.picture(1, 3, 32, 48)}
+    rounded = plan_network.make(model, "int8", [feed]).rounded
+    producers = {name: node for node in rounded.graph.node for name in node.output}
+    (transpose,) = (node for node in rounded.graph.node if node.op_type == "Transpose")
+    source = producers[transpose.input[0]]
+    while source.op_type == "Cast":
+        source = producers[source.input[0]]
+    assert source.name == "flow"
+    reads = {
+        node.name: producers[node.input[0]].op_type for node in rounded.graph.node if node.op_type == "Conv"
+    }
+    assert reads["joined"] != "DequantizeLinear", "features and positions have no common scale"
+    assert reads["flow"] == reads["context"] == "DequantizeLinear"
+
+
+@pytest.mark.parametrize("op", ["BatchNormalization", "affine"])
+def test_a_bias_is_folded_too(op):
+    g = foreign.Graph()
+    x = g.conv("x", 3, 8)
+    bias = g.constant(np.arange(4, dtype=np.float32) - 2)
+    y = g.add("DeformConv", [x, g.weight(4, 8, 3, 3), g.conv(x, 8, 18), bias], pads=[1] * 4)
+    if op == "affine":  # as a frozen BatchNorm is exported
+        y = g.add("Mul", [g.constant(np.float32([1, 2, 3, -4]).reshape(1, 4, 1, 1)), y])
+        y = g.add("Add", [y, g.constant(np.float32([3, 2, 1, 0]).reshape(4, 1, 1))])
+    else:
+        y = g.norm(y, 4)
+    model = g.model(g.conv(y, 4, 2))
+    folded = fold.fold(model)
+    assert operators(folded) == {"Conv": 3, "DeformConv": 1}
+    feed = {"x": foreign.picture(2, 3, 10, 12)}
+    np.testing.assert_allclose(foreign.run(folded, feed), foreign.run(model, feed), atol=1e-5)
+
+
+def test_another_axis_is_no_channel():
+    g = foreign.Graph()
+    x = g.conv("x", 3, 4)
+    y = g.add("DeformConv", [x, g.weight(4, 4, 3, 3), g.conv(x, 4, 18)], pads=[1] * 4, kernel_shape=[3, 3])
+    y = g.add("Mul", [y, g.constant(np.float32([1, 2, 3, 4]))])
+    model = g.model(g.conv(y, 4, 2))
+    assert fold.fold(model) is model
 
 
 @pytest.mark.parametrize("name", ["fp16", "int8"])

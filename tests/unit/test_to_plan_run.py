@@ -3,6 +3,7 @@
 from collections import Counter
 from types import SimpleNamespace
 
+import foreign
 import numpy as np
 import onnx
 import pytest
@@ -163,3 +164,23 @@ def test_lopsided_layers_keep_their_geometry(built, tmp_path):
         engine = rewrite.to_deform_conv(network.model).SerializeToString()
         (found,) = plan_verify.verify(network.reference, engine, [feed], plan_verify.TOLERANCES["fp32"])
         assert found.passed, (layer, str(found))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("arrays", [True, False])
+def test_another_network_with_open_sizes_is_verified(built, tmp_path, capsys, precision, arrays, monkeypatch):
+    """At the smallest, the usual and the largest of its shapes, or in batches of its own inputs."""
+    path = foreign.save(foreign.separate(), tmp_path / "model.onnx")
+    options = ["--shapes", "x=1x3x32x48,2x3x64x48,3x3x96x96", "--verify", "--precision", precision]
+    if arrays or precision == "int8":
+        np.savez(tmp_path / "0.npz", x=foreign.picture(2, 3, 64, 48))
+        options += ["--calibration", str(tmp_path)]
+    to_plan.main([str(path), str(tmp_path / "out.plan"), *options])
+    said = capsys.readouterr().err
+    assert [said.count(f", batch {batch}: relative") for batch in (1, 2, 3)] == [1, 1, 1]
+    (call,) = built
+    assert call.shapes["x"]["max"] == [3, 3, 96, 96]
+    monkeypatch.setattr(Runner, "spoil", staticmethod(lambda found: {n: v + 1 for n, v in found.items()}))
+    with pytest.raises(PlanError, match="no agreement with ONNX Runtime"):
+        to_plan.main([str(path), str(tmp_path / "other.plan"), *options])
+    assert not (tmp_path / "other.plan").exists()
