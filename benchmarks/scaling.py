@@ -42,12 +42,14 @@ class Service:
         picture_s: Time of each picture in a batch, seconds.
         max_batch: Pictures in a batch.
         max_queue: Pictures that wait; more are refused.
+        noise: Factors on a batch's time, one of which is drawn for each; their mean is 1.
     """
 
     batch_s: float
     picture_s: float
     max_batch: int = 32
     max_queue: int = 256
+    noise: tuple[float, ...] = (1.0,)
 
     @property
     def capacity(self) -> float:
@@ -93,8 +95,10 @@ class Outcome:
 class Server:
     """One queue and one network."""
 
-    def __init__(self, environment: simpy.Environment, service: Service, outcome: Outcome) -> None:
-        self.environment, self.service, self.outcome = environment, service, outcome
+    def __init__(
+        self, environment: simpy.Environment, service: Service, outcome: Outcome, rng: random.Random
+    ) -> None:
+        self.environment, self.service, self.outcome, self.rng = environment, service, outcome, rng
         self.queue: deque[float] = deque()
         self.running = 0
         self.recent: deque[tuple[float, float]] = deque()
@@ -133,7 +137,8 @@ class Server:
                 wait = now - self.queue.popleft()
                 self.outcome.waits_s.append(wait)
                 self.recent.append((now, wait))
-            yield self.environment.timeout(self.service.batch_s + self.running * self.service.picture_s)
+            seconds = self.service.batch_s + self.running * self.service.picture_s
+            yield self.environment.timeout(seconds * self.rng.choice(self.service.noise))
             self.running = 0
 
 
@@ -159,7 +164,7 @@ def simulate(
         seed: Decides the arrivals.
     """
     environment, outcome, rng = simpy.Environment(), Outcome(), random.Random(seed)  # noqa: S311
-    servers = [Server(environment, service, outcome) for _ in range(replicas)]
+    servers = [Server(environment, service, outcome, rng) for _ in range(replicas)]
     outcome.servers.append((0.0, replicas))
 
     def arrivals() -> Process:
@@ -186,7 +191,7 @@ def simulate(
 
     def start(delay_s: float) -> Process:
         yield environment.timeout(delay_s)
-        servers.append(Server(environment, service, outcome))
+        servers.append(Server(environment, service, outcome, rng))
         outcome.servers.append((environment.now, len(servers)))
 
     environment.process(arrivals())
@@ -272,21 +277,28 @@ def simulated(options: argparse.Namespace) -> str:
 
 def compared(repository: Path, *, seconds: float) -> str:
     """The table of real servers beside simulated ones, whose service times are those that Triton counted."""
-    batch, queue, loads = scaling_measured.measure(repository, seconds=seconds)
+    batch, queue, (lone, *loads) = scaling_measured.measure(repository, seconds=seconds)
+    usual_s = statistics.fmean(lone.latencies_s)
+    noise = tuple(latency / usual_s for latency in lone.latencies_s)
     columns = ["pictures a second", "load", "batch, ms", "picture, ms", "failed"]
     columns += ["queue measured, ms", "simulated, ms", "batch size measured", "simulated"]
     rows = []
     for load in loads:
         batch_s, picture_s = scaling_measured.fit(load.batches)
-        service = Service(batch_s=batch_s, picture_s=picture_s, max_batch=batch, max_queue=queue)
+        service = Service(batch_s=batch_s, picture_s=picture_s, max_batch=batch, max_queue=queue, noise=noise)
         outcome = simulate(service, rate=load.rate, seconds=max(seconds, 600), replicas=2)
         executions = sum(count for count, _ in load.batches.values())
         size = sum(number * count for number, (count, _) in load.batches.items()) / executions
         share = load.rate / service.capacity / 2
         row: list[object] = [load.rate, f"{share:.0%}", 1000 * batch_s, 1000 * picture_s, load.failed]
-        row += [1000 * load.queue_s, 1000 * statistics.fmean(outcome.waits_s), size, outcome.mean_batch]
+        simulated_s = lone.queue_s + statistics.fmean(outcome.waits_s)
+        row += [1000 * load.queue_s, 1000 * simulated_s, size, outcome.mean_batch]
         rows.append(row)
-    return markdown_table(columns, rows)
+    table = markdown_table(columns, rows)
+    return (
+        f"{table}\nSimulated with what lone requests show: {1000 * lone.queue_s:.3g} ms in that queue, and "
+        f"times that vary by {statistics.pstdev(noise):.0%}.\n"
+    )
 
 
 if __name__ == "__main__":

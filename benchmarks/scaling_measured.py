@@ -5,9 +5,11 @@ import random
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tritonclient.grpc import InferenceServerClient
@@ -19,6 +21,7 @@ from clients import AsyncCenterNetClient, RetryPolicy
 from clients.errors import CenterNetError
 from export import contract
 
+Ask = Callable[[], Coroutine[Any, Any, None]]
 NETWORK = "centernet_network"
 SHARES = (0.3, 0.6, 0.8)
 """Of the capacity that was found."""
@@ -33,12 +36,14 @@ class Measured:
         queue_s: Mean time in the network's queue, seconds.
         batches: Executions by their batch size: how many, and seconds in all.
         failed: Requests without an answer.
+        latencies_s: Of the others, seconds.
     """
 
     rate: float
     queue_s: float
     batches: dict[int, tuple[int, float]]
     failed: int
+    latencies_s: tuple[float, ...]
 
 
 def fit(batches: dict[int, tuple[int, float]]) -> tuple[float, float]:
@@ -61,7 +66,8 @@ def measure(repository: Path, *, seconds: float) -> tuple[int, int, list[Measure
     """Starts two servers of a model repository and loads them.
 
     Returns:
-        The largest batch and the longest queue by the network's configuration, and the loads.
+        The largest batch and the longest queue by the network's configuration; and the loads. The first one
+        is lone requests: what they wait is Triton's way to the network, and how they vary is the noise.
 
     Raises:
         BenchmarkError: A server or Envoy does not start.
@@ -85,8 +91,9 @@ def measure(repository: Path, *, seconds: float) -> tuple[int, int, list[Measure
         batch = max(config.dynamic_batching.preferred_batch_size, default=config.max_batch_size)
         queue = config.dynamic_batching.default_queue_policy.max_queue_size
         load = _Load(f"{HOST}:{envoy.grpc}", clients)
-        capacity = asyncio.run(load.capacity(seconds))
-        return batch, queue, [asyncio.run(load.poisson(share * capacity, seconds)) for share in SHARES]
+        capacity = asyncio.run(load.closed(16, seconds)).rate
+        shares = [asyncio.run(load.poisson(share * capacity, seconds)) for share in SHARES]
+        return batch, queue, [asyncio.run(load.closed(1, seconds)), *shares]
 
 
 class _Load:
@@ -95,51 +102,64 @@ class _Load:
     def __init__(self, url: str, servers: list[InferenceServerClient]) -> None:
         self._url, self._servers = url, servers
 
-    async def capacity(self, seconds: float) -> float:
-        """Pictures a second of both servers, with as many in flight as fill their batches."""
-        async with self._client() as client:
-            inputs = await self._inputs(client)
-            end, answered = time.monotonic() + seconds, 0
+    async def closed(self, in_flight: int, seconds: float) -> Measured:
+        """Keeps so many in flight."""
 
-            async def ask() -> None:
-                nonlocal answered
+        async def load(ask: Ask) -> int:
+            end, sent = time.monotonic() + seconds, 0
+
+            async def again() -> None:
+                nonlocal sent
                 while time.monotonic() < end:
-                    await client.infer("centernet_frames", inputs)
-                    answered += 1
+                    sent += 1
+                    await ask()
 
-            await asyncio.gather(*(ask() for _ in range(16)))
-            return answered / seconds
+            await asyncio.gather(*(again() for _ in range(in_flight)))
+            return sent
+
+        return await self._measured(load, seconds)
 
     async def poisson(self, rate: float, seconds: float) -> Measured:
         """Sends pictures at random times."""
-        rng, outcomes = random.Random(0), Counter[bool]()  # noqa: S311
-        async with self._client() as client:
-            inputs = await self._inputs(client)
-            before = self._counters()
+        rng = random.Random(0)  # noqa: S311
 
-            async def ask() -> None:
-                try:
-                    await client.infer("centernet_frames", inputs)
-                    outcomes[True] += 1
-                except CenterNetError:
-                    outcomes[False] += 1
-
+        async def load(ask: Ask) -> int:
             tasks, begin, at = [], time.monotonic(), 0.0
             while (at := at + rng.expovariate(rate)) < seconds:
                 await asyncio.sleep(max(0.0, begin + at - time.monotonic()))
                 tasks.append(asyncio.create_task(ask()))
             await asyncio.gather(*tasks)
+            return len(tasks)
+
+        return await self._measured(load, seconds)
+
+    async def _measured(self, load: Callable[[Ask], Coroutine[Any, Any, int]], seconds: float) -> Measured:
+        latencies, failed = list[float](), 0
+        async with self._client() as client:
+            inputs = await self._inputs(client)
+
+            async def ask() -> None:
+                nonlocal failed
+                begin = time.monotonic()
+                try:
+                    await client.infer("centernet_frames", inputs)
+                    latencies.append(time.monotonic() - begin)
+                except CenterNetError:
+                    failed += 1
+
+            before = self._counters()
+            sent = await load(ask)
             after = self._counters()
         difference = {key: (after[key] - before[key]) for key in after}
-        requests = difference["requests"] or 1
-        if not outcomes[True]:
+        if not latencies:
             raise BenchmarkError("no request was answered: the servers' logs say why")
         sizes = sorted({key for key in difference if isinstance(key, int) and difference[key]})
         return Measured(
-            rate=len(tasks) / seconds,
-            queue_s=difference["queue"] / requests / 1e9,
+            rate=sent / seconds,
+            queue_s=difference["queue"] / (difference["requests"] or 1) / 1e9,
             batches={size: (difference[size], difference["ns", size] / 1e9) for size in sizes},
-            failed=outcomes[False],
+            failed=failed,
+            latencies_s=tuple(latencies),
         )
 
     def _client(self) -> AsyncCenterNetClient:

@@ -150,64 +150,89 @@ def test_network_on_parquet_and_webdataset(folder, contents, expected, small_onn
         assert_same({"detections": detections}, expected[names[key]])
 
 
-def test_stopped_killed_and_gone_on_with(folder, expected, small_onnx, tmp_path):
-    """The last shard ends with a named pipe, so that its worker is at it for as long as the test wants."""
-    source, output = tmp_path / "in", tmp_path / "out"
-    source.mkdir()
-    for path in folder.glob("*.jpg"):
-        (source / path.name).symlink_to(path)
-    pipe = source / "pipe.png"
-    os.mkfifo(pipe)
-    arguments = [source, output, "--network", small_onnx, "--format", "jsonl", "--shard-size", "6"]
-    last = output / "part-00003.jsonl"
-    attempts = output / ".part-00003.attempts"
+class Piped:
+    """A run whose last shard ends with a named pipe: its worker is at it for as long as the test wants."""
 
-    def wait_for_attempt(process, number):
+    def __init__(self, tmp_path: Path, folder: Path, onnx: Path) -> None:
+        self.source, self.output = tmp_path / "in", tmp_path / "out"
+        self.source.mkdir()
+        for path in folder.glob("*.jpg"):
+            (self.source / path.name).symlink_to(path)
+        self.pipe = self.source / "pipe.png"
+        os.mkfifo(self.pipe)
+        self.last = self.output / "part-00003.jsonl"
+        self._arguments = [
+            self.source,
+            self.output,
+            "--network",
+            onnx,
+            "--format",
+            "jsonl",
+            "--shard-size",
+            "6",
+        ]
+
+    def start(self) -> subprocess.Popen:
+        return start(*self._arguments)
+
+    def wait_for_attempt(self, process: subprocess.Popen, number: int) -> int:
         """Process of the worker that is at the last shard for the `number`th time."""
+        attempts = self.output / ".part-00003.attempts"
         while True:
             assert process.poll() is None, process.stderr.read()
             pids = attempts.read_text().split() if attempts.exists() else []
             # The run before has left its own behind.
             there = len(pids) == number and Path(f"/proc/{pids[-1]}").exists()
-            if there and len(list(output.glob("part-*"))) == 3:
+            if there and len(list(self.output.glob("part-*"))) == 3:
                 return int(pids[-1])
             time.sleep(0.05)
 
-    process = start(*arguments)
-    wait_for_attempt(process, 1)
+
+@pytest.fixture
+def piped(tmp_path, folder, small_onnx) -> Piped:
+    return Piped(tmp_path, folder, small_onnx)
+
+
+def test_stopped_and_gone_on_with(piped, folder, expected):
+    """And a worker is killed in the middle."""
+    process = piped.start()
+    piped.wait_for_attempt(process, 1)
     assert listening(process.pid)
     assert listening(process.pid) <= LOOPBACK
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    finished = {path: path.stat().st_mtime_ns for path in output.glob("part-*")}
+    finished = {path: path.stat().st_mtime_ns for path in piped.output.glob("part-*")}
     assert len(finished) == 3
-    assert not last.exists()
+    assert not piped.last.exists()
 
-    process = start(*arguments)  # A picture that kills each worker does so three times.
-    for number in (1, 2, 3):
-        os.kill(wait_for_attempt(process, number), signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 1, said
-    assert "3 of 4 shards are done already" in said
-    assert "shard 3: CenterNetError: its worker died 3 times" in said
-    assert "not done: 1 shards (3); run the same command again to go on" in said
-
-    process = start(*arguments)
-    os.kill(wait_for_attempt(process, 1), signal.SIGKILL)
-    threading.Thread(target=pipe.write_bytes, args=[(folder / "00.jpg").read_bytes()], daemon=True).start()
+    process = piped.start()
+    os.kill(piped.wait_for_attempt(process, 1), signal.SIGKILL)
+    content = (folder / "00.jpg").read_bytes()
+    threading.Thread(target=piped.pipe.write_bytes, args=[content], daemon=True).start()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
+    assert "3 of 4 shards are done already" in said
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    rows = lines(output)
-    assert set(rows) == {str(path) for path in source.iterdir()}
+    rows = lines(piped.output)
+    assert set(rows) == {str(path) for path in piped.source.iterdir()}
     for name, row in expected.items():
-        assert_same(rows[str(source / name)], row)
-    assert_same(rows[str(pipe)], expected["00.jpg"])
-    assert {path.name for path in output.iterdir()} == {
-        "_plan.json",
-        *(f"part-{n:05}.jsonl" for n in range(4)),
-    }
+        assert_same(rows[str(piped.source / name)], row)
+    assert_same(rows[str(piped.pipe)], expected["00.jpg"])
+    names = {"_plan.json", *(f"part-{number:05}.jsonl" for number in range(4))}
+    assert {path.name for path in piped.output.iterdir()} == names
+
+
+@pytest.mark.wide
+def test_what_kills_each_worker_does_so_three_times(piped):
+    process = piped.start()
+    for number in (1, 2, 3):
+        os.kill(piped.wait_for_attempt(process, number), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    assert "shard 3: CenterNetError: its worker died 3 times" in said
+    assert "not done: 1 shards (3); run the same command again to go on" in said
+    assert not piped.last.exists()
 
 
 def listening(pid: int) -> set[str]:

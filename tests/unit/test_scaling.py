@@ -19,6 +19,14 @@ def test_one_server_waits_as_queueing_theory_says(load):
     assert outcome.mean_batch == 1
 
 
+def test_noise_counts_as_queueing_theory_says():
+    """M/G/1: the mean wait grows with the second moment of the service time."""
+    service = Service(batch_s=0.0, picture_s=0.01, max_batch=1, noise=(0.5, 0.5, 0.5, 2.5))
+    outcome = simulate(service, rate=50, seconds=1500, replicas=1)
+    mean = sum(outcome.waits_s) / len(outcome.waits_s)
+    assert mean == pytest.approx(50 * 0.01**2 * 1.75 / 2 / 0.5, rel=0.1)
+
+
 def test_balanced_servers_wait_less_than_each_alone():
     alone = simulate(ONE_BY_ONE, rate=80, seconds=300, replicas=1)
     together = simulate(ONE_BY_ONE, rate=320, seconds=300, replicas=4)

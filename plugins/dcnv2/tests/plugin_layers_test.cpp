@@ -124,6 +124,7 @@ Case draw(std::mt19937& random, int32_t index) {
   if (c.problem.type != dcnv2::DataType::kFloat && c.problem.out_channels % 8 != 0) {
     c.problem.layout = Layout::kNCHW;
   }
+  c.problem.output_layout = c.problem.layout;
   return c;
 }
 
