@@ -50,7 +50,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopping.set())
     repository = options.model_repository
-    if options.model_config_name == "cuda":
+    if options.model_config_name:
         if not options.model.is_file():
             _say(f"found no {options.model}: mount an ONNX file (export.to_onnx) there")
             return 1
@@ -107,7 +107,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--plan-builder", default=f"{sys.executable} -m export.to_plan", help="a command")
     parser.add_argument("--draining", type=Path, default=setting("DRAINING", "/tmp/draining"))  # noqa: S108
-    parser.add_argument("--model-config-name", default="", help="cuda: the ONNX file instead of a plan")
+    parser.add_argument("--model-config-name", default="", help="cuda or cpu: the ONNX file instead of a plan")
     parser.add_argument("--work-dir", type=Path, default="/tmp/centernet")  # noqa: S108
     parser.add_argument(
         "--allow-client-shm",
