@@ -24,7 +24,7 @@ def fold(model: onnx.ModelProto, *, apart: Collection[str] = ()) -> onnx.ModelPr
         apart: names of nodes that will have another precision than others: they are not merged with those.
     """
     graph = import_graph(onnx.shape_inference.infer_shapes(model))
-    scaled: dict[tuple[int, float], gs.Constant] = {}
+    scaled: dict[tuple[int, float], tuple[gs.Constant, gs.Constant]] = {}
     changed = False
     for node in list(graph.nodes):
         if node.op == "DeformConv":
@@ -44,7 +44,9 @@ def _only_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
     return reader if sum(tensor is read for read in reader.inputs) == 1 else None
 
 
-def _fold_mask_factor(graph: gs.Graph, node: gs.Node, scaled: dict[tuple[int, float], gs.Constant]) -> bool:
+def _fold_mask_factor(
+    graph: gs.Graph, node: gs.Node, scaled: dict[tuple[int, float], tuple[gs.Constant, gs.Constant]]
+) -> bool:
     """A mask c · sigmoid(x) is sigmoid(x) with weights c times as large."""
     mask = node.inputs[4] if len(node.inputs) > 4 else None
     weight = node.inputs[1]
@@ -58,8 +60,9 @@ def _fold_mask_factor(graph: gs.Graph, node: gs.Node, scaled: dict[tuple[int, fl
     key = (id(weight), factor)
     if key not in scaled:
         values = (weight.values * np.float64(factor)).astype(weight.values.dtype)
-        scaled[key] = gs.Constant(f"{weight.name}/times_{factor:g}", values)
-    node.inputs[1] = scaled[key]
+        # With the weight itself, whose id would else be another one's once it is gone.
+        scaled[key] = weight, gs.Constant(f"{weight.name}/times_{factor:g}", values)
+    node.inputs[1] = scaled[key][1]
     node.inputs[4] = sigmoids[0]
     if not mask.outputs and not any(mask is output for output in graph.outputs):
         mask.inputs[0].inputs.clear()  # else it would be one more reader of the sigmoid

@@ -36,7 +36,7 @@ def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True, tf32: bool = False) -
         if node.op == "DCNv2" and tf32:
             node.attrs["allow_tf32"] = 1
     if fuse:
-        repacked: dict[int, gs.Constant] = {}
+        repacked: dict[int, tuple[gs.Constant, gs.Constant]] = {}
         for node in graph.nodes:
             if node.op == "DCNv2":
                 casts.fuse(node)
@@ -300,13 +300,14 @@ def _runs_in_int8(node: gs.Node) -> bool:
     )
 
 
-def _fuse_weight_layout(node: gs.Node, repacked: dict[int, gs.Constant]) -> None:
+def _fuse_weight_layout(node: gs.Node, repacked: dict[int, tuple[gs.Constant, gs.Constant]]) -> None:
     index = weight_index(node)
     weight = node.inputs[index]
     if node.attrs.get("weight_ohwi") or not isinstance(weight, gs.Constant):
         return
     if id(weight) not in repacked:  # several nodes may share it
         values = np.ascontiguousarray(weight.values.transpose(0, 2, 3, 1))
-        repacked[id(weight)] = gs.Constant(f"{weight.name}/ohwi", values)
-    node.inputs[index] = repacked[id(weight)]
+        # With the weight itself, whose id would else be another one's once it is gone.
+        repacked[id(weight)] = weight, gs.Constant(f"{weight.name}/ohwi", values)
+    node.inputs[index] = repacked[id(weight)][1]
     node.attrs["weight_ohwi"] = 1
