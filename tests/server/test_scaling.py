@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.server, pytest.mark.wide]
 
 def test_measured_beside_simulated(small_onnx, tmp_path):
     fetch_tools()
-    head, rule, *rows = compared(make_repository(tmp_path, small_onnx), seconds=2).splitlines()
+    head, _, *rows = compared(make_repository(tmp_path, small_onnx), seconds=2).splitlines()
     assert len(rows) == 5
     assert "Simulated with what lone requests show" in rows[-1]
     for row in rows[:3]:
