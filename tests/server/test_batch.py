@@ -10,6 +10,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -173,7 +174,8 @@ class Piped:
         ]
 
     def start(self) -> subprocess.Popen:
-        return start(*self._arguments)
+        self.process = start(*self._arguments)
+        return self.process
 
     def wait_for_attempt(self, process: subprocess.Popen, number: int) -> int:
         """Process of the worker that is at the last shard for the `number`th time."""
@@ -189,8 +191,12 @@ class Piped:
 
 
 @pytest.fixture
-def piped(tmp_path, folder, small_onnx) -> Piped:
-    return Piped(tmp_path, folder, small_onnx)
+def piped(tmp_path, folder, small_onnx) -> Iterator[Piped]:
+    made = Piped(tmp_path, folder, small_onnx)
+    yield made
+    if made.process.poll() is None:  # After a failure: it waits for the pipe.
+        made.process.terminate()
+        made.process.communicate(timeout=60)
 
 
 def test_stopped_and_gone_on_with(piped, folder, expected):
