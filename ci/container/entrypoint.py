@@ -107,7 +107,9 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--plan-builder", default=f"{sys.executable} -m export.to_plan", help="a command")
     parser.add_argument("--draining", type=Path, default=setting("DRAINING", "/tmp/draining"))  # noqa: S108
-    parser.add_argument("--model-config-name", default="", help="cuda or cpu: the ONNX file instead of a plan")
+    parser.add_argument(
+        "--model-config-name", default="", help="cuda or cpu: the ONNX file instead of a plan"
+    )
     parser.add_argument("--work-dir", type=Path, default="/tmp/centernet")  # noqa: S108
     parser.add_argument(
         "--allow-client-shm",
