@@ -74,11 +74,12 @@ def test_detector(model, precision, target, tmp_path, pictures):
         "tensors": facts["plan"]["tensors"],
     }
     assert facts["plan"]["tensorrt"].startswith("RTX 1.")
-    # A resdcn_18: 19 convolutions of the backbone, 3 of the heads; the stem, 3 of offsets, 3 of outputs.
-    quantized = {("convolution", "int8"): 22, ("convolution", "half"): 7}
+    # A resdcn_18: the stem, 19 convolutions of the backbone, 3 of offsets and 3 of the heads; 3 of outputs.
+    quantized = {("convolution", "int8"): 26, ("convolution", "half"): 3}
     kind = {"fp32": "float", "fp16": "half", "int8": "half"}[precision]
     convolutions = quantized if precision == "int8" else {("convolution", kind): 29}
-    assert layer_types(plan.read_bytes()) == convolutions | {("transposed", kind): 3, ("plugin", kind): 3}
+    layers = {("transposed", kind): 3, ("plugin", "int8" if precision == "int8" else kind): 3}
+    assert layer_types(plan.read_bytes()) == convolutions | layers
     assert allows_tf32(plan.read_bytes()) == (precision != "fp32")
     assert sorted(path.name for path in plan.parent.iterdir()) == ["model.json", "model.plan"]
 
