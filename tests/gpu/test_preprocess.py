@@ -38,6 +38,10 @@ def cmyk():
     return stream.getvalue()
 
 
+def part_of(data, percent):
+    return data[: len(data) * percent // 100]
+
+
 def without_data_inside(data):
     """A third of the scan is missing; headers and end are there."""
     return data[: len(data) // 2] + data[len(data) * 5 // 6 :]
@@ -68,7 +72,7 @@ REFUSED = {
     "bomb": bomb(20000, 20000),
     "too many pixels": jpeg(np.zeros((3000, 3000, 3), np.uint8)),
     "too small": jpeg(picture(7, 90)),
-    **{f"{p} %": jpeg(picture(480, 640))[: 300 * p] for p in (1, 10, 50, 90)},
+    **{f"{p} %": part_of(jpeg(picture(480, 640)), p) for p in (1, 10, 50, 90)},
     "no scan": jpeg(picture(480, 640))[:600] + b"\xff\xd9",
     "hole": without_data_inside(jpeg(picture(480, 640))),
     "hole, smooth": without_data_inside(jpeg(picture(960, 1280), quality=85)),
