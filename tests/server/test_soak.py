@@ -5,14 +5,15 @@ from servers import make_repository, stop
 
 from benchmarks import soak
 
-pytestmark = pytest.mark.server
+# Not in the default gate: Triton 24.10 sometimes dies under such a load, see docs/serving-performance.md.
+pytestmark = [pytest.mark.server, pytest.mark.soak]
 
 SIZES = {(64, 48): 4, (320, 240): 6, (640, 480): 4, (1280, 960): 1}
 SHORT = {"load": 10, "sizes": SIZES, "capacity_s": 3}
 MOST_GROWTH = 0.1
 """Of a third of a short time. The long form holds a hundredth."""
 
-# The postprocess keeps 20 MB more each second, for a minute, and swaps the answers of a batch.
+# The postprocess keeps more and more each second, and swaps the answers of a batch.
 FAULTS = """
 
 import threading
@@ -21,8 +22,8 @@ import time
 
 def keep():
     kept, begin = [], time.monotonic()
-    while (seconds := time.monotonic() - begin) < 60:
-        kept.append(b"x" * int(2e7 * seconds - sum(map(len, kept))))
+    while (seconds := time.monotonic() - begin) < 40:
+        kept.append(b"x" * int(3e6 * seconds**2 - sum(map(len, kept))))
         time.sleep(0.1)
 
 
@@ -50,12 +51,11 @@ def test_planted_faults_are_seen(serve, small_onnx, tmp_path):
     with (repository / "centernet_postprocess/1/model.py").open("a", encoding="utf-8") as file:
         file.write(FAULTS)
     server = serve(repository)
-    failures = " ".join(soak.soak(server, seconds=10, **SHORT).failures(most_growth=MOST_GROWTH))
+    failures = " ".join(soak.soak(server, seconds=12, **SHORT).failures(most_growth=MOST_GROWTH))
     stop(server.process)  # What it keeps is the machine's.
     assert "requests answered wrongly" in failures
     assert "memory grew by" in failures
 
 
-@pytest.mark.soak
 def test_two_minutes(server):
     assert soak.soak(server, seconds=120, load=10).failures(most_growth=0.05) == []

@@ -271,7 +271,7 @@ def test_problems_are_sentences_and_spoil_nothing_else(page: Page) -> None:
         page("#pictures button"),
         (
             "notes.txt: This is",
-            "large.png: The picture is too large: found a PNG picture of 10000x6000",
+            "large.png: The picture is too large: found a PNG picture of 10000x7000",
             "coins.png: 24 coin",
         ),
         strict=True,
