@@ -6,6 +6,7 @@ from pathlib import Path
 import exported
 import pytest
 import reference
+from network import Network
 from servers import ROOT, Server, make_repository, start, stop
 
 
@@ -46,6 +47,14 @@ def server(
 def coins_server(serve: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
     """A server of the demo's network."""
     return serve(make_repository(tmp_path_factory.mktemp("coins"), exported.export(ROOT / "demo/coins.pth")))
+
+
+@pytest.fixture(scope="module")
+def machine(coins_server: Server) -> Iterator[Network]:
+    """The network between a client and the demo's server, which a test can cut."""
+    network = Network(coins_server.grpc_url)
+    yield network
+    network.close()
 
 
 @pytest.fixture(scope="session", params=["resdcn_18", "dla_34"])

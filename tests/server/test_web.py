@@ -40,13 +40,6 @@ def coins() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def machine(coins_server) -> Iterator[Network]:
-    network = Network(coins_server.grpc_url)
-    yield network
-    network.close()
-
-
-@pytest.fixture(scope="module")
 def gateway(machine: Network) -> Iterator[Gateway]:
     options = ("--timeout-s", "2", "--retries", "1", "--deadline-s", "5", "--concurrency", str(IN_FLIGHT))
     with running(machine.url, *options, "--allow-origin", FRIEND, "--allow-host", "gateway.example") as one:

@@ -77,13 +77,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def machine(coins_server) -> Iterator[Network]:
-    network = Network(coins_server.grpc_url)
-    yield network
-    network.close()
-
-
-@pytest.fixture(scope="module")
 def gateway(machine: Network) -> Iterator[Gateway]:
     with running(machine.url, "--retries", "1") as one:
         yield one
