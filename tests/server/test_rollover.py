@@ -145,8 +145,8 @@ def test_server_killed_hard_loses_nothing(site, tmp_path):
     site.envoy.wait_for_servers(1)
     site.versions(flow.finish())
     retried = site.envoy.stat("grpc.upstream_rq_retry_success") - before
-    # Only what it held: no more than was in flight.
-    assert 0 < retried <= 32
+    # What it held, and what was sent to it before Envoy took it out: not the whole flow.
+    assert 0 < retried < 100
 
 
 def test_answers_are_compared_at_all(site):
