@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from centernet_image import contract
 from rich.console import Console
 from rich.progress import track
 
@@ -28,10 +29,11 @@ from benchmarks.triton_server import running
 from clients import coco, local
 from clients.errors import CenterNetError
 from clients.local import LocalDetector, Network
-from clients.reference import Reference
-from export import contract, description, plan_feeds, precision, quantize, to_onnx
+from export import description, to_onnx
 from export.errors import ExportError
 from export.files import sha256, write_beside
+from export.plan import feed_dicts, precision, quantize
+from export.reference_detector import Reference
 
 THRESHOLD = 0.01
 ROOT = Path(__file__).parents[1]
@@ -241,7 +243,7 @@ class Study:
         return path
 
     def _feeds(self, model: onnx.ModelProto) -> Iterator[dict[str, Any]]:
-        return plan_feeds.from_pictures(model, self.calibration)
+        return feed_dicts.from_pictures(model, self.calibration)
 
     def _pixels(self) -> dict[str, str | None]:
         return {"mean": self._options.mean, "std": self._options.std}
@@ -260,7 +262,7 @@ class Study:
 
 
 def _parts(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Names of convolutions: the groups of `export.precision`, each of the outputs, and all together."""
+    """Names of convolutions: the groups of `export.plan.precision`, each of the outputs, and all together."""
     groups = quantize.layer_groups(model)
     heads = {f"outputs.{name.split('/')[0].split('.')[1]}": [name] for name in groups["outputs"]}
     return groups | heads | {"all": [name for names in groups.values() for name in names]}

@@ -5,8 +5,8 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.report import BenchmarkError
-from export import quantize
 from export.files import write_beside
+from export.plan import quantize
 
 SHOWN = ("AP", "AP50", "AP75")
 MARK = "<!-- python -m benchmarks.accuracy writes what follows -->\n"

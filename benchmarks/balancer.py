@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from backends.serving import HOST, free_ports
 from benchmarks.report import BenchmarkError
+from server.launcher import HOST, free_ports
 
 ROOT = Path(__file__).parents[1]
 BIN = ROOT / ".toolchain/deploy/bin"

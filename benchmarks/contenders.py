@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from centernet_image import contract
 
 from benchmarks import tensorrt_engine, weights
 from benchmarks.workers import SkippedError, first_line, say
-from export import contract
 from export.errors import ExportError
 
 Outputs = list[np.ndarray]
@@ -233,7 +233,7 @@ CONTENDERS: dict[str, Callable[[Spec], Contender]] = {
         f"plugin-{kind}": partial(TensorRT, plugin="dcnv2", graph=True, kind=kind)
         for kind in ("int8", "tf32", "fp32")
     },
-    # What INT8 costs and wins where, one group of `export.quantize` more each time.
+    # What INT8 costs and wins where, one group of `export.plan.quantize` more each time.
     "plugin-int8-plain": partial(TensorRT, plugin="dcnv2", graph=True, kind="int8:backbone+heads"),
     "plugin-int8-offsets": partial(
         TensorRT, plugin="dcnv2", graph=True, kind="int8:stem+backbone+heads+offsets"

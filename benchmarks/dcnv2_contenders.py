@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from dcnv2.library import Kernels, Layer
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from benchmarks.dcnv2_library import Kernels, Layer
 from benchmarks.roofline import TAPS, Shape
 from benchmarks.workers import SkippedError
 
@@ -126,7 +126,7 @@ class Ours(Contender):
     Args:
         kernels: The library.
         tf32: Whether FP32 tensors may be rounded to TF32.
-        int8: Quantizes input and weights, as `export.quantize` does; the output is INT8, too.
+        int8: Quantizes input and weights, as `export.plan.quantize` does; the output is INT8, too.
     """
 
     _OUTPUT_SCALE = 8 / 127  # of the sums of normal inputs and a normal bias

@@ -14,7 +14,7 @@ from benchmarks import tensorrt_engine
 from benchmarks.dcnv2_contenders import Contender, Inputs, Run, plain_truth
 from benchmarks.roofline import Shape
 from benchmarks.workers import SkippedError
-from export import plan_engine
+from export.plan import builder
 
 
 class OnnxRuntime(Contender):
@@ -54,7 +54,7 @@ class LayerEngine(Contender):
         self._batches = list(batches)
         self._tf32 = tf32
         self._engines: dict[Shape, Any] = {}
-        self._trt = plan_engine.load_tensorrt()
+        self._trt = builder.load_tensorrt()
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
 
     def model(self, shape: Shape, inputs: Inputs) -> onnx.ModelProto:
@@ -107,9 +107,9 @@ class LayerEngine(Contender):
 
     def _build(self, shape: Shape, inputs: Inputs) -> bytes:
         trt = self._trt
-        builder = trt.Builder(self._logger)
+        trt_builder = trt.Builder(self._logger)
         flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        network = builder.create_network(0 if flag is None else 1 << int(flag))
+        network = trt_builder.create_network(0 if flag is None else 1 << int(flag))
         parser = trt.OnnxParser(network, self._logger)
         if not parser.parse(self.model(shape, inputs).SerializeToString()):
             raise SkippedError(parser.get_error(0).desc())
@@ -118,15 +118,15 @@ class LayerEngine(Contender):
             form = trt.TensorFormat.HWC8 if half else trt.TensorFormat.HWC
             for tensor in (network.get_input(0), network.get_output(0)):
                 tensor.allowed_formats = 1 << int(form)
-        config = builder.create_builder_config()
+        config = trt_builder.create_builder_config()
         if hasattr(trt.BuilderFlag, "TF32") and not self._tf32:
             config.clear_flag(trt.BuilderFlag.TF32)
         for batch in self._batches:
-            profile = builder.create_optimization_profile()
+            profile = trt_builder.create_optimization_profile()
             for name, tensor in self.tensors(inputs).items():
                 profile.set_shape(name, *[(batch, *tensor.shape[1:])] * 3)
             config.add_optimization_profile(profile)
-        serialized = builder.build_serialized_network(network, config)
+        serialized = trt_builder.build_serialized_network(network, config)
         if serialized is None:
             raise SkippedError(f"TensorRT built no engine for {shape}")
         return bytes(serialized)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dcnv2.library import GENERIC_TACTIC
+
 from benchmarks import report
-from benchmarks.dcnv2_library import GENERIC_TACTIC
 from benchmarks.dcnv2_report import OURS
 
 

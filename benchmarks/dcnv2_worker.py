@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dcnv2.library import Kernels
 
 from benchmarks.dcnv2_contenders import (
     Compiled,
@@ -23,7 +24,6 @@ from benchmarks.dcnv2_contenders import (
     Torchvision,
     time_runs,
 )
-from benchmarks.dcnv2_library import Kernels
 from benchmarks.roofline import Shape
 from benchmarks.workers import SkippedError, first_line, say
 from export.errors import ExportError

@@ -24,15 +24,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+from centernet_image import contract
 
 from benchmarks import engine_report, report
 from benchmarks.contenders import CONTENDERS, Spec
 from benchmarks.report import BenchmarkError, choices, frame_size, numbers
 from benchmarks.weights import make_checkpoint, pictures
 from benchmarks.workers import Worker, with_cublas_12
-from export import contract
 from export.networks import ARCHITECTURES
-from export.plan_verify import Tolerance, compare_outputs, with_heads
+from export.verify.against_onnx import Tolerance, compare_outputs, with_heads
 
 MODELS = ("dla_34", "dlav0_34", "resdcn_18", "resdcn_101")
 DEVICE_CONTENDERS = {

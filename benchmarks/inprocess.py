@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from centernet_image import contract
 
-from export import contract, plan_engine
+from export.plan import builder
 
 
 class Engine:
@@ -15,12 +16,12 @@ class Engine:
     def __init__(self, plan: Path, plugin: Path | None) -> None:
         import cupy
 
-        self._cupy, trt = cupy, plan_engine.load_tensorrt()
-        plan_engine.load_plugin(trt, plugin)
+        self._cupy, trt = cupy, builder.load_tensorrt()
+        builder.load_plugin(trt, plugin)
         self._trt, self._runtime = trt, trt.Runtime(trt.Logger(trt.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
-            raise plan_engine.PlanError(f"TensorRT {trt.__version__} cannot load {plan}")
+            raise builder.PlanError(f"TensorRT {trt.__version__} cannot load {plan}")
         self._graphs: dict[int, Callable[[], None]] = {}
 
     def __call__(self, batch: int) -> None:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import simpy
 
-from backends.serving import StartError
 from benchmarks import scaling_measured
 from benchmarks.report import BenchmarkError, markdown_table
+from server.launcher import StartError
 
 Process = Generator[simpy.Event, None, None]
 

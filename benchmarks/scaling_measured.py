@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from centernet_image import contract
 from tritonclient.grpc import InferenceServerClient
 
-from backends.serving import HOST, start, stop
 from benchmarks.balancer import Backend, Envoy
 from benchmarks.report import BenchmarkError
 from clients import AsyncCenterNetClient, RetryPolicy
 from clients.errors import CenterNetError
-from export import contract
+from server.launcher import HOST, start, stop
 
 Ask = Callable[[], Coroutine[Any, Any, None]]
 NETWORK = "centernet_network"

@@ -21,7 +21,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from centernet_image import NetworkDescription, decode, warp
+from centernet_image import NetworkDescription, contract, decode, warp
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -30,7 +30,6 @@ from benchmarks.report import BenchmarkError, choices, numbers
 from benchmarks.triton_server import GpuUsage, Server, Statistics, Usage, breakdown, running
 from clients import local
 from clients.local import LocalDetector
-from export import contract
 from export.errors import ExportError
 
 NETWORK = "centernet_network"

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import InferenceServerClient, model_config_pb2
 
-from backends import serving
 from benchmarks import memory, networks, report, soak_load, soak_pictures
 from benchmarks.report import BenchmarkError
 from benchmarks.triton_server import STEPS
+from server import launcher
 
 CHECKPOINT = str(networks.ROOT / "demo" / "coins.pth")
 CAPACITY_S = 10.0
@@ -103,12 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if repository is None:
                 onnx = networks.export(CHECKPOINT, options.output_dir / "models")
                 repository = networks.repository(onnx, Path(folder) / "model_repository")
-            server = serving.start(repository, log=Path(folder) / "log", timeout_s=120)
+            server = launcher.start(repository, log=Path(folder) / "log", timeout_s=120)
             try:
                 result = soak(server, seconds=60 * options.minutes, load=options.load)
             finally:
-                serving.stop(server.process, timeout_s=60)
-    except (BenchmarkError, serving.StartError) as error:
+                launcher.stop(server.process, timeout_s=60)
+    except (BenchmarkError, launcher.StartError) as error:
         print(f"benchmarks.soak: {error}", file=sys.stderr)
         return 1
     facts = {"environment": environment, "minutes": options.minutes, "load": options.load} | result.facts()
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def soak(
-    server: serving.Server,
+    server: launcher.Server,
     *,
     seconds: float,
     load: float,
@@ -142,7 +142,7 @@ def soak(
 
 
 async def _soak(
-    server: serving.Server, seconds: float, load: float, drawn: list[bytes], capacity_s: float
+    server: launcher.Server, seconds: float, load: float, drawn: list[bytes], capacity_s: float
 ) -> Result:
     async with soak_load.Load(server.grpc_url, server.http_url) as client:
         pictures = await client.ask(drawn)

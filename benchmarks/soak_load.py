@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import grpc
 import numpy as np
+from centernet_image import contract
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.soak_pictures import MODEL, Picture, detections, make_request, same, threshold_between
-from export import contract
 
 ANSWERED, WRONG, DAMAGED, VANISHED = "answered", "answered wrongly", "damaged, refused", "vanished"
 FULL, LATE = "Exceeds maximum queue size", "Request timeout expired"

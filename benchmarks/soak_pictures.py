@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from centernet_image import contract
 from tritonclient.grpc import service_pb2
-
-from export import contract
 
 MODEL = "centernet"
 

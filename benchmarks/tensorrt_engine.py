@@ -13,22 +13,15 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from centernet_image import contract
 
 from benchmarks.weights import pictures
-from export import (
-    contract,
-    onnx_files,
-    plan_description,
-    plan_engine,
-    plan_shapes,
-    precision,
-    quantize,
-    rewrite,
-)
 from export.errors import ExportError
 from export.files import sha256, write_together
-from export.plan_description import PlanDescription, find_gpu
-from export.plan_engine import PlanError
+from export.graphs import onnx_files, rewrite
+from export.plan import builder, precision, profiles, provenance, quantize
+from export.plan.builder import PlanError
+from export.plan.provenance import PlanDescription, find_gpu
 
 __all__ = ["Engine", "PlanError"]
 
@@ -114,7 +107,7 @@ class Engine:
         gpu = find_gpu()
         if gpu is None or not torch.cuda.is_available():
             raise PlanError("found no NVIDIA GPU")
-        trt = plan_engine.load_tensorrt()
+        trt = builder.load_tensorrt()
         model, digest = onnx_files.load(onnx_path)
         names = [node.name for node in model.graph.node if node.op_type in DCN_OPERATORS]
         loaded = None
@@ -122,7 +115,7 @@ class Engine:
             load_cublas()
             trt.init_libnvinfer_plugins(trt.Logger(trt.Logger.ERROR), "")
         elif names:
-            loaded = plan_engine.load_plugin(trt, library)
+            loaded = builder.load_plugin(trt, library)
         sizes = (min(batch), sorted(batch)[len(batch) // 2], max(batch))
         facts = PlanDescription(
             tensorrt=trt.__version__,
@@ -131,13 +124,13 @@ class Engine:
             precision=kind,
             plugin_sha256=sha256(loaded) if loaded else "",
             onnx_sha256=digest,
-            profiles=plan_shapes.profiles(model, sizes),
+            profiles=profiles.profiles(model, sizes),
         )
         reasons = misfits(plan, facts)
         if reasons:
             print(f"building {plan}: {'; '.join(reasons)}", file=sys.stderr)
             made = with_precision(rewrite.to_deform_conv(model), kind)
-            serialized, _ = plan_engine.build(
+            serialized, _ = builder.build(
                 trt,
                 # Left alone, DeformConv is NVIDIA's plugin to TensorRT's parser.
                 made if plugin == "nvidia" else rewrite.to_dcnv2(made, tf32=kind == "tf32"),
@@ -211,7 +204,7 @@ def misfits(plan: Path, facts: PlanDescription) -> list[str]:
     if not plan.is_file():
         return [f"no {plan}"]
     try:
-        return plan_description.misfits(plan_description.read(plan), asdict(facts))
+        return provenance.misfits(provenance.read(plan), asdict(facts))
     except ExportError as error:
         return [str(error)]
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from tritonclient.grpc import InferenceServerClient
 
-from backends import serving
 from benchmarks import networks
 from benchmarks.report import BenchmarkError
+from server import launcher
 
 STEPS = {
     "preprocess": "centernet_preprocess",
@@ -91,17 +91,17 @@ def running(
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         try:
-            server = serving.start(
+            server = launcher.start(
                 repository, *arguments, log=log, timeout_s=120, environment=environment or {}
             )
-        except serving.StartError as error:
+        except launcher.StartError as error:
             lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
             reasons = [line.strip() for line in lines if "rror" in line or "ailed" in line]
             raise BenchmarkError(": ".join([str(error).partition(";")[0], *reasons[-1:]])) from error
         try:
             yield Server(server.grpc_url, server.process.pid)
         finally:
-            serving.stop(server.process, timeout_s=60)
+            launcher.stop(server.process, timeout_s=60)
 
 
 class GpuUsage:

@@ -5,9 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from centernet_image import contract
 from torch import Tensor, nn
 
-from export import contract
 from export.detector import Normalise
 from export.networks import CenterNet, create
 from export.networks.dcn import DCN

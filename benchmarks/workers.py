@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.plan_engine import loaded_library
+from export.plan.builder import loaded_library
 
 
 class SkippedError(Exception):

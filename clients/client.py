@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from centernet_image import contract
 
 from clients.detections import Detections
 from clients.errors import (
@@ -26,7 +27,6 @@ from clients.pictures import Picture, normalized
 from clients.retry import RetryPolicy, with_retries
 from clients.shared_memory import Region, RegionPool
 from clients.transport import TRANSPORTS, Tls, Transport
-from export import contract
 
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -118,8 +118,8 @@ class Evaluation:
         return 1 if self._failed else 0
 
     def _reference(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
-        from clients.reference import Reference
         from export import normalisation
+        from export.reference_detector import Reference
 
         arguments = self._arguments
         reference = Reference(

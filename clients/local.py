@@ -9,11 +9,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from centernet_image import ImageError, NetworkDescription, decode, select, warp
+from centernet_image import ImageError, NetworkDescription, contract, decode, select, warp
 
 from clients.detections import Detections
 from clients.errors import CenterNetError, SourceError
-from export import contract
 
 Network = Callable[[np.ndarray], Sequence[np.ndarray]]
 """Frames uint8 [N, H, W, 3] to boxes [N, K, 4], scores [N, K] and classes [N, K]."""
@@ -103,7 +102,7 @@ def of_file(path: Path, *, plugin: Path | None = None, gpu: bool = False) -> Loc
 
     Args:
         path: `.plan` for TensorRT, anything else for ONNX Runtime.
-        plugin: The plan's; see `export.plan_engine.load_plugin`.
+        plugin: The plan's; see `export.plan.builder.load_plugin`.
         gpu: Whether ONNX Runtime takes the GPU.
 
     Raises:
@@ -113,9 +112,9 @@ def of_file(path: Path, *, plugin: Path | None = None, gpu: bool = False) -> Loc
     try:
         description = NetworkDescription.read(path.with_suffix(".json"))
         if path.suffix == ".plan":
-            from export import plan_engine
+            from export.plan import builder
 
-            plan_engine.load_plugin(plan_engine.load_tensorrt(), plugin)
+            builder.load_plugin(builder.load_tensorrt(), plugin)
             network = tensorrt_network(path)
         else:
             providers = ["CUDAExecutionProvider"] if gpu else []

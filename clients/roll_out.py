@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from centernet_image import ImageError, NetworkDescription, decode, warp
+from centernet_image import ImageError, NetworkDescription, contract, decode, warp
 from rich.console import Console
 
 from clients import options
 from clients.client import AsyncCenterNetClient
 from clients.errors import CenterNetError
-from export import contract
 
 NETWORK = "centernet_network"
 CANDIDATE = "centernet_network_candidate"

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from centernet_image import contract
+
 from clients import output
 from clients.client import AsyncCenterNetClient
 from clients.detections import Detections
 from clients.errors import CenterNetError, DeadlineError, SourceError, UnavailableError
 from clients.retry import RetryPolicy, with_retries
 from clients.shards import Load, Shard
-from export import contract
 from export.errors import ExportError
 
 ATTEMPTS = 3

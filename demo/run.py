@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import skimage.data
 
-from backends import serving
+from server import launcher
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out"
@@ -50,20 +50,20 @@ def main() -> int:
     cv2.imwrite(str(picture), skimage.data.coins())
     print(f"Starting tritonserver (its log: {LOG.relative_to(ROOT)})", flush=True)
     try:
-        server = serving.start(
+        server = launcher.start(
             repository, log=LOG, ports=_ports(8000, 8001, 8002), new_session=arguments.keep
         )
-    except serving.StartError as error:
+    except launcher.StartError as error:
         print(f"ci/demo: {error}", file=sys.stderr)
         return 1
     try:
         _run("clients/detect.py", "--url", server.grpc_url, "--output-dir", "out/detections", str(picture))
         page, address = _start_page(server.grpc_url) if arguments.keep else (None, "")
     except BaseException:
-        serving.stop(server.process, timeout_s=30)
+        launcher.stop(server.process, timeout_s=30)
         raise
     if page is None:
-        serving.stop(server.process, timeout_s=30)
+        launcher.stop(server.process, timeout_s=30)
         return 0
     print(
         f"""
@@ -121,9 +121,9 @@ def _ports(*usual: int) -> list[int]:
     """The usual ports, or as many free ones where one of those is taken."""
     try:
         for port in usual:
-            socket.create_server((serving.HOST, port)).close()
+            socket.create_server((launcher.HOST, port)).close()
     except OSError:
-        return serving.free_ports(len(usual))
+        return launcher.free_ports(len(usual))
     return list(usual)
 
 

@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from centernet_image.contract import HEADS
 from torch import Tensor
 
 from export import weights
-from export.contract import HEADS
 from export.errors import ExportError, UsageError
 from export.files import sha256
 from export.networks import ARCHITECTURES, STEM_CHANNELS, CenterNet, create

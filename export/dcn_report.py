@@ -11,9 +11,11 @@ from pathlib import Path
 
 import onnx
 
-from export import errors, onnx_files, plan_network
+from export import errors
 from export.errors import ExportError
-from export.onnx_graph import import_graph, weight_index
+from export.graphs import onnx_files
+from export.graphs.surgery import import_graph, weight_index
+from export.plan import lowering
 
 COLUMNS = ("network", "DCNs", "packed", "BatchNorm within", "ReLU within", "tensor cores")
 CHANNELS_AT_ONCE = 8
@@ -48,7 +50,7 @@ def table(paths: Iterable[Path]) -> list[str]:
 
 def count(model: onnx.ModelProto) -> Counter[str]:
     """How many DCNs there are, and of how many each column is true."""
-    network = plan_network.make(model, "fp16")
+    network = lowering.make(model, "fp16")
     before = {
         node.name
         for node in import_graph(network.reference).nodes

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import onnx
-
-from export.contract import COCO, Normalisation
+from centernet_image.contract import COCO, Normalisation
 
 LATER = ("mean", "std")
 """Facts that older files lack: they have the defaults."""

@@ -1,10 +1,10 @@
 """The network as it is served: frame in, detections out."""
 
 import torch
+from centernet_image.contract import COCO, HEADS, STRIDE, Normalisation
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from export.contract import COCO, HEADS, STRIDE, Normalisation
 from export.networks import CenterNet
 
 

@@ -3,7 +3,8 @@
 import math
 import re
 
-from export.contract import COCO, NORMALISATIONS, Normalisation
+from centernet_image.contract import COCO, NORMALISATIONS, Normalisation
+
 from export.errors import UsageError
 
 EXPECTED = (

@@ -9,12 +9,7 @@ from pathlib import Path
 
 import onnx
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from torch import nn
-
-from export import checkpoint, graph, labels, normalisation, verify
-from export.contract import (
+from centernet_image.contract import (
     BOXES,
     CLASSES,
     COCO,
@@ -29,11 +24,18 @@ from export.contract import (
     TOP_K,
     Normalisation,
 )
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch import nn
+
+from export import checkpoint, labels, normalisation
 from export.description import Description
 from export.detector import Detector, RawHeads
 from export.errors import ExportError, UsageError, run
 from export.files import write_together
-from export.rewrite import to_dcnv2
+from export.graphs import torch_export
+from export.graphs.rewrite import to_dcnv2
+from export.verify import against_pytorch
 
 FORMS = ("detector", "heads")
 DCN_OPS = ("DeformConv", "DCNv2")
@@ -47,7 +49,7 @@ class Export:
 
     model: onnx.ModelProto
     description: Description
-    differences: verify.Differences
+    differences: against_pytorch.Differences
 
 
 def to_onnx(
@@ -81,7 +83,7 @@ def to_onnx(
     height, width = input_size
     names = classes if classes is not None else source.classes or _default_labels(source.heads["hm"])
     _check_options(source, input_size, top_k, names)
-    frames = verify.pictures(height, width)
+    frames = against_pytorch.pictures(height, width)
     module: nn.Module
     detector = Detector(source.network, top_k=top_k, normalisation=normalisation).eval()
     if form == "detector":
@@ -95,13 +97,13 @@ def to_onnx(
     heads = [name for name in source.heads if form == "heads" or name in HEADS]
     example = torch.from_numpy(inputs[:2])
     try:
-        folded = graph.fold_batch_norm(module)
-        model = graph.trace(folded, example, input_name=name, output_names=[*outputs, *heads])
+        folded = torch_export.fold_batch_norm(module)
+        model = torch_export.trace(folded, example, input_name=name, output_names=[*outputs, *heads])
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"PyTorch cannot export {source.arch}: {str(error).splitlines()[0]}") from error
     if dcn_op == "DCNv2":
         model = to_dcnv2(model, fuse=False)
-        graph.declare_dcn_domain(model)
+        torch_export.declare_dcn_domain(model)
     description = Description(
         arch=source.arch,
         form=form,
@@ -115,14 +117,14 @@ def to_onnx(
     onnx.helper.set_model_props(model, description.to_metadata())
 
     progress("checking")
-    written = graph.without_outputs(model, heads) if form == "detector" else model
+    written = torch_export.without_outputs(model, heads) if form == "detector" else model
     try:
         onnx.checker.check_model(written, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             f"the ONNX checker refuses the exported graph: {str(error).splitlines()[0]}"
         ) from error
-    differences = verify.compare(model, module, inputs, heads)
+    differences = against_pytorch.compare(model, module, inputs, heads)
     return Export(written, description, differences)
 
 

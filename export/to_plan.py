@@ -12,24 +12,16 @@ from types import ModuleType
 import onnx
 from rich.console import Console
 
-from export import (
-    calibration,
-    description,
-    errors,
-    foreign_nodes,
-    model_tensors,
-    onnx_files,
-    plan_engine,
-    plan_network,
-    plan_options,
-    plan_shapes,
-    plan_verify,
-)
+from export import description, errors
 from export.files import sha256, write_beside, write_together
-from export.onnx_graph import RewriteError
-from export.plan_description import PlanDescription, Profiles, builder_sha256, find_gpu, misfits, read
-from export.plan_engine import PlanError
-from export.precision import PrecisionError
+from export.graphs import foreign_nodes, onnx_files
+from export.graphs.surgery import RewriteError
+from export.plan import builder, calibration, command_line, lowering, profiles
+from export.plan.builder import PlanError
+from export.plan.precision import PrecisionError
+from export.plan.provenance import PlanDescription, Profiles, builder_sha256, find_gpu, misfits, read
+from export.repository import model_tensors
+from export.verify import against_onnx
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,10 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         ExportError: with the one line that the user reads.
     """
-    options = plan_options.parse(arguments)
+    options = command_line.parse(arguments)
     console = Console(stderr=True)
     if options.target:
-        plan_engine.with_rtx_libraries()
+        builder.with_rtx_libraries()
     elif find_gpu() is None:
         raise PlanError(
             "found no NVIDIA GPU, and a plan is built on the kind of GPU that runs it: "
@@ -51,8 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
         _check_without_model(options, console)
         return
     model, digest = onnx_files.load(options.model)
-    trt = plan_engine.load_tensorrt(rtx=bool(options.target))
-    shapes = plan_shapes.profiles(model, options.batch, options.shapes)
+    trt = builder.load_tensorrt(rtx=bool(options.target))
+    shapes = profiles.profiles(model, options.batch, options.shapes)
     find = partial(calibration.find, model, options, shapes, console)
     source = find() if options.precision == "int8" else None
     facts = _describe(model, digest, source, shapes, options, trt)
@@ -66,15 +58,15 @@ def main(arguments: list[str] | None = None) -> None:
     for file in filter(None, (options.output, options.timing_cache)):
         file.parent.mkdir(parents=True, exist_ok=True)
     with _naming(options.model):
-        plan_engine.refuse_unknown(trt, model)
-        network = plan_network.make(
+        builder.refuse_unknown(trt, model)
+        network = lowering.make(
             model,
             options.precision,
             source.feeds(model) if source else (),
             keep_fp32=options.keep_fp32,
             fp32_offsets=options.fp32_offsets,
         )
-        engine, timing_cache = plan_engine.build(
+        engine, timing_cache = builder.build(
             trt,
             network.model,
             shapes=facts.profiles,
@@ -88,8 +80,10 @@ def main(arguments: list[str] | None = None) -> None:
         write_beside(options.timing_cache, timing_cache)
     if options.verify:
         feeds = calibration.to_verify(network.reference, facts.profiles, source)
-        tolerance = plan_verify.TOLERANCES[options.precision]
-        differences = plan_verify.verify(network.reference, engine, feeds, tolerance, rounded=network.rounded)
+        tolerance = against_onnx.TOLERANCES[options.precision]
+        differences = against_onnx.verify(
+            network.reference, engine, feeds, tolerance, rounded=network.rounded
+        )
         _report(differences, console)
     beside = options.output.with_suffix(".json")
     text = json.dumps(_network_facts(model) | {"plan": asdict(facts)}, indent=1, ensure_ascii=False)
@@ -133,7 +127,7 @@ def _describe(
 
 
 def _surroundings(options: argparse.Namespace, trt: ModuleType, *, has_plugin: bool) -> dict[str, str]:
-    plugin = plan_engine.load_plugin(trt, options.plugin, rtx=bool(options.target)) if has_plugin else None
+    plugin = builder.load_plugin(trt, options.plugin, rtx=bool(options.target)) if has_plugin else None
     gpu = None if options.target else find_gpu()
     return {
         "tensorrt": f"RTX {trt.__version__}" if options.target else trt.__version__,
@@ -161,7 +155,7 @@ def _is_current(plan: Path, facts: PlanDescription, console: Console) -> bool:
 
 def _check_without_model(options: argparse.Namespace, console: Console) -> None:
     section = read(options.output)
-    trt = plan_engine.load_tensorrt(rtx=bool(options.target))
+    trt = builder.load_tensorrt(rtx=bool(options.target))
     here = _surroundings(options, trt, has_plugin=bool(section.get("plugin_sha256")))
     reasons = misfits(section, here)
     if reasons:
@@ -174,7 +168,7 @@ def _check_without_model(options: argparse.Namespace, console: Console) -> None:
     console.print(f"{options.output} fits: nothing to build", soft_wrap=True)
 
 
-def _report(differences: list[plan_verify.Difference], console: Console) -> None:
+def _report(differences: list[against_onnx.Difference], console: Console) -> None:
     for difference in differences:
         console.print(str(difference), soft_wrap=True)
     failed = [difference.output for difference in differences if not difference.passed]

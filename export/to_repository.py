@@ -12,23 +12,17 @@ import onnx
 from centernet_image.picture_tensor import PictureTensor
 from rich.console import Console
 
-from export import (
-    errors,
-    foreign_nodes,
-    model_tensors,
-    onnx_files,
-    picture_options,
-    plan_description,
-    repository_config,
-    rewrite,
-)
+from export import errors
 from export.errors import ExportError, UsageError
-from export.model_tensors import ModelTensor, ModelTensors
-from export.plan_description import Profiles
+from export.graphs import foreign_nodes, onnx_files, rewrite
+from export.plan import picture_options, provenance
+from export.plan.provenance import Profiles
+from export.repository import config_pbtxt, model_tensors
+from export.repository.model_tensors import ModelTensor, ModelTensors
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "model_repository" / "centernet_preprocess" / "1" / "centernet_image"
-TEMPLATE = Path(__file__).with_name("templates") / "picture_preprocess.py"
+TEMPLATE = Path(__file__).parent / "repository/templates" / "picture_preprocess.py"
 MAX_BATCH = 8
 LARGEST = 2**31 - 2**20
 """Bytes of an ONNX file; weights of a larger one lie beside it."""
@@ -130,7 +124,7 @@ def _read(options: argparse.Namespace) -> Network:
 def _read_plan(path: Path) -> Network:
     if not path.is_file():
         raise UsageError(f"cannot read {path}: No such file or directory")
-    section = plan_description.read(path)
+    section = provenance.read(path)
     if not section.get("tensors"):
         raise UsageError(
             f"{path.with_suffix('.json')} has no tensors: build the plan again by export.to_plan"
@@ -209,7 +203,7 @@ def _check_place(folder: Path) -> None:
     """Refuses to replace what somebody else has made."""
     config = folder / "config.pbtxt"
     if folder.exists() and not (
-        config.is_file() and config.read_text(encoding="utf-8").startswith(repository_config.MARK)
+        config.is_file() and config.read_text(encoding="utf-8").startswith(config_pbtxt.MARK)
     ):
         raise UsageError(f"{folder} is there and was not written by this command: take another --name")
 
@@ -229,7 +223,7 @@ def _write_network(new: Path, options: argparse.Namespace, network: Network, bef
     else:
         _save(network.model, version / "model.onnx")
     texts = {
-        cpu: repository_config.network(
+        cpu: config_pbtxt.network(
             new.name,
             network.tensors,
             max_batch=network.max_batch,
@@ -257,12 +251,12 @@ def _write_picture(new: Path, name: str, network: Network, picture: PictureTenso
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PICTURES, folder / "1" / "centernet_image", ignore=ignore)
     (tensor,) = network.tensors.inputs
-    text = repository_config.preprocess(folder.name, tensor, picture, max_batch=network.max_batch)
+    text = config_pbtxt.preprocess(folder.name, tensor, picture, max_batch=network.max_batch)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
     (new / name / "1").mkdir(parents=True)
     # A folder without a file is lost by git and by object stores.
     (new / name / "1" / ".gitkeep").touch()
-    text = repository_config.ensemble(name, network.tensors, max_batch=network.max_batch)
+    text = config_pbtxt.ensemble(name, network.tensors, max_batch=network.max_batch)
     (new / name / "config.pbtxt").write_text(text, encoding="utf-8")
 
 

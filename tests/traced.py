@@ -6,8 +6,10 @@ import numpy as np
 import onnx
 import torch
 
-from export import graph, networks, plan_feeds
+from export import networks
 from export.detector import Detector
+from export.graphs import torch_export
+from export.plan import feed_dicts
 
 SIZE = (64, 96)
 OUTPUTS = ("boxes", "scores", "classes")
@@ -28,12 +30,12 @@ def detector() -> onnx.ModelProto:
             torch.nn.init.uniform_(tensor, 0.8, 1.2)
         elif name.endswith(("bias", "running_mean")):
             torch.nn.init.normal_(tensor, 0, 0.1)
-    module = graph.fold_batch_norm(Detector(network, top_k=20).eval())
+    module = torch_export.fold_batch_norm(Detector(network, top_k=20).eval())
     example = torch.zeros(2, *SIZE, 3, dtype=torch.uint8)
-    return graph.trace(module, example, input_name="frame", output_names=[*OUTPUTS, *HEADS])
+    return torch_export.trace(module, example, input_name="frame", output_names=[*OUTPUTS, *HEADS])
 
 
 def frames(count: int) -> list[dict[str, np.ndarray]]:
     return [
-        plan_feeds.noise({"frame": [1, *SIZE, 3]}, {"frame": np.uint8}, seed=seed) for seed in range(count)
+        feed_dicts.noise({"frame": [1, *SIZE, 3]}, {"frame": np.uint8}, seed=seed) for seed in range(count)
     ]

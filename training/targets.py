@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-
-from export.contract import STRIDE
+from centernet_image.contract import STRIDE
 
 MAX_OBJECTS = 256
 """Boxes of one picture that are learnt; further ones are dropped."""

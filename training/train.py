@@ -8,12 +8,12 @@ from pathlib import Path
 
 import cv2
 import torch
+from centernet_image.contract import INPUT_SIZE, SIDE_MULTIPLE
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from export.contract import INPUT_SIZE, SIDE_MULTIPLE
 from export.detector import Normalise
 from export.errors import ExportError
 from export.files import write_beside

@@ -17,7 +17,7 @@ from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from skimage.data import coins
 
 from export import errors
-from export.plan_engine import load_tensorrt
+from export.plan.builder import load_tensorrt
 
 ROOT = Path(__file__).resolve().parents[2]
 SCORE = 0.3

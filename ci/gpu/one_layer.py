@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 import torch
+from dcnv2.library import Kernels, Layer
 
 from benchmarks.dcnv2_contenders import Inputs
-from benchmarks.dcnv2_library import Kernels, Layer
 from benchmarks.roofline import Shape
 
 

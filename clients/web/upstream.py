@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from centernet_image import Limits
+from centernet_image import Limits, contract
 from PIL import Image
 
 from clients.client import AsyncCenterNetClient
 from clients.detections import Detections
 from clients.errors import CenterNetError, DeadlineError, RejectedError, UnavailableError
-from export import contract
 
 FACTS_AGE_S = 10.0
 """A server may be started again with another network: facts are asked for again after this time."""

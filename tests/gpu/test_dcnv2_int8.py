@@ -7,10 +7,9 @@ if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
 
 import test_dcnv2_kernel  # noqa: E402
+from dcnv2.library import GENERIC_TACTIC, Layer  # noqa: E402
 from test_dcnv2_kernel import draw, error, one_of_each_tile  # noqa: E402
 from torchvision.ops import deform_conv2d  # noqa: E402
-
-from benchmarks.dcnv2_library import GENERIC_TACTIC, Layer  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 

@@ -9,9 +9,8 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
 
+from dcnv2.library import KernelError, Kernels, Layer  # noqa: E402
 from torchvision.ops import deform_conv2d  # noqa: E402
-
-from benchmarks.dcnv2_library import KernelError, Kernels, Layer  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 

@@ -12,20 +12,13 @@ import onnx
 import pytest
 from single_layer import lopsided
 
-from export import (
-    plan_engine,
-    plan_feeds,
-    plan_network,
-    plan_shapes,
-    plan_verify,
-    precision,
-    quantize,
-    rewrite,
-)
 from export.errors import ExportError
 from export.files import sha256
-from export.plan_description import find_gpu
-from export.plan_engine import load_tensorrt
+from export.graphs import rewrite
+from export.plan import builder, feed_dicts, lowering, precision, profiles, quantize
+from export.plan.builder import load_tensorrt
+from export.plan.provenance import find_gpu
+from export.verify import against_onnx
 
 pytestmark = pytest.mark.gpu
 
@@ -81,20 +74,20 @@ def test_plan_agrees_with_onnx_runtime(model, plugin, kind, tmp_path):
 def test_int8_plan_computes_its_graph(model, plugin, groups):
     """The same Q/DQ pairs in ONNX Runtime: what is left is how sums are rounded."""
     trt = load_tensorrt()
-    plan_engine.load_plugin(trt, plugin)
+    builder.load_plugin(trt, plugin)
     exact = onnx.load(model)
     sides = [side.dim_value for side in exact.graph.input[0].type.tensor_type.shape.dim[1:]]
     feeds = [
-        plan_feeds.noise({"frame": [size, *sides]}, {"frame": np.uint8}, seed=size) for size in (1, 1, 2, 5)
+        feed_dicts.noise({"frame": [size, *sides]}, {"frame": np.uint8}, seed=size) for size in (1, 1, 2, 5)
     ]
     quantized = quantize.to_int8(exact, feeds[:2], groups=groups)
     reference = precision.to_fp16(quantized)
-    engine, _ = plan_engine.build(
+    engine, _ = builder.build(
         trt,
         rewrite.to_dcnv2(rewrite.to_dense_conv_transpose(reference)),
-        shapes=plan_shapes.profiles(exact, (1, 2, 5)),
+        shapes=profiles.profiles(exact, (1, 2, 5)),
     )
-    differences = plan_verify.verify(reference, engine, feeds[1:], plan_verify.TOLERANCES["int8"])
+    differences = against_onnx.verify(reference, engine, feeds[1:], against_onnx.TOLERANCES["int8"])
     assert all(difference.passed for difference in differences), list(map(str, differences))
     print(*differences, sep="\n")
 
@@ -117,18 +110,18 @@ def test_preloaded_plugin_is_enough(model, plugin, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_lopsided_layers_agree_with_onnx_runtime(plugin, precision, tmp_path):
     trt = load_tensorrt()
-    plan_engine.load_plugin(trt, plugin)
+    builder.load_plugin(trt, plugin)
     for index, layer in enumerate(lopsided(24)):
         model = onnx.load(layer.write(tmp_path / "layer.onnx"))
-        network = plan_network.make(model, precision)
-        shapes = plan_shapes.profiles(model, (1, 2, 5))
+        network = lowering.make(model, precision)
+        shapes = profiles.profiles(model, (1, 2, 5))
         options = {"shapes": shapes, "tf32": network.tf32, "optimization_level": 1}
-        engine, _ = plan_engine.build(trt, network.model, **options)
+        engine, _ = builder.build(trt, network.model, **options)
         dtypes = dict.fromkeys(shapes, "float32")
         feeds = [
-            plan_feeds.noise({name: shape[key] for name, shape in shapes.items()}, dtypes, seed=index)
+            feed_dicts.noise({name: shape[key] for name, shape in shapes.items()}, dtypes, seed=index)
             for key in ("min", "opt", "max")
         ]
-        found = plan_verify.verify(network.reference, engine, feeds, plan_verify.TOLERANCES[precision])
+        found = against_onnx.verify(network.reference, engine, feeds, against_onnx.TOLERANCES[precision])
         assert len(found) == 3
         assert all(difference.passed for difference in found), (layer, list(map(str, found)))

@@ -8,13 +8,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from dcnv2.library import GENERIC_TACTIC, Layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from missing import missing
 from onnx import TensorProto, helper
 from toolchain_of_plugin import ROOT
-
-from benchmarks.dcnv2_library import GENERIC_TACTIC, Layer
 
 LIBRARY = ROOT / "build/dcnv2/tests/libdcnv2_host.so"
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3}

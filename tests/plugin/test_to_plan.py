@@ -17,7 +17,7 @@ from pictures import encode, picture
 from toolchain_of_plugin import find_tensorrt
 
 from export.files import sha256, sha256_of_all
-from export.plan_description import builder_sha256
+from export.plan.provenance import builder_sha256
 
 ROOT = Path(__file__).parents[2]
 RTX_PLUGIN = ROOT / "build" / "dcnv2" / "rtx" / "libdcnv2.so"
@@ -182,13 +182,14 @@ import io, sys
 from pathlib import Path
 import onnx
 from rich.console import Console
-from export import plan_engine, plan_shapes, rewrite
+from export.graphs import rewrite
+from export.plan import builder, profiles
 
-plan_engine.load_plugin(trt, Path(sys.argv[1]), rtx=True)
+builder.load_plugin(trt, Path(sys.argv[1]), rtx=True)
 model = onnx.load(sys.argv[2])
 console = Console(file=io.StringIO(), force_terminal=True, width=100)
-shapes = plan_shapes.profiles(model, (1, 2, 4))
-engine, _ = plan_engine.build(trt, rewrite.to_dcnv2(model), shapes=shapes, target="SM86", console=console)
+shapes = profiles.profiles(model, (1, 2, 4))
+engine, _ = builder.build(trt, rewrite.to_dcnv2(model), shapes=shapes, target="SM86", console=console)
 print(len(engine))
 print(console.file.getvalue())
 """

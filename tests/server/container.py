@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from servers import make_repository
 
-from backends.serving import free_ports
 from benchmarks.triton_server import family
+from server.launcher import free_ports
 
 ROOT = Path(__file__).parents[2]
 ENTRYPOINT = ROOT / "ci" / "container" / "entrypoint.py"

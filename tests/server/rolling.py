@@ -14,7 +14,7 @@ import pytest
 from container import HEALTH, Container
 from servers import ROOT
 
-from backends.serving import HOST, free_ports
+from server.launcher import HOST, free_ports
 
 LOOPBACK = [f"--{name}-address={HOST}" for name in ("http", "grpc", "metrics")]
 DRAIN = ["--drain-delay-s=4", "--drain-quiet-s=1"]

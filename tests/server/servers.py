@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backends import serving
+from server import launcher
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
@@ -17,7 +17,7 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "LC_ALL": "C"}
 
 
 @dataclass(frozen=True)
-class Server(serving.Server):
+class Server(launcher.Server):
     """A running server and its model repository."""
 
     repository: Path
@@ -39,18 +39,18 @@ def make_repository(folder: Path, onnx: Path) -> Path:
 
 def launch(repository: Path, log: Path) -> subprocess.Popen:
     """Starts a server without waiting for it."""
-    return serving.launch(repository, log=log, environment=ENVIRONMENT).process
+    return launcher.launch(repository, log=log, environment=ENVIRONMENT).process
 
 
 def start(repository: Path, folder: Path, *arguments: str) -> Server:
     """Starts a server and waits until it is ready."""
     log = folder / "server.log"
     try:
-        server = serving.start(repository, *arguments, log=log, timeout_s=90, environment=ENVIRONMENT)
-    except serving.StartError as error:
+        server = launcher.start(repository, *arguments, log=log, timeout_s=90, environment=ENVIRONMENT)
+    except launcher.StartError as error:
         pytest.fail(f"{error}:\n{log.read_text()[-4000:]}")
     return Server(**vars(server), repository=repository)
 
 
 def stop(process: subprocess.Popen) -> None:
-    serving.stop(process, timeout_s=40)
+    launcher.stop(process, timeout_s=40)

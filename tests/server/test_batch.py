@@ -20,9 +20,9 @@ from pictures import encode, picture
 from pyarrow import parquet
 from servers import ROOT, make_repository
 
-from backends.serving import free_ports
 from benchmarks.triton_server import family
 from clients import batch
+from server.launcher import free_ports
 
 pytestmark = pytest.mark.server
 COUNT = 22

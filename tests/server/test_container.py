@@ -21,8 +21,8 @@ from container import ENTRYPOINT, HEALTH, Container
 from pictures import encode, picture
 from tritonclient.utils import InferenceServerException
 
-from backends.serving import free_ports
 from clients import CenterNetClient, SharedMemoryError
+from server.launcher import free_ports
 
 pytestmark = pytest.mark.server
 

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 from centernet_image import decode, warp
+from centernet_image.contract import COCO_CLASSES
 from protocols import PROTOCOLS, images, infer
-
-from export.contract import COCO_CLASSES
 
 pytestmark = pytest.mark.server
 PICTURES = ("16004479832", "17790319373")

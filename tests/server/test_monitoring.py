@@ -15,7 +15,7 @@ from pictures import encode, picture
 from protocols import images, infer
 from servers import make_repository
 
-from backends.serving import free_ports
+from server.launcher import free_ports
 
 pytestmark = pytest.mark.server
 GPU = "nv_gpu"

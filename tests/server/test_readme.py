@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from servers import ROOT, stop
 
-from backends.serving import free_ports
+from server.launcher import free_ports
 
 pytestmark = pytest.mark.server
 

@@ -7,15 +7,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import tritonclient.grpc as grpc
-from centernet_image import NetworkDescription, decode, select, warp
+from centernet_image import NetworkDescription, contract, decode, select, warp
 from exported import SMALL_CLASSES, SMALL_SIZE
 from hostile_pictures import damaged_animation, many_scans
 from pictures import bomb, encode, picture
 from protocols import INVALID, PROTOCOLS, images, infer
 from seed_pictures import seeds
 from tritonclient.utils import InferenceServerException
-
-from export import contract
 
 pytestmark = pytest.mark.server
 SIZES = ((60, 90), (300, 200), (256, 384), (481, 640), (1000, 300), (33, 700))

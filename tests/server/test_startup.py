@@ -8,11 +8,10 @@ import exported
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from centernet_image import contract
 from pictures import encode, picture
 from protocols import images, infer
 from servers import launch, make_repository
-
-from export import contract
 
 pytestmark = pytest.mark.server
 

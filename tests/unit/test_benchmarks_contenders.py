@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from benchmarks import contenders, engine_report, tensorrt_engine
 from benchmarks.contenders import OUTPUTS, Bound, Contender, Spec, TensorRT
-from export.plan_description import PlanDescription
+from export.plan.provenance import PlanDescription
 
 pytestmark = pytest.mark.wide
 

@@ -15,7 +15,7 @@ from benchmarks.dcnv2_contenders import Contender, Convolution, Inputs, Ours, To
 from benchmarks.dcnv2_engines import NvidiaPlugin, TensorRTConvolution
 from benchmarks.roofline import Shape
 from benchmarks.workers import SkippedError
-from export import plan_engine
+from export.plan import builder
 
 pytestmark = pytest.mark.wide
 
@@ -118,7 +118,7 @@ def test_ours_keeps_the_fastest_tactic_and_one_copy_of_the_weights(precision):
 def trt(monkeypatch):
     stand_in_tensorrt.patch_cuda(monkeypatch)
     module = stand_in_tensorrt.TensorRT()
-    monkeypatch.setattr(plan_engine, "load_tensorrt", lambda: module)
+    monkeypatch.setattr(builder, "load_tensorrt", lambda: module)
     monkeypatch.setattr("benchmarks.tensorrt_engine.load_cublas", lambda: None)
     return module
 

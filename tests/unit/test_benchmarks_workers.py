@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.workers import Worker, with_cublas_12
-from export.plan_engine import loaded_library
+from export.plan.builder import loaded_library
 
 pytestmark = pytest.mark.wide
 

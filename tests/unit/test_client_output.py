@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from centernet_image.contract import COCO_CLASSES
 from rich.console import Console
 
 from clients import coco, output
@@ -18,7 +19,6 @@ from clients.detections import Detections
 from clients.errors import CenterNetError, OutputError
 from clients.progress_file import ProgressFile
 from clients.sources import Picture
-from export.contract import COCO_CLASSES
 
 FOUND = Detections(
     np.array([[10.126, 20, 30.5, 60], [-1, 2, 3, 4]], np.float32),

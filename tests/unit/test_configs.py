@@ -4,12 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from centernet_image import Limits
+from centernet_image import Limits, contract
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks.soak import places
-from export import contract
 
 DOCKERFILE = (Path(__file__).parents[2] / "Dockerfile.triton").read_text()
 REPOSITORY = Path(__file__).parents[2] / "model_repository"

@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 import torch
+from centernet_image import contract
 
-from export import contract
 from export.detector import Normalise
 
 

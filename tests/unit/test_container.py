@@ -185,4 +185,4 @@ def test_python_models_are_not_ready_while_the_server_drains(monkeypatch, tmp_pa
 
 def test_both_servers_bound_what_malloc_keeps():
     assert "MALLOC_MMAP_THRESHOLD_=131072" in DOCKERFILE
-    assert '"MALLOC_MMAP_THRESHOLD_", str(128 * 1024)' in (ROOT / "backends/tritonserver.py").read_text()
+    assert '"MALLOC_MMAP_THRESHOLD_", str(128 * 1024)' in (ROOT / "server/tritonserver.py").read_text()

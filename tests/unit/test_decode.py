@@ -6,13 +6,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from centernet_image.contract import STRIDE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from export import graph
-from export.contract import STRIDE
 from export.detector import Decode
+from export.graphs import torch_export
 
 HEIGHT, WIDTH, CLASSES, TOP_K = 5, 7, 3, 6
 
@@ -54,7 +54,9 @@ def session(classes, wh, reg, height=HEIGHT, width=WIDTH, top_k=TOP_K):
     sizes = [size for size in (classes, wh, reg) if size]
     module = Packed(sizes, top_k)
     example = torch.zeros(2, sum(sizes), height, width)
-    model = graph.trace(module, example, input_name="heads", output_names=["boxes", "scores", "classes"])
+    model = torch_export.trace(
+        module, example, input_name="heads", output_names=["boxes", "scores", "classes"]
+    )
     assert [node.op_type for node in model.graph.node if not node.name.startswith("decode/")] == ["Split"]
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]), module
 

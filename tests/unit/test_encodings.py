@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("backends", "benchmarks", "ci", "clients", "demo", "export", "model_repository")
+FOLDERS = (
+    "backends",
+    "benchmarks",
+    "ci",
+    "clients",
+    "demo",
+    "export",
+    "model_repository",
+    "plugins",
+    "server",
+)
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 OTHERS = {"Image", "av", "os", "tarfile", "video"}
 """Whose `open` opens something else than a text file."""

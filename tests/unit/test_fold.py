@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from export import fold, plan_network, precision, rewrite
-from export.precision import PrecisionError
+from export.graphs import fold, rewrite
+from export.plan import lowering, precision
+from export.plan.precision import PrecisionError
 
 
 def operators(model):
@@ -18,7 +19,7 @@ def operators(model):
 @pytest.mark.parametrize("factor", [2.0, 1.0, 0.5])
 def test_separate_convolutions_factor_norm_and_relu_are_one_node(factor):
     model = foreign.separate(factor=factor)
-    network = plan_network.make(model, "fp32")
+    network = lowering.make(model, "fp32")
     (attributes,) = foreign.attributes(network.model)
     assert (attributes["packed_offset_mask"], attributes["relu"], attributes["weight_ohwi"]) == (1, 1, 1)
     left = operators(network.model)
@@ -42,9 +43,9 @@ def test_a_mask_that_others_read_stays(tmp_path):
 
 @pytest.mark.parametrize("kept", ["offset", "modulator"])
 def test_convolutions_of_two_precisions_are_not_merged(kept):
-    network = plan_network.make(foreign.separate(), "fp16", keep_fp32=[kept])
+    network = lowering.make(foreign.separate(), "fp16", keep_fp32=[kept])
     assert "packed_offset_mask" not in foreign.attributes(network.model)[0]
-    both = plan_network.make(foreign.separate(), "fp16", keep_fp32=["offset", "modulator"])
+    both = lowering.make(foreign.separate(), "fp16", keep_fp32=["offset", "modulator"])
     assert foreign.attributes(both.model)[0]["packed_offset_mask"] == 1
 
 
@@ -54,7 +55,7 @@ def test_a_graph_without_any_of_it_is_the_same_object():
 
 
 def test_a_shared_weight_is_repacked_once(capfd):
-    network = plan_network.make(foreign.shared(), "fp16")
+    network = lowering.make(foreign.shared(), "fp16")
     nodes = [node for node in network.model.graph.node if node.op_type == "DCNv2"]
     weights = {node.input[2] for node in nodes}
     assert (len(nodes), len(weights)) == (3, 1)
@@ -64,7 +65,7 @@ def test_a_shared_weight_is_repacked_once(capfd):
 
 def test_weights_that_a_norm_brings_into_range_are_folded_first():
     model = foreign.separate(scale=1e6)
-    network = plan_network.make(model, "fp16")
+    network = lowering.make(model, "fp16")
     feed = {"x": foreign.picture(1, 3, 32, 32)}
     expected, found = foreign.run(model, feed), foreign.run(network.rounded, feed)
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 5e-3
@@ -79,8 +80,8 @@ def test_weights_that_fp16_does_not_hold_are_refused_by_name(scale):
     (factors,) = (each for each in model.graph.initializer if each.name == norm.input[1])
     factors.CopyFrom(onnx.numpy_helper.from_array(np.ones(16, np.float32), norm.input[1]))
     with pytest.raises(PrecisionError, match=r"^theirs: found .* of this DeformConv.*--keep-fp32 'theirs'"):
-        plan_network.make(model, "fp16")
-    network = plan_network.make(model, "fp16", keep_fp32=["the?rs", "Batch*"])
+        lowering.make(model, "fp16")
+    network = lowering.make(model, "fp16", keep_fp32=["the?rs", "Batch*"])
     feed = {"x": foreign.picture(1, 3, 32, 32)}
     expected, found = foreign.run(model, feed), foreign.run(network.rounded, feed)
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 5e-3
@@ -96,7 +97,7 @@ def test_a_bound_beyond_fp16_is_no_bound():
 
 def test_a_pattern_that_fits_no_node():
     with pytest.raises(PrecisionError, match=r"--keep-fp32 backbone\*: found no node .* one of 11 nodes: "):
-        plan_network.make(foreign.separate(), "fp16", keep_fp32=["backbone*"])
+        lowering.make(foreign.separate(), "fp16", keep_fp32=["backbone*"])
 
 
 def types(model, op):
@@ -112,18 +113,18 @@ HALF, SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
 
 def test_grids_stay_fp32():
-    network = plan_network.make(foreign.flow(), "fp16")
+    network = lowering.make(foreign.flow(), "fp16")
     assert types(network.rounded, "GridSample") == [[SINGLE, SINGLE]]
     assert types(network.rounded, "Mul") == [[SINGLE, SINGLE]]
     assert [row[0] for row in types(network.rounded, "Conv")] == [HALF] * 5
-    exact = plan_network.make(foreign.flow(), "fp16", fp32_offsets=True)
+    exact = lowering.make(foreign.flow(), "fp16", fp32_offsets=True)
     assert [row[0] for row in types(exact.rounded, "Conv")] == [HALF, SINGLE, HALF, HALF, HALF]
 
 
 def test_int8_places_no_sample():
     model = foreign.flow()
     feed = {"x": foreign.picture(1, 3, 32, 48)}
-    rounded = plan_network.make(model, "int8", [feed]).rounded
+    rounded = lowering.make(model, "int8", [feed]).rounded
     producers = {name: node for node in rounded.graph.node for name in node.output}
     (transpose,) = (node for node in rounded.graph.node if node.op_type == "Transpose")
     source = producers[transpose.input[0]]
@@ -168,7 +169,7 @@ def test_another_axis_is_no_channel():
 def test_offsets_in_fp32_and_the_rest_in_fp16(name):
     model = foreign.separate()
     feed = {"x": foreign.picture(2, 3, 32, 32)}
-    network = plan_network.make(model, name, [feed], fp32_offsets=True)
+    network = lowering.make(model, name, [feed], fp32_offsets=True)
     (node,) = (node for node in network.model.graph.node if node.op_type == "DCNv2")
     (attributes,) = foreign.attributes(network.model)
     assert attributes["relu"] == attributes["packed_offset_mask"] == 1

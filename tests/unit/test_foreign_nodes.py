@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from export import foreign_nodes, rewrite
-from export.onnx_graph import RewriteError
+from export.graphs import foreign_nodes, rewrite
+from export.graphs.surgery import RewriteError
 
 GEOMETRY = {"stride": [2, 1], "padding": [1, 2], "dilation": [1, 2]}
 

@@ -8,12 +8,14 @@ import reference
 import tiny
 import torch
 from centernet_image import boxes_to_image, decode, warp
+from centernet_image.contract import COCO, NORMALISATIONS, Normalisation
 from exported import export
 
-from export import checkpoint, description, normalisation, plan_feeds, to_onnx, verify
-from export.contract import COCO, NORMALISATIONS, Normalisation
+from export import checkpoint, description, normalisation, to_onnx
 from export.detector import Detector, Normalise
 from export.errors import UsageError
+from export.plan import feed_dicts
+from export.verify import against_pytorch
 
 IMAGENET, NONE = NORMALISATIONS["imagenet"], NORMALISATIONS["none"]
 OWN = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 1.0))
@@ -65,7 +67,7 @@ def test_the_graph_and_the_feeds_follow_the_same_formula(pixels):
     )
     made = Normalise(pixels)(torch.from_numpy(frame[None])).numpy()[0]
     np.testing.assert_allclose(made, expected, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(plan_feeds.normalise(frame, pixels), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(feed_dicts.normalise(frame, pixels), expected, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -84,25 +86,25 @@ def test_it_is_kept_in_graph_and_description(exported):
     assert description.read(model).normalisation == OWN
     heads = onnx.load(exported / "heads.onnx")
     assert description.read(heads).normalisation == OWN
-    frames = verify.pictures(64, 96)
+    frames = against_pytorch.pictures(64, 96)
     # Raw heads of pictures that were normalised by the formula are those that the detector sees.
     output = onnx.helper.make_tensor_value_info("hm", onnx.TensorProto.FLOAT, None)
     model.graph.output.append(output)
-    fed = np.stack([plan_feeds.normalise(frame, OWN) for frame in frames])
+    fed = np.stack([feed_dicts.normalise(frame, OWN) for frame in frames])
     (found,) = run(model, {"frame": frames}, ["hm"])
     (expected,) = run(heads, {"input": fed}, ["hm"])
     assert np.abs(found - expected).max() < 1e-3 * expected.std()
-    wrong = np.stack([plan_feeds.normalise(frame, COCO) for frame in frames])
+    wrong = np.stack([feed_dicts.normalise(frame, COCO) for frame in frames])
     assert np.abs(found - run(heads, {"input": wrong}, ["hm"])[0]).max() > 1e-2 * expected.std()
 
 
 def test_calibration_takes_it_from_the_description(exported, tmp_path):
     import cv2
 
-    frame = verify.pictures(64, 96)[0]
+    frame = against_pytorch.pictures(64, 96)[0]
     cv2.imwrite(str(tmp_path / "a.png"), frame)
-    (feed,) = plan_feeds.from_pictures(onnx.load(exported / "heads.onnx"), [tmp_path / "a.png"])
-    np.testing.assert_allclose(feed["input"][0], plan_feeds.normalise(frame, OWN), atol=1e-6)
+    (feed,) = feed_dicts.from_pictures(onnx.load(exported / "heads.onnx"), [tmp_path / "a.png"])
+    np.testing.assert_allclose(feed["input"][0], feed_dicts.normalise(frame, OWN), atol=1e-6)
 
 
 def test_a_file_from_before_it_was_kept(exported):

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export import onnx_files
 from export.errors import UsageError
 from export.files import sha256
+from export.graphs import onnx_files
 
 WEIGHTS = {name: np.full((4, 8), index, np.float32) for index, name in enumerate(("first", "second"))}
 

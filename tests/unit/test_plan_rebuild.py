@@ -10,9 +10,10 @@ import pytest
 from onnx import TensorProto, helper
 from pictures import encode, picture
 
-from export import plan_description, plan_feeds, to_plan
+from export import to_plan
 from export.errors import UsageError
-from export.plan_description import Gpu
+from export.plan import feed_dicts, provenance
+from export.plan.provenance import Gpu
 
 
 def write_pictures(folder, *, good, bad):
@@ -25,7 +26,7 @@ def write_pictures(folder, *, good, bad):
 
 @pytest.mark.parametrize(("good", "bad"), [(3, 0), (3, 2), (2, 2), (1, 1), (8, 20), (12, 30)])
 def test_pictures_that_cannot_be_read_are_skipped(tmp_path, good, bad):
-    found = plan_feeds.find_pictures(write_pictures(tmp_path, good=good, bad=bad))
+    found = feed_dicts.find_pictures(write_pictures(tmp_path, good=good, bad=bad))
     assert len(found.paths) == good
     assert all("good" in path.name for path in found.paths)
     assert len(found.skipped) == bad
@@ -37,13 +38,13 @@ def test_pictures_that_cannot_be_read_are_skipped(tmp_path, good, bad):
 @pytest.mark.parametrize(("good", "bad"), [(0, 1), (0, 9), (1, 2), (7, 9)])
 def test_too_few_pictures_are_left(tmp_path, good, bad):
     with pytest.raises(UsageError, match=rf"{bad} of {good + bad} pictures .*: too few are left, expected"):
-        plan_feeds.find_pictures(write_pictures(tmp_path, good=good, bad=bad))
+        feed_dicts.find_pictures(write_pictures(tmp_path, good=good, bad=bad))
 
 
 def test_a_folder_without_pictures(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UsageError, match="found no picture in"):
-            plan_feeds.find_pictures(folder)
+            feed_dicts.find_pictures(folder)
 
 
 def test_what_only_looks_like_a_picture_file(tmp_path):
@@ -51,9 +52,9 @@ def test_what_only_looks_like_a_picture_file(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "nowhere.png").symlink_to(tmp_path / "missing")
     (tmp_path / "empty.png").touch()
-    found = plan_feeds.find_pictures(tmp_path, limit=4)
+    found = feed_dicts.find_pictures(tmp_path, limit=4)
     assert len(found.paths) == 4
-    assert len(plan_feeds.find_pictures(tmp_path).skipped) == 3
+    assert len(feed_dicts.find_pictures(tmp_path).skipped) == 3
 
 
 class StandIn:
@@ -65,11 +66,9 @@ class StandIn:
         (folder / "libdcnv2.so").write_bytes(b"plugin")
         gpu = Gpu(name="a GPU", compute_capability="9.0")
         monkeypatch.setattr(to_plan, "find_gpu", lambda: gpu)
-        monkeypatch.setattr(
-            to_plan.plan_engine, "load_tensorrt", lambda rtx: SimpleNamespace(__version__="10.6")
-        )
-        monkeypatch.setattr(to_plan.plan_engine, "load_plugin", lambda *_, **__: folder / "libdcnv2.so")
-        monkeypatch.setattr(to_plan.plan_engine, "build", self._build)
+        monkeypatch.setattr(to_plan.builder, "load_tensorrt", lambda rtx: SimpleNamespace(__version__="10.6"))
+        monkeypatch.setattr(to_plan.builder, "load_plugin", lambda *_, **__: folder / "libdcnv2.so")
+        monkeypatch.setattr(to_plan.builder, "build", self._build)
 
     def _build(self, trt, model, **options):
         self.builds += 1
@@ -143,14 +142,15 @@ def test_a_plan_of_other_passes_is_built_again(tmp_path, monkeypatch, capsys):
 
 
 def test_the_builders_digest_is_of_its_code(monkeypatch, tmp_path):
-    for name in plan_description.BUILDER:
-        (tmp_path / f"{name}.py").write_text("pass\n")
-    monkeypatch.setattr(plan_description, "__file__", str(tmp_path / "plan_description.py"))
-    digests = {plan_description.builder_sha256.__wrapped__()}
-    for name in plan_description.BUILDER:
-        (tmp_path / f"{name}.py").write_text("changed\n")
-        digests.add(plan_description.builder_sha256.__wrapped__())
-    assert len(digests) == 1 + len(plan_description.BUILDER)
+    monkeypatch.setattr(provenance, "EXPORT", tmp_path)
+    digests = {provenance.builder_sha256.__wrapped__()}
+    for name in ("to_plan.py", "plan/lowering.py", "graphs/fold.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("pass\n")
+        digests.add(provenance.builder_sha256.__wrapped__())
+    assert len(digests) == 4
+    (tmp_path / "to_onnx.py").write_text("pass\n")
+    assert provenance.builder_sha256.__wrapped__() in digests
 
 
 def test_other_calibration_pictures_make_another_plan(tmp_path, monkeypatch, capsys):

@@ -12,7 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from traced import SIZE, frames
 
-from export import graph, plan_feeds, plan_verify, precision, quantize, rewrite
+from export.graphs import rewrite, torch_export
+from export.plan import feed_dicts, precision, quantize
+from export.verify import against_onnx
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_fp16_is_between_the_first_and_the_last_convolution(detector):
 def test_fp16_computes_the_same(detector):
     (feed,) = frames(1)
     expected, actual = run(detector, feed), run(precision.to_fp16(detector), feed)
-    differences = plan_verify.compare_outputs(expected, actual, plan_verify.TOLERANCES["fp16"])
+    differences = against_onnx.compare_outputs(expected, actual, against_onnx.TOLERANCES["fp16"])
     assert all(difference.passed for difference in differences), list(map(str, differences))
     assert not np.array_equal(expected["hm"], actual["hm"])
 
@@ -68,14 +70,14 @@ def test_polygraphy_compares_batch_by_batch(detector):
         tensor for tensor in broken.graph.initializer if tensor.name.startswith("network.hm.2.weight")
     )
     weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
-    feeds = [plan_feeds.noise({"frame": [size, *SIZE, 3]}, {"frame": np.uint8}, seed=size) for size in (1, 3)]
+    feeds = [feed_dicts.noise({"frame": [size, *SIZE, 3]}, {"frame": np.uint8}, seed=size) for size in (1, 3)]
 
     def compare(model):
         runners = [
             OnnxrtRunner(SessionFromOnnx(one.SerializeToString(), providers=["cpu"]), name=name)
             for name, one in (("expected", detector), ("actual", model))
         ]
-        return plan_verify.compare_runners(*runners, feeds, plan_verify.TOLERANCES["fp16"])
+        return against_onnx.compare_runners(*runners, feeds, against_onnx.TOLERANCES["fp16"])
 
     good = compare(half)
     assert [(each.output, each.batch) for each in good] == [
@@ -86,17 +88,17 @@ def test_polygraphy_compares_batch_by_batch(detector):
 
 
 def test_detections_are_compared_with_heads_that_only_the_reference_gives(detector):
-    served = graph.without_outputs(detector, ["hm", "wh", "reg"])
+    served = torch_export.without_outputs(detector, ["hm", "wh", "reg"])
     (feed,) = frames(1)
-    expected = run(plan_verify.with_heads(served), feed)
+    expected = run(against_onnx.with_heads(served), feed)
     assert set(expected) == {"boxes", "scores", "classes", "hm", "wh", "reg"}
     actual = run(precision.to_fp16(served), feed)
     assert set(actual) == {"boxes", "scores", "classes"}
-    (difference,) = plan_verify.compare_outputs(expected, actual, plan_verify.TOLERANCES["fp16"])
+    (difference,) = against_onnx.compare_outputs(expected, actual, against_onnx.TOLERANCES["fp16"])
     assert difference.passed, str(difference)
     assert difference.facts["compared"] >= 20
     actual["boxes"] += 4
-    (difference,) = plan_verify.compare_outputs(expected, actual, plan_verify.TOLERANCES["fp16"])
+    (difference,) = against_onnx.compare_outputs(expected, actual, against_onnx.TOLERANCES["fp16"])
     assert not difference.passed
 
 
@@ -113,7 +115,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", [None, "no mask", *FAULTS])
 def test_verification_tells_a_fault_in_one_layer_from_rounding(detector, fault, layer):
     """A right plan is far within the limits, and a wrong one beyond them."""
-    exact = graph.without_outputs(detector, ["hm", "wh", "reg"])
+    exact = torch_export.without_outputs(detector, ["hm", "wh", "reg"])
     made = rewrite.import_graph(precision.to_fp16(exact))
     node = [node for node in made.nodes if node.op == "DeformConv"][layer]
     if fault == "no mask":
@@ -123,10 +125,10 @@ def test_verification_tells_a_fault_in_one_layer_from_rounding(detector, fault, 
         constant = node.inputs[index]
         node.inputs[index] = gs.Constant("faulty", np.ascontiguousarray(change(constant.values), np.float16))
     (feed,) = frames(1)
-    expected = run(plan_verify.with_heads(exact), feed)
+    expected = run(against_onnx.with_heads(exact), feed)
     actual = run(rewrite.export_graph(made, exact), feed)
-    tolerance = plan_verify.TOLERANCES["fp16"]
-    (difference,) = plan_verify.compare_outputs(expected, actual, tolerance)
+    tolerance = against_onnx.TOLERANCES["fp16"]
+    (difference,) = against_onnx.compare_outputs(expected, actual, tolerance)
     assert difference.passed == (fault is None), str(difference)
     if fault is None:
         assert difference.facts["unmatched"] < tolerance.unmatched / 2
@@ -341,10 +343,10 @@ def test_every_form_survives_the_plugin_rewrite(detector, int8):
 
 def test_what_the_int8_kernel_cannot_run_stays_as_it_is(int8):
     """Its samples have no room for masks beyond 1."""
-    graph = rewrite.import_graph(int8)
-    for node in [node for node in graph.nodes if node.op == "DeformConv"]:
+    torch_export = rewrite.import_graph(int8)
+    for node in [node for node in torch_export.nodes if node.op == "DeformConv"]:
         node.inputs[4].inputs[0].op = "Exp"
-    fused = rewrite.to_dcnv2(rewrite.export_graph(graph, int8))
+    fused = rewrite.to_dcnv2(rewrite.export_graph(torch_export, int8))
     nodes = [node for node in fused.graph.node if node.op_type == "DCNv2"]
     assert len(nodes) == 3
     assert not any(attribute.name == "quantized" for node in nodes for attribute in node.attribute)

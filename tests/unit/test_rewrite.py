@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export import rewrite
+from export.graphs import rewrite
 
 KERNEL = (3, 2)
 CHANNELS, OUT_CHANNELS = 6, 4

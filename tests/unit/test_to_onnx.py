@@ -16,13 +16,15 @@ import pytest
 import reference
 import tiny
 import torch
+from centernet_image.contract import COCO_CLASSES, HEADS
 
-from export import checkpoint, description, errors, graph, to_onnx, verify
-from export.contract import COCO_CLASSES, HEADS
+from export import checkpoint, description, errors, to_onnx
 from export.description import Description
 from export.errors import ExportError, UsageError
+from export.graphs import torch_export
+from export.graphs.rewrite import to_deform_conv
 from export.networks import ARCHITECTURES
-from export.rewrite import to_deform_conv
+from export.verify import against_pytorch
 
 ROOT = Path(__file__).parents[2]
 SIZE = (64, 96)
@@ -54,7 +56,7 @@ def export(arch="resdcn_18", heads=tiny.HEADS, **options):
 @pytest.fixture(scope="module")
 def traced():
     """`traced(arch, form)` takes the place of `graph.trace`, and traces once: most of an export's time."""
-    trace, traces = graph.trace, {}
+    trace, traces = torch_export.trace, {}
 
     def traced(arch, form):
         def once(*arguments, **names):
@@ -74,7 +76,7 @@ def exported(traced):
     @cache
     def exported(arch, form, dcn_op):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(graph, "trace", traced(arch, form))
+            patch.setattr(torch_export, "trace", traced(arch, form))
             return export(arch, form=form, dcn_op=dcn_op)
 
     return exported
@@ -110,7 +112,7 @@ def test_every_architecture_form_and_node(exported, arch, form, dcn_op):
         checkpoint_sha256="0" * 64,
     )
 
-    frames = verify.pictures(height, width)
+    frames = against_pytorch.pictures(height, width)
     source = tiny.checkpoint(arch)
     if form == "heads":
         frames = to_onnx.Detector(source.network, top_k=20).normalise(torch.from_numpy(frames)).numpy()
@@ -125,11 +127,11 @@ def test_every_architecture_form_and_node(exported, arch, form, dcn_op):
 
 
 def assert_no_dead_nodes(graph):
-    needed = {value.name for value in graph.output}
-    for node in reversed(graph.node):
+    needed = {value.name for value in torch_export.output}
+    for node in reversed(torch_export.node):
         assert needed & set(node.output), f"dead node {node.name}"
         needed |= set(node.input)
-    assert {tensor.name for tensor in graph.initializer} <= needed
+    assert {tensor.name for tensor in torch_export.initializer} <= needed
 
 
 def test_dcnv2_nodes_are_the_seeds(exported):
@@ -178,7 +180,7 @@ def test_other_heads(heads):
     result = export(heads=heads)
     assert {*(heads.keys() & {*HEADS}), "boxes", "scores"} == {*result.differences}
     assert_no_dead_nodes(result.model.graph)
-    boxes, scores, classes = run(result.model, verify.pictures(*SIZE))
+    boxes, scores, classes = run(result.model, against_pytorch.pictures(*SIZE))
     assert scores[:, 0].all()
     assert set(np.unique(classes)) <= set(range(heads["hm"]))
     assert np.isfinite(boxes).all()
@@ -219,7 +221,7 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_what_was_taken_and_what_looks_wrong_is_printed(tmp_path, monkeypatch, traced, capsys):
-    monkeypatch.setattr(graph, "trace", traced("resdcn_18", "detector"))
+    monkeypatch.setattr(torch_export, "trace", traced("resdcn_18", "detector"))
     state = tiny.network("resdcn_18").state_dict()
     averaged = {f"module.model.{name}": value for name, value in state.items()}
     content = {"net": state, "ema": averaged, "classes": ["coin", "note", "coin"]}
@@ -233,7 +235,7 @@ def test_what_was_taken_and_what_looks_wrong_is_printed(tmp_path, monkeypatch, t
 
 
 def test_labels_file(tmp_path, monkeypatch, traced):
-    monkeypatch.setattr(graph, "trace", traced("resdcn_18", "detector"))
+    monkeypatch.setattr(torch_export, "trace", traced("resdcn_18", "detector"))
     source = tiny.write(tmp_path / "model.pth", "resdcn_18")
     (tmp_path / "names").write_text("\ufeffMünze\n硬币\ncard\n\n", encoding="utf-8")
     output = tmp_path / "model.onnx"
@@ -327,9 +329,11 @@ def spoil(model, operator, change):
 )
 def test_a_wrong_graph_is_not_written(tmp_path, monkeypatch, traced, step, operator, change, message):
     """An exporter that went wrong: its own check notices, and no file appears."""
-    monkeypatch.setattr(graph, "trace", traced("resdcn_18", "detector"))
-    right = getattr(graph, step)
-    monkeypatch.setattr(graph, step, lambda *args, **names: spoil(right(*args, **names), operator, change))
+    monkeypatch.setattr(torch_export, "trace", traced("resdcn_18", "detector"))
+    right = getattr(torch_export, step)
+    monkeypatch.setattr(
+        torch_export, step, lambda *args, **names: spoil(right(*args, **names), operator, change)
+    )
     source = tiny.write(tmp_path / "model.pth", "resdcn_18")
     with pytest.raises(ExportError, match=message):
         to_onnx.main([str(source), str(tmp_path / "model.onnx"), "--input-size", "64x96", "--top-k", "20"])
@@ -344,9 +348,9 @@ def test_weights_that_are_no_numbers_are_refused():
 
 
 def test_pictures_with_and_without_scikit_image(monkeypatch):
-    photographs = verify.pictures(64, 96)
-    monkeypatch.setattr(verify, "find_spec", lambda name: None)
-    painted = verify.pictures(64, 96)
+    photographs = against_pytorch.pictures(64, 96)
+    monkeypatch.setattr(against_pytorch, "find_spec", lambda name: None)
+    painted = against_pytorch.pictures(64, 96)
     assert (photographs != painted).any()
     for pictures in (photographs, painted):
         assert pictures.shape == (3, 64, 96, 3)

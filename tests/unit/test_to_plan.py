@@ -15,12 +15,14 @@ import pytest
 from onnx import TensorProto, helper
 from polygraphy.backend.onnxrt import OnnxrtRunner
 
-from export import description, plan_feeds, plan_verify, to_plan
+from export import description, to_plan
 from export.errors import ExportError, UsageError
 from export.files import sha256
-from export.plan_description import Gpu, PlanDescription, find_gpu
-from export.plan_engine import PlanError, load_tensorrt
-from export.plan_shapes import profiles
+from export.plan import feed_dicts
+from export.plan.builder import PlanError, load_tensorrt
+from export.plan.profiles import profiles
+from export.plan.provenance import Gpu, PlanDescription, find_gpu
+from export.verify import against_onnx
 
 ROOT = Path(__file__).parents[2]
 FACTS = PlanDescription(
@@ -32,7 +34,7 @@ FACTS = PlanDescription(
     onnx_sha256="bb",
     profiles={"frame": {"min": [1, 64, 64, 3], "opt": [8, 64, 64, 3], "max": [32, 64, 64, 3]}},
 )
-TOLERANCE = plan_verify.Tolerance(relative=1e-2, score=0.02, box_px=2, unmatched=0.05)
+TOLERANCE = against_onnx.Tolerance(relative=1e-2, score=0.02, box_px=2, unmatched=0.05)
 
 
 def model_of(*shape, name="frame", dtype=TensorProto.UINT8):
@@ -87,7 +89,7 @@ def test_misuse(arguments, message, capsys):
 
 
 def test_what_is_no_onnx_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(to_plan.plan_engine, "with_rtx_libraries", lambda: None)
+    monkeypatch.setattr(to_plan.builder, "with_rtx_libraries", lambda: None)
     other = tmp_path / "picture.png"
     other.write_bytes(b"\x89PNG\r\n\x1a\n" * 9)
     with pytest.raises(UsageError, match=r"picture\.png is not an ONNX file"):
@@ -182,8 +184,8 @@ def test_a_plan_without_its_onnx_file_is_checked(change, tmp_path, monkeypatch, 
     gpu = Gpu(name=FACTS.gpu, compute_capability=FACTS.compute_capability)
     monkeypatch.setattr(to_plan, "find_gpu", lambda: gpu)
     tensorrt = SimpleNamespace(__version__=FACTS.tensorrt)
-    monkeypatch.setattr(to_plan.plan_engine, "load_tensorrt", lambda rtx: tensorrt)
-    monkeypatch.setattr(to_plan.plan_engine, "load_plugin", lambda *_, **__: library)
+    monkeypatch.setattr(to_plan.builder, "load_tensorrt", lambda rtx: tensorrt)
+    monkeypatch.setattr(to_plan.builder, "load_plugin", lambda *_, **__: library)
     command = [str(tmp_path / "no.onnx"), str(plan), "--if-needed", "--verify", "--precision", "fp32"]
     with pytest.raises(ExportError, match=r"found no .*model\.json, which export\.to_plan writes"):
         to_plan.main(command)
@@ -216,7 +218,7 @@ def found(seed=0, count=50):
 
 
 def compare(expected, actual):
-    (difference,) = plan_verify.compare_outputs(expected, actual, TOLERANCE)
+    (difference,) = against_onnx.compare_outputs(expected, actual, TOLERANCE)
     return difference
 
 
@@ -264,19 +266,19 @@ def test_ties_alone_prove_nothing():
     assert not difference.passed
     assert str(difference).endswith("compared 0 - nothing to tell apart: more pictures")
     raw = {"features": np.ones((2, 3), np.float32)}
-    assert all(each.passed for each in plan_verify.compare_outputs(tied | raw, tied | raw, TOLERANCE))
+    assert all(each.passed for each in against_onnx.compare_outputs(tied | raw, tied | raw, TOLERANCE))
 
 
 def test_models_without_heads_stay_as_they_are():
     model = model_of("n", 64, 64, 3)
-    assert plan_verify.with_heads(model) is model
+    assert against_onnx.with_heads(model) is model
 
 
 def test_raw_outputs_are_compared_by_their_range():
     expected = {"hm": np.linspace(-10, 10, 100, dtype=np.float32)[None]}
-    (good,) = plan_verify.compare_outputs(expected, {"hm": expected["hm"] + 0.05}, TOLERANCE)
-    (bad,) = plan_verify.compare_outputs(expected, {"hm": expected["hm"] + 0.2}, TOLERANCE)
-    (nan,) = plan_verify.compare_outputs(expected, {"hm": expected["hm"] * np.nan}, TOLERANCE)
+    (good,) = against_onnx.compare_outputs(expected, {"hm": expected["hm"] + 0.05}, TOLERANCE)
+    (bad,) = against_onnx.compare_outputs(expected, {"hm": expected["hm"] + 0.2}, TOLERANCE)
+    (nan,) = against_onnx.compare_outputs(expected, {"hm": expected["hm"] * np.nan}, TOLERANCE)
     assert [good.passed, bad.passed, nan.passed] == [True, False, False]
 
 
@@ -310,7 +312,7 @@ def test_what_a_precision_cannot_keep_is_not_asked_of_the_plan(actual, rounded, 
         return scaled(rounded)
 
     feeds = [{"x": np.float32([[1, 2, 3, 4]] * size)} for size in (1, 3)]
-    found = plan_verify.compare_runners(scaled(1), scaled(actual), feeds, TOLERANCE, rounded=third)
+    found = against_onnx.compare_runners(scaled(1), scaled(actual), feeds, TOLERANCE, rounded=third)
     assert [difference.passed for difference in found] == [passed] * 2
     assert [difference.batch for difference in found] == [1, 3]
     assert bool(asked) == (actual != 1.005), "asked only where it is needed"
@@ -325,7 +327,7 @@ def test_detections_that_a_precision_cannot_keep():
     }
     assert not compare(found(), worse).passed
     for actual, passed in ((worse, True), (wrong, False)):
-        (difference,) = plan_verify.compare_outputs(found(), actual, TOLERANCE, rounded=rounded)
+        (difference,) = against_onnx.compare_outputs(found(), actual, TOLERANCE, rounded=rounded)
         assert difference.passed == passed
 
 
@@ -336,16 +338,16 @@ def test_pictures_are_fed_as_the_server_feeds_them(tmp_path):
     cv2.imwrite(str(tmp_path / "b.png"), picture)
     cv2.imwrite(str(tmp_path / "a.png"), picture[::-1])
     (tmp_path / "notes.txt").write_text("not a picture")
-    paths = plan_feeds.find_pictures(tmp_path).paths
-    first, second = plan_feeds.from_pictures(model_of("n", 64, 96, 3), paths)
+    paths = feed_dicts.find_pictures(tmp_path).paths
+    first, second = feed_dicts.from_pictures(model_of("n", 64, 96, 3), paths)
     assert first["frame"].shape == (1, 64, 96, 3)
-    np.testing.assert_array_equal(second["frame"][0], plan_feeds.warp(picture, (64, 96)))
+    np.testing.assert_array_equal(second["frame"][0], feed_dicts.warp(picture, (64, 96)))
     raw = model_of("n", 3, 64, 96, name="input", dtype=TensorProto.FLOAT)
     with pytest.raises(UsageError, match="that this project did not export: say what they want"):
-        next(plan_feeds.from_pictures(raw, paths))
+        next(feed_dicts.from_pictures(raw, paths))
     own = description.Description("toy", "heads", ["a"], [64, 96], None, "0" * 64)
     helper.set_model_props(raw, own.to_metadata())
-    feed = list(plan_feeds.from_pictures(raw, paths))[1]["input"]
+    feed = list(feed_dicts.from_pictures(raw, paths))[1]["input"]
     assert feed.dtype == np.float32
     blue = (second["frame"][0, 30, 40, 0] / 255 - 0.408) / 0.289
     assert feed[0, 0, 30, 40] == pytest.approx(blue, abs=1e-6)
@@ -355,15 +357,15 @@ def test_pictures_for_another_network_are_refused(tmp_path):
     with pytest.raises(
         ExportError, match="found the inputs images of a network that this project did not export"
     ):
-        list(plan_feeds.from_pictures(model_of("n", 3, 64, 64, name="images"), []))
+        list(feed_dicts.from_pictures(model_of("n", 3, 64, 64, name="images"), []))
 
 
 def test_noise_is_smooth_and_repeatable():
     shapes, dtypes = {"frame": [3, 64, 96, 3], "x": [2, 5]}, {"frame": np.uint8, "x": np.float32}
-    feed = plan_feeds.noise(shapes, dtypes)
+    feed = feed_dicts.noise(shapes, dtypes)
     assert feed["frame"].shape == (3, 64, 96, 3)
     assert feed["x"].dtype == np.float32
     frame = feed["frame"].astype(float)
     assert np.abs(np.diff(frame, axis=2)).mean() < frame.std() / 2
-    np.testing.assert_array_equal(plan_feeds.noise(shapes, dtypes)["frame"], feed["frame"])
+    np.testing.assert_array_equal(feed_dicts.noise(shapes, dtypes)["frame"], feed["frame"])
     assert np.abs(frame[0] - frame[1]).mean() > frame.std() / 2, "each picture is another"

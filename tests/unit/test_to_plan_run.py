@@ -13,9 +13,12 @@ from pictures import encode, picture
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from single_layer import lopsided
 
-from export import graph, plan_feeds, plan_network, plan_shapes, plan_verify, rewrite, to_plan
-from export.plan_description import Gpu
-from export.plan_engine import PlanError
+from export import to_plan
+from export.graphs import rewrite, torch_export
+from export.plan import feed_dicts, lowering, profiles
+from export.plan.builder import PlanError
+from export.plan.provenance import Gpu
+from export.verify import against_onnx
 
 
 class Runner(OnnxrtRunner):
@@ -43,12 +46,12 @@ def built(monkeypatch, tmp_path):
     library = tmp_path / "libdcnv2.so"
     library.write_bytes(b"plugin")
     monkeypatch.setattr(to_plan, "find_gpu", lambda: Gpu(name="NVIDIA L4", compute_capability="8.9"))
-    engine = to_plan.plan_engine
+    engine = to_plan.builder
     monkeypatch.setattr(engine, "load_tensorrt", lambda rtx: SimpleNamespace(__version__="11.4.0"))
     monkeypatch.setattr(engine, "load_plugin", lambda *_, **__: library)
     monkeypatch.setattr(engine, "build", build)
-    monkeypatch.setattr(plan_verify, "EngineFromBytes", lambda engine: engine)
-    monkeypatch.setattr(plan_verify, "TrtRunner", Runner)
+    monkeypatch.setattr(against_onnx, "EngineFromBytes", lambda engine: engine)
+    monkeypatch.setattr(against_onnx, "TrtRunner", Runner)
     monkeypatch.setattr(Runner, "spoil", staticmethod(lambda outputs: outputs))
     return calls
 
@@ -56,7 +59,7 @@ def built(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.onnx"
-    onnx.save(graph.without_outputs(traced.detector(), traced.HEADS), path)
+    onnx.save(torch_export.without_outputs(traced.detector(), traced.HEADS), path)
     return path
 
 
@@ -150,19 +153,19 @@ def test_lopsided_layers_keep_their_geometry(built, tmp_path):
     """As tests/gpu/test_plan.py has them, with the plugin's node run by ONNX Runtime."""
     for index, layer in enumerate(lopsided(12)):
         model = onnx.load(layer.write(tmp_path / "layer.onnx"))
-        network = plan_network.make(model, "fp32")
+        network = lowering.make(model, "fp32")
         (node,) = (node for node in network.model.graph.node if node.op_type == "DCNv2")
         attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
         given = {name: value for name, value in layer.attributes.items() if value or name == "groups"}
         assert attributes == given | {"weight_ohwi": 1}
-        shapes = plan_shapes.profiles(model, (1, 2, 5))
-        feed = plan_feeds.noise(
+        shapes = profiles.profiles(model, (1, 2, 5))
+        feed = feed_dicts.noise(
             {name: shape["max"] for name, shape in shapes.items()},
             dict.fromkeys(shapes, np.dtype("f4")),
             seed=index,
         )
         engine = rewrite.to_deform_conv(network.model).SerializeToString()
-        (found,) = plan_verify.verify(network.reference, engine, [feed], plan_verify.TOLERANCES["fp32"])
+        (found,) = against_onnx.verify(network.reference, engine, [feed], against_onnx.TOLERANCES["fp32"])
         assert found.passed, (layer, str(found))
 
 

@@ -72,7 +72,7 @@ def test_no_other_file_names_a_release():
     assert not [line for line in done.stdout.splitlines() if VERSIONS["triton"] not in line]
 
 
-@pytest.mark.parametrize("module", ["export.to_plan", "export.precision", "export.rewrite"])
+@pytest.mark.parametrize("module", ["export.to_plan", "export.plan.precision", "export.graphs.rewrite"])
 def test_plans_are_built_without_pytorch(module):
     """The image has none."""
     block = f"import sys; sys.modules['torch'] = None; import {module}"

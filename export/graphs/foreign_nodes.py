@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from export.onnx_graph import RewriteError
+from export.graphs.surgery import RewriteError
 
 _OPERATOR = re.compile(
     r"_?(MMCV)?(Modulated)?Deform(able)?_?Conv(olution)?(2d)?(_?(v2|Plugin|TRT|Function|Dynamic))*|"

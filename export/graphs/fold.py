@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from export.onnx_graph import export_graph, import_graph
+from export.graphs.surgery import export_graph, import_graph
 
 _OUTPUT_AXIS = {"DeformConv": 0, "Conv": 0, "ConvTranspose": 1}
 

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from export import casts, foreign_nodes, standard_nodes
-from export.onnx_graph import RewriteError, export_graph, import_graph, kernel_size, weight_index
+from export.graphs import casts, foreign_nodes, standard_nodes
+from export.graphs.surgery import RewriteError, export_graph, import_graph, kernel_size, weight_index
 
 
 def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True, tf32: bool = False) -> onnx.ModelProto:

@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 import numpy as np
 import onnx
 
-from export import fold, positions, precision, quantize, rewrite
-from export.onnx_graph import import_graph
+from export.graphs import fold, rewrite
+from export.graphs.surgery import import_graph
+from export.plan import positions, precision, quantize
 
 PRECISIONS = ("fp32", "tf32", "fp16", "int8")
 

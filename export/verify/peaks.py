@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-
-from export.contract import BOXES, CLASSES, HEADS, SCORES, STRIDE
+from centernet_image.contract import BOXES, CLASSES, HEADS, SCORES, STRIDE
 
 OUTPUTS = (BOXES.name, SCORES.name, CLASSES.name)
 HEAT, OFFSET, SIZE = HEADS

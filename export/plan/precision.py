@@ -1,4 +1,4 @@
-"""Puts FP16 into the graph, by casts; export/quantize.py puts INT8 there.
+"""Puts FP16 into the graph, by casts; export/plan/quantize.py puts INT8 there.
 
 TensorRT builds the result strongly typed, and ONNX Runtime runs it on the CPU, so that the accuracy of a
 precision can be studied without a GPU.
@@ -11,9 +11,9 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from export import positions
 from export.errors import ExportError
-from export.onnx_graph import CONVOLUTIONS, export_graph, import_graph
+from export.graphs.surgery import CONVOLUTIONS, export_graph, import_graph
+from export.plan import positions
 
 _HALF_MAX = float(np.finfo(np.float16).max)
 MIN_SCALE = 2.0**-20

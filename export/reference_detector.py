@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from centernet_image.contract import COCO, COCO_CLASSES, TOP_K, Normalisation
 
 from clients.annotations import Annotations, numbers_first
 from clients.errors import CenterNetError
 from clients.local import LocalDetector
 from export import checkpoint
-from export.contract import COCO, COCO_CLASSES, TOP_K, Normalisation
 from export.detector import Detector
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from export import picture_options, plan_network, plan_shapes
+from export.plan import lowering, picture_options, profiles
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -15,7 +15,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("output", type=Path, metavar="OUT.plan", help="OUT.json is written beside it")
     parser.add_argument(
         "--precision",
-        choices=plan_network.PRECISIONS,
+        choices=lowering.PRECISIONS,
         default="fp16",
         help="fp32 is exact and slow (no tensor cores), tf32 as coarse as fp16 (default fp16)",
     )
@@ -63,7 +63,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     picture_options.add_arguments(parser)
     options = parser.parse_args(arguments)
-    options.shapes = plan_shapes.parse(options.shapes)
+    options.shapes = profiles.parse(options.shapes)
     if options.precision == "int8" and options.calibration is None:
         parser.error("--precision int8 needs --calibration DIR: pictures or arrays like those to be served")
     if options.pictures < 1:

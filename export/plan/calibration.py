@@ -11,11 +11,11 @@ import onnx
 from centernet_image.picture_tensor import PictureTensor
 from rich.console import Console
 
-from export import array_feeds, picture_options, plan_feeds
 from export.errors import UsageError
 from export.files import sha256_of_all
-from export.plan_description import Profiles
-from export.plan_shapes import inputs_of, sides_of
+from export.plan import array_files, feed_dicts, picture_options
+from export.plan.profiles import inputs_of, sides_of
+from export.plan.provenance import Profiles
 
 DTYPES = {"float32": "FP32", "float16": "FP16", "uint8": "UINT8"}
 
@@ -43,9 +43,9 @@ class Source:
 
     def feeds(self, model: onnx.ModelProto) -> Iterator[dict[str, np.ndarray]]:
         """The model's inputs, one dict for each picture or file."""
-        if self.files[0].suffix in array_feeds.SUFFIXES:
-            return array_feeds.from_arrays(model, self.files)
-        return plan_feeds.from_pictures(model, self.files, picture=self.picture)
+        if self.files[0].suffix in array_files.SUFFIXES:
+            return array_files.from_arrays(model, self.files)
+        return feed_dicts.from_pictures(model, self.files, picture=self.picture)
 
 
 def find(
@@ -59,17 +59,17 @@ def find(
     folder = options.calibration
     if folder is None:
         return None
-    arrays = array_feeds.find_arrays(folder, limit=options.pictures)
+    arrays = array_files.find_arrays(folder, limit=options.pictures)
     if arrays:
         if picture_options.given(options):
             raise UsageError(
                 f"{folder}: found {arrays[0].name}, expected pictures for --mean, --std, --layout …"
             )
         return Source(files=arrays)
-    found = plan_feeds.find_pictures(folder, limit=options.pictures)
+    found = feed_dicts.find_pictures(folder, limit=options.pictures)
     if found.skipped:
         console.print(f"warning: {found}: going on with {len(found.paths)}", soft_wrap=True, markup=False)
-    if plan_feeds.is_own(model) and not picture_options.given(options):
+    if feed_dicts.is_own(model) and not picture_options.given(options):
         return Source(files=found.paths)
     inputs = inputs_of(model)
     if len(inputs) != 1:
@@ -95,7 +95,7 @@ def to_verify(
     if source is not None:
         largest = max((shape["max"] or [1])[0] for shape in shapes.values())
         feeds = [feed for feed, _ in zip(source.feeds(reference), range(largest), strict=False)]
-        yield from array_feeds.for_profiles(feeds, shapes, reference)
+        yield from array_files.for_profiles(feeds, shapes, reference)
         return
     dtypes = {
         tensor.name: onnx.helper.tensor_dtype_to_np_dtype(tensor.type.tensor_type.elem_type)
@@ -107,4 +107,4 @@ def to_verify(
         if sides not in done:
             done.append(sides)
             seed = next((shape[0] for shape in sides.values() if shape), 1)
-            yield plan_feeds.noise(sides, dtypes, seed=seed)
+            yield feed_dicts.noise(sides, dtypes, seed=seed)

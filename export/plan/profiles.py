@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import onnx
 
 from export.errors import UsageError
-from export.plan_description import Profiles
+from export.plan.provenance import Profiles
 
 KINDS = ("min", "opt", "max")
 Shapes = Mapping[str, tuple[tuple[int, ...], ...]]

@@ -10,7 +10,8 @@ import traced
 from onnx import TensorProto, helper, numpy_helper
 from traced import frames
 
-from export import plan_network, precision, quantize, rewrite
+from export.graphs import rewrite
+from export.plan import lowering, precision, quantize
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 HALF, SINGLE = np.dtype("float16"), np.dtype("float32")
@@ -23,7 +24,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def made(model):
-    return {name: plan_network.make(model, name, frames(2)) for name in plan_network.PRECISIONS}
+    return {name: lowering.make(model, name, frames(2)) for name in lowering.PRECISIONS}
 
 
 def nodes(made, name):
@@ -49,7 +50,7 @@ def run(model, feed):
 
 
 def test_every_form_has_the_plugins_nodes(model, made):
-    for name in plan_network.PRECISIONS:
+    for name in lowering.PRECISIONS:
         found = operators(made, name)
         assert (found["DCNv2"], found["DeformConv"]) == (3, 0)
         reference = Counter(node.op_type for node in made[name].reference.graph.node)
@@ -113,12 +114,12 @@ def test_depthwise_upsampling_is_dense_where_tensor_cores_are(name, group):
         [numpy_helper.from_array(weight, "weight")],
     )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-    (node,) = layers({name: plan_network.make(model, name)}, name)
+    (node,) = layers({name: lowering.make(model, name)}, name)
     assert node.attrs["group"] == group
 
 
 def test_inputs_and_outputs_are_the_models_own(model, made):
-    for name in plan_network.PRECISIONS:
+    for name in lowering.PRECISIONS:
         for found, wanted in (
             (made[name].model.graph.input, model.graph.input),
             (made[name].model.graph.output, model.graph.output),
@@ -145,8 +146,8 @@ def test_only_int8_looks_at_pictures(model):
         yield
 
     for name in ("fp32", "tf32", "fp16"):
-        plan_network.make(model, name, none())
+        lowering.make(model, name, none())
     with pytest.raises(precision.PrecisionError, match="no picture"):
-        plan_network.make(model, "int8")
+        lowering.make(model, "int8")
     with pytest.raises(ValueError, match="found precision fp8, expected one of fp32, tf32, fp16, int8"):
-        plan_network.make(model, "fp8")
+        lowering.make(model, "fp8")

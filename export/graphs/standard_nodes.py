@@ -5,7 +5,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import version_converter
 
-from export.onnx_graph import DEFORM_CONV_OPSET, RewriteError, kernel_size, pair, weight_index
+from export.graphs.surgery import DEFORM_CONV_OPSET, RewriteError, kernel_size, pair, weight_index
 
 ELSEWHERE = "elsewhere"
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 
 from export.errors import UsageError
-from export.plan_description import Profiles
-from export.plan_shapes import inputs_of, sides_of
+from export.plan.profiles import inputs_of, sides_of
+from export.plan.provenance import Profiles
 
 SUFFIXES = (".npz", ".npy")
 

@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from centernet_image.contract import BOXES, SCORES
 from torch import Tensor, nn
 
-from export import detections
-from export.contract import BOXES, SCORES
 from export.errors import ExportError
-from export.rewrite import to_deform_conv
+from export.graphs.rewrite import to_deform_conv
+from export.verify import peaks
 
 # All in standard deviations of a head's values. A wrong graph is off by whole ones.
 ROUNDING = 1e-4
@@ -202,7 +202,7 @@ def _compare_detections(found: Outputs) -> Differences:
         return {}
     far = np.float32(np.abs(found[BOXES.name]).max(initial=0))
     box_px = max(BOX_TOLERANCE_PIXELS, 4 * float(np.spacing(far)))
-    agreement = detections.compare(found, found, score=SCORE_TOLERANCE, box_px=box_px)
+    agreement = peaks.compare(found, found, score=SCORE_TOLERANCE, box_px=box_px)
     if agreement.unmatched:
         raise ExportError(
             f"check of the decode: {agreement.unmatched:.0%} of a picture's detections are missing or are "

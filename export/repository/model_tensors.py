@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto
 
 from export.errors import UsageError
-from export.plan_shapes import inputs_of, sides_of
+from export.plan.profiles import inputs_of, sides_of
 
 TYPES: dict[int, str] = {
     TensorProto.FLOAT: "FP32",

@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 from pictures import encode, picture
 
-from export import array_feeds, calibration, picture_options, plan_options, plan_shapes
 from export.errors import UsageError
+from export.plan import array_files, calibration, command_line, picture_options, profiles
 
 
 def model_of(**inputs):
@@ -19,23 +19,23 @@ def model_of(**inputs):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
 
 
-def profiles(model, *texts, batch=None):
-    return plan_shapes.profiles(model, batch, plan_shapes.parse(list(texts)))
+def profiles_of(model, *texts, batch=None):
+    return profiles.profiles(model, batch, profiles.parse(list(texts)))
 
 
 def test_any_dimension_of_any_rank_of_several_inputs():
     model = model_of(x=["n", 3, "h", "w"], points=["n", "count"], clip=[1, 2, 3, 64, 64], scale=[])
-    found = profiles(model, "x=1x3x64x32,2x3x64x64,4x3x96x64", "points=1x5,2x5,4x50")
+    found = profiles_of(model, "x=1x3x64x32,2x3x64x64,4x3x96x64", "points=1x5,2x5,4x50")
     assert found == {
         "x": {"min": [1, 3, 64, 32], "opt": [2, 3, 64, 64], "max": [4, 3, 96, 64]},
         "points": {"min": [1, 5], "opt": [2, 5], "max": [4, 50]},
-        "clip": {kind: [1, 2, 3, 64, 64] for kind in plan_shapes.KINDS},
-        "scale": {kind: [] for kind in plan_shapes.KINDS},
+        "clip": {kind: [1, 2, 3, 64, 64] for kind in profiles.KINDS},
+        "scale": {kind: [] for kind in profiles.KINDS},
     }
-    assert profiles(model_of(x=["n", 3, "h", "w"]), "x=1x3x8x8")["x"]["max"] == [1, 3, 8, 8]
-    assert profiles(model_of(x=["n", 3]), batch=(1, 2, 3))["x"]["max"] == [3, 3]
-    assert profiles(model_of(x=[2, 3]))["x"]["max"] == [2, 3]
-    assert profiles(model_of(x=["n", 3]))["x"]["opt"] == [8, 3]
+    assert profiles_of(model_of(x=["n", 3, "h", "w"]), "x=1x3x8x8")["x"]["max"] == [1, 3, 8, 8]
+    assert profiles_of(model_of(x=["n", 3]), batch=(1, 2, 3))["x"]["max"] == [3, 3]
+    assert profiles_of(model_of(x=[2, 3]))["x"]["max"] == [2, 3]
+    assert profiles_of(model_of(x=["n", 3]))["x"]["opt"] == [8, 3]
 
 
 @pytest.mark.parametrize(
@@ -55,23 +55,23 @@ def test_any_dimension_of_any_rank_of_several_inputs():
 )
 def test_shapes_that_do_not_fit(text, message):
     with pytest.raises(UsageError, match=message):
-        profiles(model_of(x=["n", 3, "h", "32*w"]), text)
+        profiles_of(model_of(x=["n", 3, "h", "32*w"]), text)
 
 
 def test_twice_and_unlike():
     with pytest.raises(UsageError, match="found input x twice"):
-        plan_shapes.parse(["x=1x2", "x=1x2"])
+        profiles.parse(["x=1x2", "x=1x2"])
     with pytest.raises(
         UsageError, match=r"input b: found 1, 8, 32 for its dimension n, expected 2, 2, 2 as for a"
     ):
-        profiles(model_of(a=["n", 3], b=["n", 4]), "a=2x3")
+        profiles_of(model_of(a=["n", 3], b=["n", 4]), "a=2x3")
 
 
 def test_open_sides_say_what_to_do():
     with pytest.raises(
         UsageError, match=r"say its sizes by --shapes, in the form x=64x3x64x64,512x3x512x512,"
     ):
-        profiles(model_of(x=["n", 3, "h", "w"]))
+        profiles_of(model_of(x=["n", 3, "h", "w"]))
 
 
 def write(folder, **files):
@@ -83,8 +83,8 @@ def write(folder, **files):
 
 
 def feeds(model, folder):
-    paths = array_feeds.find_arrays(folder, limit=10)
-    return list(array_feeds.from_arrays(model, paths))
+    paths = array_files.find_arrays(folder, limit=10)
+    return list(array_files.from_arrays(model, paths))
 
 
 def test_arrays_of_any_inputs(tmp_path):
@@ -130,20 +130,20 @@ def test_a_file_that_is_none(tmp_path):
 
 def test_batches_of_the_rows_that_there_are():
     model = model_of(x=["n", 2])
-    shapes = profiles(model, batch=(1, 3, 5))
+    shapes = profiles_of(model, batch=(1, 3, 5))
     found = list(
-        array_feeds.for_profiles(
+        array_files.for_profiles(
             [{"x": np.float32([[1, 1], [2, 2]])}, {"x": np.float32([[3, 3]])}], shapes, model
         )
     )
     assert [feed["x"][:, 0].tolist() for feed in found] == [[1], [1, 2, 3], [1, 2, 3, 1, 2]]
-    narrow = profiles(model_of(x=["n", "w"]), "x=1x4,1x4,1x8")
+    narrow = profiles_of(model_of(x=["n", "w"]), "x=1x4,1x4,1x8")
     with pytest.raises(UsageError, match=r"found a feed of shape \[1, 2\], expected \[1, 4\] to \[1, 8\]"):
-        list(array_feeds.for_profiles([{"x": np.ones((1, 2), "f4")}], narrow, model))
+        list(array_files.for_profiles([{"x": np.ones((1, 2), "f4")}], narrow, model))
 
 
 def options(*arguments):
-    return plan_options.parse(["m.onnx", "o.plan", "--calibration", "d", *arguments])
+    return command_line.parse(["m.onnx", "o.plan", "--calibration", "d", *arguments])
 
 
 def test_pictures_are_what_the_options_say(tmp_path):
@@ -151,11 +151,11 @@ def test_pictures_are_what_the_options_say(tmp_path):
     chosen = options("--mean", "0.5,0.4,0.3", "--std", "0.2,0.2,0.1", "--color", "bgr", "--fit", "letterbox")
     chosen.calibration = tmp_path
     model = model_of(input=["n", 3, "h", "w"])
-    shapes = profiles(model, "input=1x3x32x32,1x3x64x32,1x3x64x64")
+    shapes = profiles_of(model, "input=1x3x32x32,1x3x64x32,1x3x64x64")
     source = calibration.find(model, chosen, shapes, SimpleNamespace(print=None))
     (feed,) = source.feeds(model)
-    frame = calibration.plan_feeds.warp(
-        calibration.plan_feeds.decode((tmp_path / "a.png").read_bytes()), (64, 32)
+    frame = calibration.feed_dicts.warp(
+        calibration.feed_dicts.decode((tmp_path / "a.png").read_bytes()), (64, 32)
     )
     expected = (frame.astype(np.float64) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.2, 0.1]
     np.testing.assert_allclose(feed["input"][0], expected.transpose(2, 0, 1), atol=1e-5)

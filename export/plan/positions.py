@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from export.onnx_graph import CONVOLUTIONS
+from export.graphs.surgery import CONVOLUTIONS
 
 _ALWAYS_FULL = ("GridSample", "RoiAlign", "NonMaxSuppression")
 """They read coordinates; TensorRT wants GridSample's two inputs of one type."""

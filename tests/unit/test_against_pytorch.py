@@ -8,9 +8,10 @@ import pytest
 import tiny
 import torch
 
-from export import graph, verify
 from export.detector import Detector
 from export.errors import ExportError
+from export.graphs import torch_export
+from export.verify import against_pytorch
 
 SIZE = (64, 96)
 HEADS = ("hm", "reg", "wh")
@@ -28,9 +29,9 @@ def noisy(network):
 def case():
     """A detector, its graph, and pictures."""
     detector = Detector(noisy(tiny.network("resdcn_18")), top_k=20).eval()
-    frames = verify.pictures(*SIZE)
-    model = graph.trace(
-        graph.fold_batch_norm(detector),
+    frames = against_pytorch.pictures(*SIZE)
+    model = torch_export.trace(
+        torch_export.fold_batch_norm(detector),
         torch.from_numpy(frames[:2]),
         input_name="frame",
         output_names=["boxes", "scores", "classes", *HEADS],
@@ -40,7 +41,7 @@ def case():
 
 def test_rounding_of_the_network_itself_is_no_mistake(case):
     detector, model, frames = case
-    differences = verify.compare(model, detector, frames, HEADS)
+    differences = against_pytorch.compare(model, detector, frames, HEADS)
     deviation = detector(torch.from_numpy(frames))[3].std().item()
     assert differences["hm"] > 5e-3 * deviation, "nothing to forgive"
     assert differences["wh"] < 1e-4
@@ -49,10 +50,10 @@ def test_rounding_of_the_network_itself_is_no_mistake(case):
 def test_float64_is_computed_only_where_it_is_needed(case, monkeypatch):
     _, model, frames = case
     precise = []
-    monkeypatch.setattr(verify, "deepcopy", lambda module: precise.append(1) or deepcopy(module))
-    verify.compare(model, case[0], frames, ("reg", "wh"))
+    monkeypatch.setattr(against_pytorch, "deepcopy", lambda module: precise.append(1) or deepcopy(module))
+    against_pytorch.compare(model, case[0], frames, ("reg", "wh"))
     assert not precise
-    verify.compare(model, case[0], frames, HEADS)
+    against_pytorch.compare(model, case[0], frames, HEADS)
     assert len(precise) <= 2  # one picture for each batch
 
 
@@ -111,7 +112,7 @@ def test_a_wrong_graph_of_a_noisy_network_is_refused(case, fault, message):
     fault(wrong)
     assert wrong != model
     with pytest.raises(ExportError, match=message) as error:
-        verify.compare(wrong, detector, frames, HEADS)
+        against_pytorch.compare(wrong, detector, frames, HEADS)
     assert "\n" not in str(error.value)
 
 
@@ -124,7 +125,7 @@ def test_values_that_grow_beyond_float32_are_named(case):
     with pytest.raises(
         ExportError, match=r"network\.deconv_layers\.0\.conv_offset_mask gives values that are"
     ):
-        verify.compare(case[1], detector, case[2], HEADS)
+        against_pytorch.compare(case[1], detector, case[2], HEADS)
 
 
 def heads(noise, *, seed):
@@ -137,7 +138,7 @@ TRUTH = heads(1, seed=0)
 @pytest.mark.parametrize("noise", [1e-6, 1e-3, 1e-2, 5e-2])
 def test_as_far_as_pytorch_is_right(noise):
     expected, found = (TRUTH + heads(noise, seed=seed) for seed in (1, 2))
-    verify._compare_head("hm", found, expected, lambda index: {"hm": TRUTH[index : index + 1]})
+    against_pytorch._compare_head("hm", found, expected, lambda index: {"hm": TRUTH[index : index + 1]})
 
 
 @pytest.mark.parametrize("noise", [1e-6, 1e-3, 1e-2, 5e-2])
@@ -155,17 +156,19 @@ def test_farther_than_pytorch_is_wrong(noise, fault):
     else:
         found = found[..., 1:]
     with pytest.raises(ExportError, match="check of batch 2: ONNX Runtime's hm"):
-        verify._compare_head("hm", found, expected, lambda index: {"hm": TRUTH[index : index + 1]})
+        against_pytorch._compare_head("hm", found, expected, lambda index: {"hm": TRUTH[index : index + 1]})
 
 
 def test_where_rounding_hides_everything():
     """A network whose float32 is as good as random is not called right."""
     expected = TRUTH + heads(0.5, seed=1)
     with pytest.raises(ExportError, match="rounding hides any mistake"):
-        verify._compare_head("hm", expected + 1, expected, lambda index: {"hm": TRUTH[index : index + 1]})
+        against_pytorch._compare_head(
+            "hm", expected + 1, expected, lambda index: {"hm": TRUTH[index : index + 1]}
+        )
 
 
 def test_values_beyond_float32_are_named():
     expected = np.full((1, 1, 2, 2), np.inf, np.float32)
     with pytest.raises(ExportError, match="PyTorch's hm has values that are not finite"):
-        verify._compare_head("hm", expected, expected, lambda index: {})
+        against_pytorch._compare_head("hm", expected, expected, lambda index: {})

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 from centernet_image.picture_tensor import PictureTensor
 
-from export.model_tensors import ModelTensor, ModelTensors
-from export.plan_description import Profiles
+from export.plan.provenance import Profiles
+from export.repository.model_tensors import ModelTensor, ModelTensors
 
 MARK = "# Written by export.to_repository"
 IMAGE = ModelTensor("image", "STRING", ("batch", 1))

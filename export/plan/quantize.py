@@ -16,8 +16,8 @@ import onnx_graphsurgeon as gs
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator
 
-from export import positions
-from export.precision import CONVOLUTIONS, MIN_SCALE, PrecisionError, export_typed, import_typed
+from export.plan import positions
+from export.plan.precision import CONVOLUTIONS, MIN_SCALE, PrecisionError, export_typed, import_typed
 
 GROUPS = ("stem", "backbone", "offsets", "heads", "outputs", "deformable", "upsampling")
 """Groups of convolutions; see `layer_groups`."""

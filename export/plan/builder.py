@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from export.errors import ExportError
-from export.foreign_nodes import unknown_nodes
-from export.plan_description import Profiles
+from export.graphs.foreign_nodes import unknown_nodes
+from export.plan.provenance import Profiles
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RTX = ROOT / ".toolchain" / "rtx"
 PLUGIN = "DCNv2"
 
@@ -135,7 +135,7 @@ def build(
     Args:
         trt: from `load_tensorrt`.
         model: with DCNv2 nodes.
-        shapes: from `plan_shapes.profiles`.
+        shapes: from `profiles.profiles`.
         tf32: lets FP32 convolutions round their inputs to TF32.
         target: compute capability to build for ("SM86"); TensorRT-RTX only.
         timing_cache: what an earlier build measured, empty for none yet.

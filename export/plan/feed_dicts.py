@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from centernet_image import ImageError, decode, warp
+from centernet_image import ImageError, contract, decode, warp
 from centernet_image.picture_tensor import PictureTensor
 
-from export import contract, description
+from export import description
 from export.errors import UsageError
-from export.plan_shapes import inputs_of
+from export.plan.profiles import inputs_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 ENOUGH = 8

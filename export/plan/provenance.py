@@ -11,29 +11,9 @@ from typing import Any
 from export.errors import ExportError
 from export.files import sha256_of_all
 
-BUILDER = (
-    *(
-        "to_plan",
-        "plan_engine",
-        "plan_feeds",
-        "plan_network",
-        "plan_shapes",
-        "precision",
-        "quantize",
-        "rewrite",
-    ),
-    *(
-        "array_feeds",
-        "calibration",
-        "casts",
-        "fold",
-        "foreign_nodes",
-        "onnx_graph",
-        "positions",
-        "standard_nodes",
-    ),
-)
-"""Modules that decide what is in a plan."""
+EXPORT = Path(__file__).resolve().parents[1]
+BUILDER = ("to_plan.py", "plan/*.py", "graphs/*.py")
+"""Files that decide what is in a plan."""
 
 Profiles = dict[str, dict[str, list[int]]]
 """Input name -> min, opt, max -> shape."""
@@ -44,7 +24,7 @@ _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attrib
 @cache
 def builder_sha256() -> str:
     """Of this project's code that decides what is in a plan: a plan of other code is built again."""
-    return sha256_of_all(Path(__file__).with_name(f"{name}.py") for name in BUILDER)
+    return sha256_of_all(sorted(path for pattern in BUILDER for path in EXPORT.glob(pattern)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-BACKENDS = Path(__file__).resolve().parent
+BACKENDS = Path(__file__).resolve().parents[1] / "backends"
 
 
 def main() -> None:

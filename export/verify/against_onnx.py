@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import onnx
 import onnxruntime
+from centernet_image import contract
 from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from polygraphy.logger import G_LOGGER
 
-from export import contract, detections
+from export.verify import peaks
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -112,7 +113,7 @@ def with_heads(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a detector of ours with its raw heads among the outputs; any other model as it is."""
     produced = {name for node in model.graph.node for name in node.output}
     outputs = {output.name for output in model.graph.output}
-    if not {*detections.OUTPUTS, detections.HEAT, detections.SIZE} <= produced:
+    if not {*peaks.OUTPUTS, peaks.HEAT, peaks.SIZE} <= produced:
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -164,8 +165,8 @@ def compare_outputs(
     differences = []
     # Heads may be there for the detections' sake alone.
     names = [name for name in expected if name in actual or name not in contract.HEADS]
-    if set(detections.OUTPUTS) <= set(names):
-        names = [name for name in names if name not in detections.OUTPUTS]
+    if set(peaks.OUTPUTS) <= set(names):
+        names = [name for name in names if name not in peaks.OUTPUTS]
         agreement = _agreement(expected, actual, tolerance)
         allowed = tolerance.unmatched
         if rounded is not None:
@@ -196,15 +197,15 @@ def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
     return float(np.linalg.norm(wanted - found)) / max(float(np.linalg.norm(wanted)), 1e-6)
 
 
-def _agreement(expected: Outputs, actual: Outputs, tolerance: Tolerance) -> detections.Agreement:
-    if {detections.HEAT, detections.SIZE} <= set(expected):
-        return detections.compare(actual, expected, score=tolerance.score, box_px=tolerance.box_px)
+def _agreement(expected: Outputs, actual: Outputs, tolerance: Tolerance) -> peaks.Agreement:
+    if {peaks.HEAT, peaks.SIZE} <= set(expected):
+        return peaks.compare(actual, expected, score=tolerance.score, box_px=tolerance.box_px)
     return compare_sets(expected, actual, tolerance)
 
 
 def compare_sets(
     expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], tolerance: Tolerance
-) -> detections.Agreement:
+) -> peaks.Agreement:
     """Matches each expected detection with an actual one of its class, whatever their order.
 
     Scores that are nearly equal change places, and the last of the K may be another one: a detection within
@@ -217,7 +218,7 @@ def compare_sets(
     """
     wanted = matched = 0
     worst_score = worst_box = 0.0
-    arrays = [outputs[name] for outputs in (expected, actual) for name in detections.OUTPUTS]
+    arrays = [outputs[name] for outputs in (expected, actual) for name in peaks.OUTPUTS]
     for boxes, scores, classes, other_boxes, other_scores, other_classes in zip(*arrays, strict=True):
         score_gap = np.abs(scores[:, None] - other_scores[None])
         box_gap = np.abs(boxes[:, None] - other_boxes[None]).max(axis=-1)
@@ -239,4 +240,4 @@ def compare_sets(
             worst_score = max(worst_score, float(score_gap[row, best]))
             worst_box = max(worst_box, float(box_gap[row, best]))
     unmatched = 1 - matched / wanted if wanted else 0.0
-    return detections.Agreement(score=worst_score, box_px=worst_box, unmatched=unmatched, compared=wanted)
+    return peaks.Agreement(score=worst_score, box_px=worst_box, unmatched=unmatched, compared=wanted)

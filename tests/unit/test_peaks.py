@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from export import detections
 from export.detector import Decode
+from export.verify import peaks
 
 CLASSES, SIZE, TOP_K = 5, (24, 32), 40
 FP32 = {"score": 1e-3, "box_px": 0.1}
@@ -29,7 +29,7 @@ def make_heads(*, pictures=3, wh=2, reg=True, gain=1.0, seed=0):
 def decode(heads):
     tensors = {name: torch.from_numpy(head) for name, head in heads.items()}
     outputs = Decode(TOP_K)(tensors["hm"], tensors["wh"], tensors.get("reg"))
-    return {name: output.numpy().copy() for name, output in zip(detections.OUTPUTS, outputs, strict=True)}
+    return {name: output.numpy().copy() for name, output in zip(peaks.OUTPUTS, outputs, strict=True)}
 
 
 def rounded(heads, relative, seed=1):
@@ -47,7 +47,7 @@ FORMS = [{}, {"wh": 2 * CLASSES}, {"reg": False}, {"gain": 100}, {"gain": 1e-4}]
 @pytest.mark.parametrize(("relative", "tolerance"), [(0, FP32), (1e-6, FP32), (2e-3, FP16)])
 def test_rounding_passes(form, relative, tolerance):
     heads = make_heads(**form)
-    agreement = detections.compare(decode(rounded(heads, relative)), heads, **tolerance)
+    agreement = peaks.compare(decode(rounded(heads, relative)), heads, **tolerance)
     assert agreement.unmatched == 0
     assert agreement.compared == 3 * TOP_K
     assert agreement.score <= tolerance["score"]
@@ -87,22 +87,22 @@ WRONG = ("cell", "classes", "no classes", "pictures", "one picture", "halved", "
 )
 def test_what_is_wrong_does_not_pass(what, tolerance):
     heads = make_heads()
-    agreement = detections.compare(spoil(decode(heads), heads, what), heads, **tolerance)
+    agreement = peaks.compare(spoil(decode(heads), heads, what), heads, **tolerance)
     assert agreement.unmatched > 0.2
 
 
 def test_saturated_heads_still_tell_boxes_and_classes_apart():
     heads = make_heads(gain=100)
     for what in ("cell", "classes", "pictures", "halved", "every second"):
-        agreement = detections.compare(spoil(decode(heads), heads, what), heads, **FP16)
+        agreement = peaks.compare(spoil(decode(heads), heads, what), heads, **FP16)
         assert agreement.unmatched > 0.2, what
 
 
 def test_weak_scores_are_left_alone_but_for_the_first():
     heads = make_heads()
     heads["hm"] -= 20
-    agreement = detections.compare(decode(heads), heads, **FP16)
+    agreement = peaks.compare(decode(heads), heads, **FP16)
     assert (agreement.compared, agreement.unmatched) == (3, 0)
     found = decode(heads)
     found["boxes"] += 100
-    assert detections.compare(found, heads, **FP16).unmatched == 1
+    assert peaks.compare(found, heads, **FP16).unmatched == 1
