@@ -20,6 +20,7 @@ from typing import Any
 
 import onnx
 from centernet_image import contract
+from centernet_image.description import Description
 from rich.console import Console
 from rich.progress import track
 
@@ -29,9 +30,10 @@ from benchmarks.triton_server import running
 from clients import coco, local
 from clients.errors import CenterNetError
 from clients.local import LocalDetector, Network
-from export import description, to_onnx
+from export import to_onnx
 from export.errors import ExportError
 from export.files import sha256, write_beside
+from export.graphs import onnx_files
 from export.plan import feed_dicts, precision, quantize
 from export.reference_detector import Reference
 
@@ -210,8 +212,8 @@ class Study:
         classes = self._description().classes
         return LocalDetector(network, classes=classes, frame_size=self._options.input_size)
 
-    def _description(self) -> description.Description:
-        return description.read(onnx.load(self._model("fp32")))
+    def _description(self) -> Description:
+        return onnx_files.description(onnx.load(self._model("fp32")))
 
     def _detect(self, detector: LocalDetector) -> list[dict[str, Any]]:
         category_id = coco.by_name(self._annotations)
@@ -253,7 +255,8 @@ class Study:
         names = [path.name for path in self.calibration]
         digest = hashlib.sha256(repr((names, self._options.input_size, self._pixels())).encode())
         sources = [
-            ROOT / "export" / name for name in ("detector.py", "graph.py", "precision.py", "quantize.py")
+            ROOT / "export" / name
+            for name in ("detector.py", "graphs/torch_export.py", "plan/precision.py", "plan/quantize.py")
         ]
         sources += sorted((ROOT / "export/networks").glob("*.py"))
         for path in (self._checkpoint, self._options.annotations, *sources):

@@ -16,7 +16,8 @@ from pathlib import Path
 import cv2
 import hostile_pictures
 import numpy as np
-from centernet_image import ImageError, decode
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import decode
 from pictures import encode
 
 Measured = tuple[float, float, str]

@@ -21,7 +21,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from centernet_image import NetworkDescription, contract, decode, warp
+from centernet_image import contract
+from centernet_image.decode import decode
+from centernet_image.description import Description
+from centernet_image.geometry import warp
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -250,7 +253,7 @@ def _benches(
 ) -> tuple[list[Bench], dict[str, Any]]:
     """A bench for each kind of request, while the stack is open, and what the report says of the network."""
     network_dir = repository / NETWORK / "1"
-    description = NetworkDescription.read(network_dir / "model.json")
+    description = Description.read(network_dir / "model.json")
     environment = {"LD_PRELOAD": str(options.plugin.resolve())} if options.plugin else {}
     server = (
         Server(options.url)
@@ -262,12 +265,12 @@ def _benches(
     works, variant = _works(client, network_dir, description, options)
     benches = []
     for name in options.requests:
-        perf_analyzer.write_input(folder / name, _inputs(REQUESTS[name], description.frame_size))
+        perf_analyzer.write_input(folder / name, _inputs(REQUESTS[name], description.input_size))
         bench = Bench(
             name, client=client, server=server, input_data=folder / name, work=works(name), options=options
         )
         benches.append(bench)
-    facts = {"arch": _facts(repository).get("arch"), "input_size": description.frame_size, "variant": variant}
+    facts = {"arch": _facts(repository).get("arch"), "input_size": description.input_size, "variant": variant}
     return benches, facts
 
 
@@ -283,12 +286,12 @@ def _inputs(request: Request, frame_size: tuple[int, int]) -> dict[str, bytes | 
 
 def _facts(repository: Path) -> dict[str, Any]:
     path = repository / NETWORK / "1" / "model.json"
-    NetworkDescription.read(path)
+    Description.read(path)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _works(
-    client: InferenceServerClient, folder: Path, description: NetworkDescription, options: argparse.Namespace
+    client: InferenceServerClient, folder: Path, description: Description, options: argparse.Namespace
 ) -> tuple[Callable[[str], Work | None], str]:
     """What each kind of request is compared with, and what the network runs on."""
     config = client.get_model_config(NETWORK).config
@@ -299,8 +302,8 @@ def _works(
             threads=int(settings.get("intra_op_thread_count", 0)),
             session={key: value for key, value in settings.items() if key.startswith("session.")},
         )
-        detector = LocalDetector(network, classes=description.classes, frame_size=description.frame_size)
-        return lambda name: _work(detector, REQUESTS[name], description.frame_size), "ONNX Runtime, CPU"
+        detector = LocalDetector(network, classes=description.classes, frame_size=description.input_size)
+        return lambda name: _work(detector, REQUESTS[name], description.input_size), "ONNX Runtime, CPU"
     if options.only_server:
         return lambda _: None, "TensorRT"
     try:

@@ -191,10 +191,10 @@ def _sweep(work: Work) -> None:
 def _check(work: Work) -> None:
     """Asks before anything starts whether there is somebody to ask."""
     if work.network:
-        from centernet_image import NetworkDescription
+        from centernet_image.description import Description
 
         try:
-            NetworkDescription.read(work.network.with_suffix(".json"))
+            Description.read(work.network.with_suffix(".json"))
         except (OSError, ValueError) as error:
             raise MisuseError(str(error)) from error
         return

@@ -360,7 +360,7 @@ class CenterNetClient:
 
 def _warp(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The network's frame, uint8 [1, H, W, 3], of pixels uint8 [height, width, 3]."""
-    from centernet_image import warp  # brings OpenCV, which encoded pictures do without
+    from centernet_image.geometry import warp  # brings OpenCV, which encoded pictures do without
 
     return warp(picture, size)[np.newaxis]
 

@@ -239,7 +239,8 @@ def coco_entries(annotations: Annotations | None, picture: Picture, detections: 
 
 
 def _draw(picture: Picture, detections: Detections) -> np.ndarray:
-    from centernet_image import ImageError, Limits, decode
+    from centernet_image.codecs.common import ImageError
+    from centernet_image.decode import Limits, decode
 
     from clients.drawing import draw, enlarged
 

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from centernet_image import ImageError, NetworkDescription, contract, decode, select, warp
+from centernet_image import contract
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import decode
+from centernet_image.description import Description
+from centernet_image.geometry import warp
+from centernet_image.selection import select
 
 from clients.detections import Detections
 from clients.errors import CenterNetError, SourceError
@@ -110,7 +115,7 @@ def of_file(path: Path, *, plugin: Path | None = None, gpu: bool = False) -> Loc
         export.errors.ExportError: TensorRT or its plugin is not here.
     """
     try:
-        description = NetworkDescription.read(path.with_suffix(".json"))
+        description = Description.read(path.with_suffix(".json"))
         if path.suffix == ".plan":
             from export.plan import builder
 
@@ -121,7 +126,7 @@ def of_file(path: Path, *, plugin: Path | None = None, gpu: bool = False) -> Loc
             network = onnxruntime_network(path, providers=[*providers, "CPUExecutionProvider"])
     except (OSError, ValueError, RuntimeError) as error:
         raise CenterNetError(f"cannot use {path}: {error}") from error
-    return LocalDetector(network, classes=description.classes, frame_size=description.frame_size)
+    return LocalDetector(network, classes=description.classes, frame_size=description.input_size)
 
 
 def onnxruntime_network(

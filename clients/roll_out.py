@@ -21,7 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from centernet_image import ImageError, NetworkDescription, contract, decode, warp
+from centernet_image import contract
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import decode
+from centernet_image.description import Description
+from centernet_image.geometry import warp
 from rich.console import Console
 
 from clients import options
@@ -155,16 +159,16 @@ class RollOut:
     async def _served(self) -> int:
         return max(int(version) for version in (await self._client.metadata(NETWORK))["versions"])
 
-    def _compatible(self, old: int) -> NetworkDescription:
+    def _compatible(self, old: int) -> Description:
         """The new network's description; requests that are under way while it changes must fit both."""
         try:
-            new = NetworkDescription.read(self._arguments.network.with_suffix(".json"))
-            served = NetworkDescription.read(self._repository / NETWORK / str(old) / "model.json")
+            new = Description.read(self._arguments.network.with_suffix(".json"))
+            served = Description.read(self._repository / NETWORK / str(old) / "model.json")
         except (OSError, ValueError) as error:
             raise MisuseError(str(error)) from error
         remedy = "start servers with it instead, one by one (deploy/README.md)"
-        if new.frame_size != served.frame_size:
-            sizes = ["{}x{}".format(*one.frame_size) for one in (new, served)]
+        if new.input_size != served.input_size:
+            sizes = ["{}x{}".format(*one.input_size) for one in (new, served)]
             raise MisuseError(f"found a frame of {sizes[0]}, the server has {sizes[1]}: {remedy}")
         if new.classes[: len(served.classes)] != served.classes:
             raise MisuseError(
@@ -213,17 +217,17 @@ class RollOut:
         async with asyncio.timeout(LOAD_S):
             await self._client.control(method, model)
 
-    async def _check_candidate(self, description: NetworkDescription) -> None:
+    async def _check_candidate(self, description: Description) -> None:
         """A batch of two: a picture, and pixels at random.
 
         Raises:
             CenterNetError: What it answers is no answer of a detector with this description.
         """
-        height, width = description.frame_size
+        height, width = description.input_size
         frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
         if self._picture is not None:
             try:
-                frames[0] = warp(decode(self._picture), description.frame_size)
+                frames[0] = warp(decode(self._picture), description.input_size)
             except ImageError as error:
                 raise CenterNetError(f"{self._arguments.picture}: {error}") from error
         result = await self._client.infer(CANDIDATE, {contract.FRAME: frames})
@@ -243,11 +247,11 @@ class RollOut:
         if self._picture is not None and scores[0].max() < contract.SCORE_THRESHOLD:
             raise CenterNetError(f"it finds nothing in {self._arguments.picture}")
 
-    async def _check_served(self, version: int, description: NetworkDescription) -> None:
+    async def _check_served(self, version: int, description: Description) -> None:
         """The same through the whole ensemble."""
         if (found := await self._served()) != version:
             raise CenterNetError(f"version {found} is served, expected {version}")
-        picture = np.zeros((*description.frame_size, 3), np.uint8) if self._picture is None else self._picture
+        picture = np.zeros((*description.input_size, 3), np.uint8) if self._picture is None else self._picture
         detections = await self._client.detect(picture)
         unknown = set(detections.labels) - set(description.classes)
         if unknown or (self._picture is not None and not len(detections)):

@@ -24,12 +24,12 @@ from centernet_image.contract import (
     TOP_K,
     Normalisation,
 )
+from centernet_image.description import Description
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from export import checkpoint, labels, normalisation
-from export.description import Description
 from export.detector import Detector, RawHeads
 from export.errors import ExportError, UsageError, run
 from export.files import write_together
@@ -107,12 +107,12 @@ def to_onnx(
     description = Description(
         arch=source.arch,
         form=form,
-        classes=names,
-        input_size=[height, width],
+        classes=tuple(names),
+        input_size=(height, width),
         top_k=top_k if form == "detector" else None,
         checkpoint_sha256=source.sha256,
-        mean=list(normalisation.mean),
-        std=list(normalisation.std),
+        mean=normalisation.mean,
+        std=normalisation.std,
     )
     onnx.helper.set_model_props(model, description.to_metadata())
 
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"  weights: {source.source or 'at the top'}; left out: {', '.join(source.left_out) or 'nothing'}"
         )
-    for name, indices in labels.repeated(result.description.classes).items():
+    for name, indices in labels.repeated(list(result.description.classes)).items():
         print(f"  warning: {name!r} is the name of classes {', '.join(map(str, indices))}")
     for name, difference in result.differences.items():
         reference = "PyTorch" if name in source.heads else "a decode of the same heads"

@@ -12,7 +12,7 @@ from types import ModuleType
 import onnx
 from rich.console import Console
 
-from export import description, errors
+from export import errors
 from export.files import sha256, write_beside, write_together
 from export.graphs import foreign_nodes, onnx_files
 from export.graphs.surgery import RewriteError
@@ -179,7 +179,7 @@ def _report(differences: list[against_onnx.Difference], console: Console) -> Non
 
 def _network_facts(model: onnx.ModelProto) -> dict[str, object]:
     try:
-        return asdict(description.read(model))
+        return asdict(onnx_files.description(model))
     except ValueError:  # not one of ours: there is nothing to say about it
         return {}
 

@@ -17,7 +17,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from centernet_image import ImageError, Limits, decode
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import Limits, decode
 from seed_pictures import seeds
 
 LIMITS = Limits(max_bytes=2**20, max_pixels=2**20, min_side=1)

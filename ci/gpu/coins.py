@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from centernet_image import boxes_to_image, warp
+from centernet_image.geometry import boxes_to_image, warp
 from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from skimage.data import coins
 

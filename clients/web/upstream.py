@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from centernet_image import Limits, contract
+from centernet_image import contract
+from centernet_image.decode import Limits
 from PIL import Image
 
 from clients.client import AsyncCenterNetClient

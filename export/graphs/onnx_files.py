@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 
 import onnx
+from centernet_image.description import Description
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from export.errors import UsageError
@@ -99,3 +100,12 @@ def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorPr
                 yield from (sparse.values, sparse.indices)
             for graph in (attribute.g, *attribute.graphs):
                 yield from _tensors_of_graph(graph)
+
+
+def description(model: onnx.ModelProto) -> Description:
+    """What `export.to_onnx` wrote of the network into the file's metadata.
+
+    Raises:
+        ValueError: A fact is missing; the text names it.
+    """
+    return Description.from_metadata({entry.key: entry.value for entry in model.metadata_props})

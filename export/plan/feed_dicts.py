@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from centernet_image import ImageError, contract, decode, warp
+from centernet_image import contract
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import decode
+from centernet_image.geometry import warp
 from centernet_image.picture_tensor import PictureTensor
 
-from export import description
 from export.errors import UsageError
+from export.graphs import onnx_files
 from export.plan.profiles import inputs_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -108,7 +111,7 @@ def from_pictures(
 
 def _normalisation(model: onnx.ModelProto) -> contract.Normalisation | None:
     try:
-        return description.read(model).normalisation
+        return onnx_files.description(model).normalisation
     except ValueError:  # not exported by this project, or edited
         return None
 

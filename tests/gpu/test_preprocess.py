@@ -9,7 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from centernet_image import Limits, decode, warp
+from centernet_image.decode import Limits, decode
+from centernet_image.geometry import warp
 from centernet_preprocessing import create
 from pictures import bomb, encode, picture
 from PIL import ExifTags, Image

@@ -6,7 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from centernet_image import NetworkDescription
+from centernet_image.description import Description
 from google.protobuf import text_format
 from servers import make_repository
 from tritonclient.grpc import model_config_pb2
@@ -164,6 +164,6 @@ def test_network_of_a_checkpoint_is_exported_once(tmp_path):
     written = onnx.stat().st_mtime_ns
     assert networks.export(checkpoint, tmp_path).stat().st_mtime_ns == written
     repository = networks.repository(onnx, tmp_path / "repository")
-    description = NetworkDescription.read(repository / "centernet_network/1/model.json")
+    description = Description.read(repository / "centernet_network/1/model.json")
     assert description.classes == ("coin",)
     assert (repository / "centernet_network/1/model.onnx").read_bytes() == onnx.read_bytes()

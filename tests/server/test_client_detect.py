@@ -13,7 +13,7 @@ import cv2
 import exported
 import numpy as np
 import pytest
-from centernet_image import decode
+from centernet_image.decode import decode
 from pictures import encode, picture
 from PIL import Image
 from protocols import PROTOCOLS

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from centernet_image import decode, warp
 from centernet_image.contract import COCO_CLASSES
+from centernet_image.decode import decode
+from centernet_image.geometry import warp
 from protocols import PROTOCOLS, images, infer
 
 pytestmark = pytest.mark.server

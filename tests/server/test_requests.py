@@ -7,7 +7,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import tritonclient.grpc as grpc
-from centernet_image import NetworkDescription, contract, decode, select, warp
+from centernet_image import contract
+from centernet_image.decode import decode
+from centernet_image.description import Description
+from centernet_image.geometry import warp
+from centernet_image.selection import select
 from exported import SMALL_CLASSES, SMALL_SIZE
 from hostile_pictures import damaged_animation, many_scans
 from pictures import bomb, encode, picture
@@ -26,7 +30,7 @@ def expect(small_onnx):
     """What one process makes of encoded pictures, with the same model and code."""
     session = onnxruntime.InferenceSession(small_onnx)
     labels = np.array([name.encode() for name in SMALL_CLASSES], object)
-    assert NetworkDescription.read(small_onnx.with_suffix(".json")).frame_size == SMALL_SIZE
+    assert Description.read(small_onnx.with_suffix(".json")).input_size == SMALL_SIZE
 
     def expect(pictures, threshold=contract.SCORE_THRESHOLD):
         decoded = [decode(data) for data in pictures]

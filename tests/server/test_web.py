@@ -16,7 +16,7 @@ import exported
 import numpy as np
 import pytest
 import skimage.data
-from centernet_image import Limits
+from centernet_image.decode import Limits
 from gateway import Gateway, form, running
 from network import Network
 from pictures import bomb, encode, picture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from centernet_image import decode
+from centernet_image.decode import decode
 from pictures import encode, picture
 from PIL import Image
 

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from centernet_image import Limits, contract
+from centernet_image import contract
+from centernet_image.decode import Limits
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 

@@ -5,7 +5,8 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from centernet_image import ImageError, Limits, decode
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import Limits, decode
 from pictures import bomb, encode, picture
 from PIL import ExifTags, Image, ImageOps
 from seed_pictures import HEIGHT, WIDTH, seeds, text_pnm

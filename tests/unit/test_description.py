@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from centernet_image import ServedNetwork
+from centernet_image.description import ServedNetwork
 
 NAMES = {1: ["ant"], 2: ["硬币"], 10: ["coin"]}
 
@@ -88,7 +88,7 @@ def test_a_description_is_read_again_when_it_changes(tmp_path, monkeypatch):
     write(tmp_path, 1, names=["bee", "wasp"], size=(128, 32))
     after = served.description()
     assert after.classes == ("bee", "wasp")
-    assert after.frame_size == (128, 32)
+    assert after.input_size == (128, 32)
 
 
 def test_a_version_without_description_has_none_of_anothers(tmp_path):

@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from centernet_image import boxes_to_frame, boxes_to_image, frame_transform, warp
+from centernet_image.geometry import boxes_to_frame, boxes_to_image, frame_transform, warp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import dcnv2, engine
-from export import to_onnx, to_plan
+from export import to_onnx
+from export.plan import command_line
 
 pytestmark = pytest.mark.wide
 
@@ -58,7 +59,7 @@ def test_what_is_required_comes_first(gpu_run):
 def test_programs_know_the_options(gpu_run):
     parsers = {
         "export.to_onnx": to_onnx._parser().parse_args,
-        "export.to_plan": to_plan._parse,
+        "export.to_plan": command_line.parse,
         "benchmarks.engine": engine._parser().parse_args,
         "benchmarks.dcnv2": dcnv2._parser().parse_args,
     }

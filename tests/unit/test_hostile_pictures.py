@@ -7,10 +7,11 @@ import fuzz_pictures
 import hostile_pictures
 import numpy as np
 import pytest
-from centernet_image import ImageError, decode
 from centernet_image.codecs import gif, jpeg, webp
 from centernet_image.codecs import png as png_codec
 from centernet_image.codecs import tiff as tiff_codec
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import decode
 from pictures import encode
 from seed_pictures import HEIGHT, WIDTH, png, seeds, tiff
 

@@ -7,13 +7,15 @@ import pytest
 import reference
 import tiny
 import torch
-from centernet_image import boxes_to_image, decode, warp
 from centernet_image.contract import COCO, NORMALISATIONS, Normalisation
+from centernet_image.decode import decode
+from centernet_image.geometry import boxes_to_image, warp
 from exported import export
 
-from export import checkpoint, description, normalisation, to_onnx
+from export import checkpoint, normalisation, to_onnx
 from export.detector import Detector, Normalise
 from export.errors import UsageError
+from export.graphs import onnx_files
 from export.plan import feed_dicts
 from export.verify import against_pytorch
 
@@ -83,9 +85,9 @@ def exported(tmp_path_factory):
 
 def test_it_is_kept_in_graph_and_description(exported):
     model = onnx.load(exported / "detector.onnx")
-    assert description.read(model).normalisation == OWN
+    assert onnx_files.description(model).normalisation == OWN
     heads = onnx.load(exported / "heads.onnx")
-    assert description.read(heads).normalisation == OWN
+    assert onnx_files.description(heads).normalisation == OWN
     frames = against_pytorch.pictures(64, 96)
     # Raw heads of pictures that were normalised by the formula are those that the detector sees.
     output = onnx.helper.make_tensor_value_info("hm", onnx.TensorProto.FLOAT, None)
@@ -111,7 +113,7 @@ def test_a_file_from_before_it_was_kept(exported):
     model = onnx.load(exported / "detector.onnx")
     for entry in [entry for entry in model.metadata_props if entry.key in ("mean", "std")]:
         model.metadata_props.remove(entry)
-    assert description.read(model).normalisation == COCO
+    assert onnx_files.description(model).normalisation == COCO
 
 
 def run(model, feeds, outputs):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from centernet_image import frame_transform, select
+from centernet_image.geometry import frame_transform
+from centernet_image.selection import select
 
 LABELS = np.array([b"cat", b"dog", b"caf\xc3\xa9"], object)
 

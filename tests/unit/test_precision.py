@@ -343,10 +343,10 @@ def test_every_form_survives_the_plugin_rewrite(detector, int8):
 
 def test_what_the_int8_kernel_cannot_run_stays_as_it_is(int8):
     """Its samples have no room for masks beyond 1."""
-    torch_export = rewrite.import_graph(int8)
-    for node in [node for node in torch_export.nodes if node.op == "DeformConv"]:
+    graph = rewrite.import_graph(int8)
+    for node in [node for node in graph.nodes if node.op == "DeformConv"]:
         node.inputs[4].inputs[0].op = "Exp"
-    fused = rewrite.to_dcnv2(rewrite.export_graph(torch_export, int8))
+    fused = rewrite.to_dcnv2(rewrite.export_graph(graph, int8))
     nodes = [node for node in fused.graph.node if node.op_type == "DCNv2"]
     assert len(nodes) == 3
     assert not any(attribute.name == "quantized" for node in nodes for attribute in node.attribute)

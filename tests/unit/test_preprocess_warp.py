@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from centernet_image import frame_transform
+from centernet_image.geometry import frame_transform
 from centernet_preprocessing.gpu.picture import PICTURE, describe
 from pictures import picture
 

@@ -17,11 +17,11 @@ import reference
 import tiny
 import torch
 from centernet_image.contract import COCO_CLASSES, HEADS
+from centernet_image.description import Description
 
-from export import checkpoint, description, errors, to_onnx
-from export.description import Description
+from export import checkpoint, errors, to_onnx
 from export.errors import ExportError, UsageError
-from export.graphs import torch_export
+from export.graphs import onnx_files, torch_export
 from export.graphs.rewrite import to_deform_conv
 from export.networks import ARCHITECTURES
 from export.verify import against_pytorch
@@ -103,11 +103,11 @@ def test_every_architecture_form_and_node(exported, arch, form, dcn_op):
     assert "BatchNormalization" not in operators
     assert {entry.domain: entry.version for entry in model.opset_import}[""] >= 19
     assert_no_dead_nodes(model.graph)
-    assert description.read(model) == Description(
+    assert onnx_files.description(model) == Description(
         arch=arch,
         form=form,
-        classes=["class 0", "class 1", "class 2"],
-        input_size=list(SIZE),
+        classes=("class 0", "class 1", "class 2"),
+        input_size=SIZE,
         top_k=20 if form == "detector" else None,
         checkpoint_sha256="0" * 64,
     )
@@ -127,11 +127,11 @@ def test_every_architecture_form_and_node(exported, arch, form, dcn_op):
 
 
 def assert_no_dead_nodes(graph):
-    needed = {value.name for value in torch_export.output}
-    for node in reversed(torch_export.node):
+    needed = {value.name for value in graph.output}
+    for node in reversed(graph.node):
         assert needed & set(node.output), f"dead node {node.name}"
         needed |= set(node.input)
-    assert {tensor.name for tensor in torch_export.initializer} <= needed
+    assert {tensor.name for tensor in graph.initializer} <= needed
 
 
 def test_dcnv2_nodes_are_the_seeds(exported):
@@ -191,7 +191,7 @@ def test_detections_of_the_original(shared, tmp_path):
     path = reference.write_checkpoint(shared, "resdcn_18", tmp_path / "x.pth")
     result = to_onnx.to_onnx(checkpoint.load(path), input_size=(128, 128))
     assert max(result.differences.values()) < 1e-3
-    assert result.description.classes == list(COCO_CLASSES)
+    assert result.description.classes == COCO_CLASSES
 
 
 def test_command_line(tmp_path, capsys):
@@ -212,7 +212,9 @@ def test_command_line(tmp_path, capsys):
         "mean": [0.408, 0.447, 0.470],
         "std": [0.289, 0.274, 0.278],
     }
-    assert description.read(model) == Description(**facts, checkpoint_sha256=checkpoint.load(source).sha256)
+    assert onnx_files.description(model) == Description.of(
+        facts | {"checkpoint_sha256": checkpoint.load(source).sha256}
+    )
     assert [output.name for output in model.graph.output] == ["boxes", "scores", "classes"]
     printed = capsys.readouterr()
     assert "hm: at most" in printed.out

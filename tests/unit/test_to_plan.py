@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from centernet_image.description import Description
 from onnx import TensorProto, helper
 from polygraphy.backend.onnxrt import OnnxrtRunner
 
-from export import description, to_plan
+from export import to_plan
 from export.errors import ExportError, UsageError
 from export.files import sha256
 from export.plan import feed_dicts
@@ -345,7 +346,9 @@ def test_pictures_are_fed_as_the_server_feeds_them(tmp_path):
     raw = model_of("n", 3, 64, 96, name="input", dtype=TensorProto.FLOAT)
     with pytest.raises(UsageError, match="that this project did not export: say what they want"):
         next(feed_dicts.from_pictures(raw, paths))
-    own = description.Description("toy", "heads", ["a"], [64, 96], None, "0" * 64)
+    own = Description(
+        arch="toy", form="heads", classes=("a",), input_size=(64, 96), top_k=None, checkpoint_sha256="0" * 64
+    )
     helper.set_model_props(raw, own.to_metadata())
     feed = list(feed_dicts.from_pictures(raw, paths))[1]["input"]
     assert feed.dtype == np.float32

@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from centernet_image import ImageError, Limits, decode, readiness
+from centernet_image import readiness
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import Limits, decode
 from centernet_image.picture_tensor import PictureTensor
 
 

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from centernet_image import ServedNetwork, readiness, select
+from centernet_image import readiness
+from centernet_image.contract import MODELS
+from centernet_image.description import ServedNetwork
+from centernet_image.selection import select
 
-INPUTS = ("boxes", "scores", "classes", "image_size")
-OUTPUTS = ("num_detections", "detection_boxes", "detection_scores", "detection_classes", "detection_labels")
+INPUTS, OUTPUTS = ([tensor.name for tensor in tensors] for tensors in MODELS["centernet_postprocess"])
 
 
 class TritonPythonModel:
@@ -78,7 +80,7 @@ class TritonPythonModel:
             scores,
             classes,
             image_sizes=image_sizes,
-            frame_size=self.description.frame_size,
+            frame_size=self.description.input_size,
             thresholds=thresholds,
             labels=self.labels,
         )

@@ -4,7 +4,10 @@ import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from centernet_image import ImageError, Limits, ServedNetwork, readiness
+from centernet_image import readiness
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import Limits
+from centernet_image.description import ServedNetwork
 from centernet_preprocessing import create
 
 
@@ -16,12 +19,12 @@ class TritonPythonModel:
         self.network = ServedNetwork(args, pb_utils.is_model_ready)
         self.args = args
         self.preprocessor = None
-        self._take(self.network.at_start.frame_size)
+        self._take(self.network.at_start.input_size)
 
     def execute(self, requests):
         """Answers each request with its frames, or with the first error among its own pictures."""
         try:
-            self._take(self.network.description().frame_size)
+            self._take(self.network.description().input_size)
         except (OSError, ValueError) as error:
             failure = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
             return [pb_utils.InferenceResponse(error=failure) for _ in requests]

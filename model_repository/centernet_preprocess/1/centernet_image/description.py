@@ -2,30 +2,44 @@
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from centernet_image.contract import COCO, Normalisation
 
 NETWORK = "centernet_network"
+TEXTS = ("arch", "form", "checkpoint_sha256")
 
 
-@dataclass(frozen=True)
-class NetworkDescription:
-    """The facts about a network that its neighbours need.
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """Facts about an exported network: in the ONNX file's metadata, and in `model.json` beside it.
 
     Attributes:
         classes: Names, in the order of the network's class indices.
-        frame_size: Height and width of the frame, pixels.
-        top_k: Detections per picture.
+        input_size: Height and width of the frame, pixels.
+        top_k: Detections per picture; None if the network answers raw heads.
+        arch: The architecture's name.
+        form: "detector" or "heads".
+        checkpoint_sha256: Of the file that it was exported from.
+        mean: Normalisation's, by channel.
+        std: Normalisation's, by channel.
     """
 
     classes: tuple[str, ...]
-    frame_size: tuple[int, int]
-    top_k: int
+    input_size: tuple[int, int]
+    top_k: int | None
+    arch: str = ""
+    form: str = "detector"
+    checkpoint_sha256: str = ""
+    mean: tuple[float, ...] = COCO.mean
+    std: tuple[float, ...] = COCO.std
 
     @classmethod
-    def read(cls, path: Path) -> "NetworkDescription":
-        """Reads the description that `export.to_onnx` or `export.to_plan` wrote.
+    def read(cls, path: Path) -> "Description":
+        """Reads the description of a detector, which `export.to_onnx` or `export.to_plan` wrote.
 
         Raises:
             FileNotFoundError: There is none; the text says how to make it.
@@ -33,8 +47,7 @@ class NetworkDescription:
         """
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            height, width = facts["input_size"]
-            return cls(tuple(map(str, facts["classes"])), (int(height), int(width)), int(facts["top_k"]))
+            return cls.of(facts | {"top_k": int(facts["top_k"])})
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"no {path}: make the network first, for example "
@@ -45,6 +58,52 @@ class NetworkDescription:
                 f"{path} does not describe a detector, expected classes, input_size and top_k: "
                 f"{type(error).__name__} {error}; export the network again"
             ) from error
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Description":
+        """Of facts as JSON has them; others are left alone, and older files lack those with a default."""
+        height, width = facts["input_size"]
+        return cls(
+            classes=tuple(map(str, facts["classes"])),
+            input_size=(int(height), int(width)),
+            top_k=facts["top_k"],
+            arch=str(facts.get("arch", "")),
+            form=str(facts.get("form", "detector")),
+            checkpoint_sha256=str(facts.get("checkpoint_sha256", "")),
+            mean=tuple(map(float, facts.get("mean", COCO.mean))),
+            std=tuple(map(float, facts.get("std", COCO.std))),
+        )
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "Description":
+        """The inverse of `to_metadata`.
+
+        Raises:
+            ValueError: A fact is missing; the text names it.
+        """
+        missing = [name for name in (*TEXTS, "classes", "input_size", "top_k") if name not in metadata]
+        if missing:
+            raise ValueError(
+                f"the ONNX file's metadata lacks {', '.join(missing)}: export it with export.to_onnx"
+            )
+        own = {each.name for each in fields(cls)} & metadata.keys()
+        return cls.of({name: metadata[name] if name in TEXTS else json.loads(metadata[name]) for name in own})
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What the network wants of its pixels."""
+        return Normalisation(self.mean, self.std)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Each fact as text: strings as they are, anything else as JSON."""
+        return {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in asdict(self).items()
+        }
+
+    def to_json(self, **further: Any) -> str:
+        """The text of the JSON file, with `further` facts behind."""
+        return json.dumps(asdict(self) | further, indent=1, ensure_ascii=False) + "\n"
 
 
 class ServedNetwork:
@@ -76,12 +135,12 @@ class ServedNetwork:
         self._folder = Path(args["model_repository"]).parent / NETWORK
         given = self.parameters.get("network_description")
         self._given = Path(given) if given else None
-        self._read: dict[Path, tuple[tuple[int, int], NetworkDescription]] = {}
+        self._read: dict[Path, tuple[tuple[int, int], Description]] = {}
         described = [version for version in self._versions() if self._path(version).is_file()]
         self._version = max(described or self._versions(), default=1)
         self.at_start = self._describe(self._version)
 
-    def description(self) -> NetworkDescription:
+    def description(self) -> Description:
         """Of the version that is served now.
 
         Raises:
@@ -108,15 +167,15 @@ class ServedNetwork:
             return []
         return sorted((int(name) for name in names if name.isdecimal() and name[0] != "0"), reverse=True)
 
-    def _describe(self, version: int) -> NetworkDescription:
+    def _describe(self, version: int) -> Description:
         path = self._path(version)
         try:
             status = path.stat()
         except OSError:
             if path in self._read:  # of a version that is being taken away
                 return self._read[path][1]
-            return NetworkDescription.read(path)
+            return Description.read(path)
         stamp = (status.st_mtime_ns, status.st_ino)
         if path not in self._read or self._read[path][0] != stamp:
-            self._read[path] = stamp, NetworkDescription.read(path)
+            self._read[path] = stamp, Description.read(path)
         return self._read[path][1]

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from centernet_image import Limits
+from centernet_image.decode import Limits
 
 GPU_PACKAGES = ("cupy", "cuda.pathfinder", "nvidia.nvimgcodec")
 

@@ -8,7 +8,9 @@ from contextlib import suppress
 
 import cv2
 import numpy as np
-from centernet_image import ImageError, Limits, decode, warp
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import Limits, decode
+from centernet_image.geometry import warp
 from PIL import Image
 
 from centernet_preprocessing import Prepared

@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 import numpy as np
-from centernet_image import frame_transform
+from centernet_image.geometry import frame_transform
 
 # As struct Picture in warp.cu.
 PICTURE = np.dtype(

@@ -8,7 +8,7 @@ from typing import Any
 import cupy
 import cupyx
 import numpy as np
-from centernet_image import Limits
+from centernet_image.decode import Limits
 from cuda.pathfinder import load_nvidia_dynamic_lib
 from nvidia import nvimgcodec
 
