@@ -211,6 +211,8 @@ def test_command_line(tmp_path, capsys):
         "top_k": 7,
         "mean": [0.408, 0.447, 0.470],
         "std": [0.289, 0.274, 0.278],
+        "task": "detect",
+        "fit": "whole",
     }
     assert onnx_files.description(model) == Description.of(
         facts | {"checkpoint_sha256": checkpoint.load(source).sha256}

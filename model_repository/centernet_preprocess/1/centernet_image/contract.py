@@ -78,6 +78,78 @@ MODELS: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {
 }
 """Inputs and outputs of each model of the repository."""
 
+FITS = ("whole", "width", "letterbox")
+"""How a picture is laid into the frame.
+
+whole: scaled to lie in the frame, centre on centre, black outside (CenterNet, CenterTrack).
+width: scaled to the frame's width, centre on centre; rows outside are lost (CenterNet's `ddd`).
+letterbox: resized by area, then padded with grey on both sides (FairMOT).
+"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a kind of network has beyond a detector, for the picture's `TOP_K` best peaks.
+
+    Attributes:
+        heads: Heads of a checkpoint by which the task is known, beyond `hm`.
+        inputs: Inputs of the network beyond `frame`.
+        peaks: Outputs of the network beyond `boxes`, `scores` and `classes`, in pixels of the frame.
+        requests: Inputs of the ensemble beyond `image`.
+        answers: Outputs of the ensemble beyond `DETECTIONS`, in pixels of the picture.
+        fit: Its own of `FITS`.
+    """
+
+    heads: tuple[str, ...] = ()
+    inputs: tuple[Tensor, ...] = ()
+    peaks: tuple[Tensor, ...] = ()
+    requests: tuple[Tensor, ...] = ()
+    answers: tuple[Tensor, ...] = ()
+    fit: str = "whole"
+
+
+TASKS = {
+    "detect": Task(),
+    "keypoints": Task(
+        heads=("hps",),
+        peaks=(Tensor("keypoints", "FP32", (-1, -1, 2)),),
+        answers=(Tensor("detection_keypoints", "FP32", (-1, -1, 2)),),
+    ),
+    "boxes3d": Task(
+        heads=("dep", "rot", "dim"),
+        # Of the centre; angles in radians, as the object is seen; height, width, length in metres.
+        peaks=(
+            Tensor("centers", "FP32", (-1, 2)),
+            Tensor("depths", "FP32", (-1,)),
+            Tensor("alphas", "FP32", (-1,)),
+            Tensor("dimensions", "FP32", (-1, 3)),
+        ),
+        # The projection from metres to pixels of the picture.
+        requests=(Tensor("camera", "FP32", (3, 4)),),
+        # The middle of the bottom, metres; turn around the vertical axis.
+        answers=(
+            Tensor("detection_locations", "FP32", (-1, 3)),
+            Tensor("detection_dimensions", "FP32", (-1, 3)),
+            Tensor("detection_rotations", "FP32", (-1,)),
+        ),
+        fit="width",
+    ),
+    "embeddings": Task(
+        heads=("id",),
+        peaks=(Tensor("embeddings", "FP32", (-1, -1)),),
+        answers=(Tensor("detection_embeddings", "FP32", (-1, -1)),),
+        fit="letterbox",
+    ),
+    "tracks": Task(
+        heads=("tracking",),
+        inputs=(Tensor("previous_frame", "UINT8", (-1, -1, 3)), Tensor("previous_heat", "FP32", (-1, -1))),
+        # From the centre in this frame back to that in the one before.
+        peaks=(Tensor("centers", "FP32", (-1, 2)), Tensor("displacements", "FP32", (-1, 2))),
+        answers=(Tensor("detection_tracks", "INT32", (-1,)),),
+    ),
+}
+"""By name; every network is one of them."""
+
 COCO_CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
     *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),

@@ -11,6 +11,7 @@ from centernet_image.contract import COCO, Normalisation
 
 NETWORK = "centernet_network"
 TEXTS = ("arch", "form", "checkpoint_sha256")
+TEXTS_OF_LATER_FILES = ("task", "fit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Description:
         checkpoint_sha256: Of the file that it was exported from.
         mean: Normalisation's, by channel.
         std: Normalisation's, by channel.
+        task: One of `contract.TASKS`.
+        fit: How pictures are laid into its frame: one of `contract.FITS`.
     """
 
     classes: tuple[str, ...]
@@ -36,6 +39,8 @@ class Description:
     checkpoint_sha256: str = ""
     mean: tuple[float, ...] = COCO.mean
     std: tuple[float, ...] = COCO.std
+    task: str = "detect"
+    fit: str = "whole"
 
     @classmethod
     def read(cls, path: Path) -> "Description":
@@ -72,6 +77,8 @@ class Description:
             checkpoint_sha256=str(facts.get("checkpoint_sha256", "")),
             mean=tuple(map(float, facts.get("mean", COCO.mean))),
             std=tuple(map(float, facts.get("std", COCO.std))),
+            task=str(facts.get("task", "detect")),
+            fit=str(facts.get("fit", "whole")),
         )
 
     @classmethod
@@ -87,7 +94,12 @@ class Description:
                 f"the ONNX file's metadata lacks {', '.join(missing)}: export it with export.to_onnx"
             )
         own = {each.name for each in fields(cls)} & metadata.keys()
-        return cls.of({name: metadata[name] if name in TEXTS else json.loads(metadata[name]) for name in own})
+        return cls.of(
+            {
+                name: metadata[name] if name in TEXTS + TEXTS_OF_LATER_FILES else json.loads(metadata[name])
+                for name in own
+            }
+        )
 
     @property
     def normalisation(self) -> Normalisation:
