@@ -48,7 +48,7 @@ int32_t testGenerated() {
   constexpr int32_t kEnough = 10;  // a kernel that fails does so in every second case
   std::mt19937 random(20261123);
   int32_t failures = 0;
-  int32_t splits[kMaxLogSplit + 1] = {};
+  int32_t splits[kMaxLogSplitK + 1] = {};
   for (int32_t index = 0; index < kCases && failures < kEnough; ++index) {
     const Case c = generate(random, index);
     const std::vector<double> truth = define(c);
@@ -59,12 +59,12 @@ int32_t testGenerated() {
     // Small shapes more often than large ones: a block of those takes long here.
     const int32_t number = index / 2;
     const int32_t shape = number % 4 == 0 ? 1 + number / 4 % 8 : (number % 2 == 0 ? 2 : 6);
-    int32_t log_split = index % 8 == 6 ? kMaxLogSplit : number % 3;
-    while (log_split > 0 && planTactic(tiled, kHostDevice, tacticNumber(shape, log_split)).blocks == 0) {
-      --log_split;
+    int32_t log_split_k = index % 8 == 6 ? kMaxLogSplitK : number % 3;
+    while (log_split_k > 0 && planTactic(tiled, kHostDevice, tacticNumber(shape, log_split_k)).blocks == 0) {
+      --log_split_k;
     }
-    ++splits[log_split];
-    const int32_t tactic = tacticNumber(shape, log_split);
+    ++splits[log_split_k];
+    const int32_t tactic = tacticNumber(shape, log_split_k);
     failures += !close("case", index, tactic, run(c, truth, tactic, number / 32 % 2 == 0), tileLimit(type));
   }
   std::printf("%d cases, %d of them on whole tiles, on tiles split by two %d, by four %d, by eight %d\n",
@@ -92,7 +92,7 @@ int32_t testInt8() {
     const int32_t number = index / 2;
     int32_t tactic =
         tacticNumber(number % 8 == 0 ? 1 + number / 8 % 8 : (number % 2 == 0 ? 2 : 6), number % 3);
-    while (splitOf(tactic) > 1 && planTactic(tiled, kHostDevice, tactic).blocks == 0) --tactic;
+    while (splitKOf(tactic) > 1 && planTactic(tiled, kHostDevice, tactic).blocks == 0) --tactic;
     for (const bool warpgroups : {false, true}) {
       // A weight that FP32 rounds the other way moves a sample by one, now and then.
       failures +=
