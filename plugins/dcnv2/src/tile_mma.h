@@ -6,8 +6,7 @@
 
 namespace dcnv2 {
 
-// Operand A are the weights, B the samples. With `kWarpgroups` a warpgroup (four warps, wgmma) takes the place of a
-// warp (mma.sync).
+// Operand A is the weights, B the samples. With `kWarpgroups`, "warp" here means a warpgroup: four warps, wgmma.
 template <class T, class Shape, bool kWarpgroups>
 class TileMma {
   static constexpr int32_t kM = Shape::kM;
@@ -33,8 +32,7 @@ class TileMma {
   }
 
  public:
-  // The last index: two neighbouring pixels at one channel, then at the channel eight further (PTX ISA, "Matrix
-  // fragments").
+  // [..][4] as in PTX's fragments: two neighbouring pixels of one output channel, and of the channel eight further.
   using Accumulators = typename T::Accumulator[kMmas][kWarpN / 8][4];
 
   struct BiasFragment {

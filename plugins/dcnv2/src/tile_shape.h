@@ -8,8 +8,8 @@
 
 namespace dcnv2 {
 
-// X(number, M, N, warps, blocks per multiprocessor that registers must leave room for). K and the stages: TileShape.
-// Numbers are never used again for another shape: plans and timing caches hold them.
+// X(number, M, N, warps, blocks that the registers of a multiprocessor must hold). K is 128 bytes: TileShape.
+// A number never gets another shape: plans and timing caches hold it.
 #define DCNV2_TILES(X)  \
   X(1, 64, 128, 8, 2)   \
   X(2, 64, 64, 4, 3)    \
@@ -20,9 +20,9 @@ namespace dcnv2 {
   X(7, 128, 256, 16, 1) \
   X(8, 256, 128, 16, 1)
 
-// A tactic, TensorRT's name for a choice of kernel, is the plain kernel or 16 * number of a block tile + log2(split-K).
+// A tactic is the plain kernel, or a block tile and a split-K: 16 * number + log2(split-K).
 constexpr int32_t kGeneric = 1;
-constexpr int32_t kMaxLogSplitK = 3;  // 8 blocks: the largest cluster that every GPU with clusters runs
+constexpr int32_t kMaxLogSplitK = 3;  // 8 blocks, the largest portable cluster
 constexpr int32_t tacticNumber(int32_t tile, int32_t log_split_k) { return 16 * tile + log_split_k; }
 constexpr int32_t tileOf(int32_t tactic) { return tactic / 16; }
 constexpr int32_t logSplitKOf(int32_t tactic) { return tactic % 16; }
@@ -32,13 +32,16 @@ constexpr int32_t splitKOf(int32_t tactic) { return 1 << logSplitKOf(tactic); }
 constexpr int32_t kTileTactics = (DCNV2_TILES(DCNV2_COUNT)) * (kMaxLogSplitK + 1);
 #undef DCNV2_COUNT
 
-// Shared memory of a block during the mainloop, and in the epilogue:
+// Shared memory of a block, in the mainloop:
 //
-//   |          stage 0          |          stage 1          |  sample table                    |
-//   | samples N x K | weights M x K | samples ... | weights | slot 0 | slot 1 | ...            |
-//     rows of 128 bytes, swizzled                             N byte offsets | N x 4 corner weights | 16 bytes
+//   | stage 0                   | stage 1                   | sample table          |
+//   | samples, N | weights, M   | samples, N | weights, M   | slot 0 | slot 1 | ... |
 //
-//   | accumulators, FP32, N x (M + 4)                       |
+//     rows of 128 bytes, swizzled     a slot: a sample of each pixel, as N byte offsets and N x 4 corner weights
+//
+// and in the epilogue:
+//
+//   | accumulators, FP32: N rows of M + 4   |
 template <class T, int32_t kTileM, int32_t kTileN, int32_t kWarps>
 struct TileShape {
   static constexpr int32_t kM = kTileM;
@@ -60,8 +63,7 @@ struct TileShape {
   static constexpr int32_t kAccumulatorPitch = kM + 4;                       // likewise
   static constexpr int64_t kAccumulatorBytes = INT64_C(4) * kN * kAccumulatorPitch;
 
-  // Of a 16-byte vector in a tile of 128-byte rows. ldmatrix reads it without bank conflicts; wgmma calls it the
-  // 128-byte swizzle.
+  // Where a 16-byte vector of a row lies: wgmma's 128-byte swizzle, which spares ldmatrix bank conflicts, too.
   static DCNV2_FN int32_t swizzle(int32_t row, int32_t vector) {
     return row * kRowBytes + ((vector ^ (row & 7)) << 4);
   }

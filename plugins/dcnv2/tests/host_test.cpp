@@ -1,5 +1,4 @@
-// The kernels' own source, run on the host over generated layers, against a loop that follows the definition
-// in FP64.
+// The kernels' own source, run on the host over generated layers, against a loop that follows the definition in FP64.
 #include "host.h"
 
 #include <cstdio>
@@ -58,17 +57,17 @@ int32_t testGenerated() {
     if (!tileRuns(tiled) || !tiled.weight_ohwi) continue;
     // Small shapes more often than large ones: a block of those takes long here.
     const int32_t number = index / 2;
-    const int32_t shape = number % 4 == 0 ? 1 + number / 4 % 8 : (number % 2 == 0 ? 2 : 6);
+    const int32_t tile = number % 4 == 0 ? 1 + number / 4 % 8 : (number % 2 == 0 ? 2 : 6);
     int32_t log_split_k = index % 8 == 6 ? kMaxLogSplitK : number % 3;
-    while (log_split_k > 0 && planTactic(tiled, kHostDevice, tacticNumber(shape, log_split_k)).blocks == 0) {
+    while (log_split_k > 0 && planTactic(tiled, kHostDevice, tacticNumber(tile, log_split_k)).blocks == 0) {
       --log_split_k;
     }
     ++splits[log_split_k];
-    const int32_t tactic = tacticNumber(shape, log_split_k);
+    const int32_t tactic = tacticNumber(tile, log_split_k);
     failures += !close("case", index, tactic, run(c, truth, tactic, number / 32 % 2 == 0), tileLimit(type));
   }
-  std::printf("%d cases, %d of them on whole tiles, on tiles split by two %d, by four %d, by eight %d\n",
-              kCases, splits[0], splits[1], splits[2], splits[3]);
+  std::printf("%d cases, %d of them on tiles without split-K, split-K 2: %d, 4: %d, 8: %d\n", kCases,
+              splits[0], splits[1], splits[2], splits[3]);
   for (const int32_t count : splits) failures += count < 10;
   return failures;
 }
