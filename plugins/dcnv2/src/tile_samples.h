@@ -1,7 +1,6 @@
 // The sample table in a block's shared memory: where each sample lies in the image, and the weights of its corners.
 #pragma once
 
-#include "blend.h"
 #include "sampling.h"
 #include "tile_iterator.h"
 
