@@ -114,6 +114,11 @@ class Api:
                 yield Kind(one["kind"], prefix, one["name"], one["namespaced"], tuple(one["verbs"]))
 
 
+def say(text: str) -> None:
+    """A line of what ci/kubernetes prints."""
+    print(f"\n    {text}", end=" ", flush=True)
+
+
 def wait_for(found: Callable[[], Found], what: str, *, timeout_s: float = 60) -> Found:
     """Returns the first true answer; fails after `timeout_s`, which only a fault takes."""
     end = time.monotonic() + timeout_s

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import cluster as control_plane
 import pytest
 import yaml
-from api import wait_for
+from api import say, wait_for
 from cluster import BIN, DEFINITIONS, Cluster
 from node import Containers, Node, Pretended
 from release import Release
@@ -27,6 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         # Of the set of values that names it.
         nvidia = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}}
         running.api.create({**nvidia, "handler": "nvidia"})
+        say(f"Kubernetes {running.api.get('/version')['gitVersion']} without a kubelet")
         yield running
 
 

@@ -92,9 +92,12 @@ def _serving(answer: Answer, certificate: Path | None = None) -> Iterator[int]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             url = urllib.parse.urlsplit(self.path)
-            found = answer(url.path, dict(urllib.parse.parse_qsl(url.query)))
+            found = answer(urllib.parse.unquote(url.path), dict(urllib.parse.parse_qsl(url.query)))
+            if found is None:
+                self.send_error(404)
+                return
             content = json.dumps(found).encode()
-            self.send_response(404 if found is None else 200)
+            self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

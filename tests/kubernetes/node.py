@@ -136,7 +136,7 @@ class Node:
                 try:
                     self._keep_pod(pod)
                 except RefusedError as error:
-                    if error.status != 404:  # gone meanwhile
+                    if error.status not in (404, 409):  # gone or changed meanwhile
                         raise
 
     def _keep_pod(self, pod: Object) -> None:

@@ -7,14 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import chart
 import exported
 import prometheus
 import pytest
+import yaml
+from api import say
 from cluster import ROOT
 from metrics import adapter, scrape_of
 from node import Tritons, is_ready
 from pictures import encode, picture
-from release import FULL
+from release import FULL, NAME
 from servers import make_repository
 
 from clients import CenterNetClient
@@ -58,9 +61,12 @@ def test_servers_come_with_the_queue_and_go_with_it(cluster, release, node, tmp_
             # Each of them takes its part.
             everywhere = set(addresses(release))
             release.wait_for(lambda: everywhere <= set(answered), "all servers answer")
+            # KEDA would see the sum of them.
+            (found,) = prometheus.ask(url, keda_query(release))
+            assert float(found["value"][1]) > 0.05
         timeline.wait_for(lambda: release.settled and release.server["spec"]["replicas"] == 1)
     assert timeline.peak_s > 0.05
-    print(f"{answered.total()} pictures by {len(answered)} servers, no error")
+    say(f"{answered.total()} pictures by {len(answered)} servers, no error")
 
 
 class Timeline:
@@ -76,7 +82,7 @@ class Timeline:
             self.peak_s = max(self.peak_s, queue)
             if now != self._before:
                 passed_s = time.monotonic() - self._begin
-                print(f"after {passed_s:4.0f} s: {now} servers, queue {queue * 1000:.0f} ms")
+                say(f"after {passed_s:4.0f} s: {now} servers, queue {queue * 1000:.0f} ms")
                 self._before = now
             return done()
 
@@ -91,6 +97,13 @@ def queue_s(release) -> float | None:
             text = metric["pods"]["current"]["averageValue"]
             return int(text[:-1]) / 1000 if text.endswith("m") else float(text)
     return None
+
+
+def keda_query(release) -> str:
+    """The chart's, from the alternative that is not installed here."""
+    options = ("--set=autoscaling.kind=keda", f"--namespace={release.namespace}", chart.KUBERNETES)
+    shown = chart.helm("template", NAME, chart.CHART, "--show-only=templates/autoscaling.yaml", *options)
+    return yaml.safe_load(shown.stdout)["spec"]["triggers"][0]["metadata"]["query"]
 
 
 def addresses(release) -> list[str]:

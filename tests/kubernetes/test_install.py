@@ -3,6 +3,7 @@
 import chart
 import pytest
 import yaml
+from api import say
 from cluster import ROOT
 from release import PLANS
 
@@ -23,7 +24,7 @@ def test_install(release, node, values):
             lambda name=service["metadata"]["name"]: reached(release, name), "its pods are reached"
         )
     kinds = sorted({thing["kind"] for thing in release.manifests})
-    print(f"{len(release.manifests)} objects, {len(release.pods)} servers: {', '.join(kinds)}")
+    say(f"{len(release.manifests)} objects, {len(release.pods)} servers: {', '.join(kinds)}")
     release.uninstall()
     release.wait_for(lambda: not release.objects, "nothing is left")
 
