@@ -92,6 +92,13 @@ class Tritons:
         serving.stop(self.servers.pop(pod["metadata"]["name"]).process, timeout_s=40)
 
 
+@dataclass
+class _Running:
+    pod: Object
+    address: str
+    reported: Object | None = None
+
+
 class Node:
     """The node and its pods, of all namespaces.
 
@@ -101,9 +108,8 @@ class Node:
     """
 
     def __init__(self, api: Api, name: str, gpus: int, containers: Containers) -> None:
-        self.containers = containers
-        self._api, self._name = api, name
-        self._running: dict[str, tuple[Object, str]] = {}
+        self._api, self._name, self._containers = api, name, containers
+        self._running: dict[str, _Running] = {}
         self._closed = threading.Event()
         self._register(gpus)
         self._thread = threading.Thread(target=self._keep)
@@ -113,8 +119,8 @@ class Node:
         """Ends all containers and takes the node away."""
         self._closed.set()
         self._thread.join()
-        for pod, _ in self._running.values():
-            self.containers.stop(pod)
+        for one in self._running.values():
+            self._containers.stop(one.pod)
         self._api.ask("DELETE", f"/api/v1/nodes/{self._name}")
 
     def _register(self, gpus: int) -> None:
@@ -144,16 +150,16 @@ class Node:
         path = f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
         if "deletionTimestamp" in pod["metadata"]:
             if uid in self._running:
-                self.containers.stop(self._running.pop(uid)[0])
+                self._containers.stop(self._running.pop(uid).pod)
             self._api.ask("DELETE", path, {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}})
             return
         if uid not in self._running:
-            self._running[uid] = pod, self.containers.start(pod)
-        status = _status(pod, self._running[uid][1], ready=self.containers.ready(pod))
-        if any(pod["status"].get(key) != status[key] for key in ("phase", "podIP")) or is_ready(
-            pod
-        ) != is_ready({"status": status}):
+            self._running[uid] = _Running(pod, self._containers.start(pod))
+        one = self._running[uid]
+        status = _status(pod, one.address, ready=self._containers.ready(pod))
+        if status != one.reported:
             self._report(path, status)
+            one.reported = status
 
     def _report(self, path: str, status: Object) -> None:
         self._api.ask("PATCH", f"{path}/status", {"status": status}, media=STATUS)

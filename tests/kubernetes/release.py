@@ -70,7 +70,7 @@ class Release:
         pods = self.list("api/v1", "pods", labelSelector="app.kubernetes.io/component=server")
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
-    def wait_for(self, found: Callable[[], Found], what: str, *, timeout_s: float = 60) -> Found:
+    def wait_for(self, found: Callable[[], Found], what: str, *, timeout_s: float = 120) -> Found:
         """As `api.wait_for`; a failure tells what Kubernetes complains of."""
         try:
             return wait_for(found, what, timeout_s=timeout_s)

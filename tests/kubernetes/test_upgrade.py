@@ -96,6 +96,7 @@ def test_autoscaler_keeps_its_number(release, node):
     release.cluster.api.merge(path, {"spec": {"replicas": 3}})
     release.wait_for(lambda: release.settled, "scaled")
     release.upgrade(scaled | {"image.tag": "next"})
+    assert release.server["spec"]["replicas"] == 3
     assert least_available(release, lambda: release.settled, "rolled over") == 3
 
 
@@ -104,9 +105,10 @@ def least_available(release, done, what):
     seen = []
 
     def look():
-        seen.append(release.server["status"].get("availableReplicas", 0))
-        assert release.server["status"]["replicas"] <= release.server["spec"]["replicas"] + 1
-        return done()
+        finished, server = done(), release.server
+        seen.append(server["status"].get("availableReplicas", 0))
+        assert server["status"]["replicas"] <= server["spec"]["replicas"] + 1
+        return finished
 
     release.wait_for(look, what)
     return min(seen)
