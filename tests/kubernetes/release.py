@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import chart
 import yaml
@@ -34,7 +35,7 @@ class Release:
         account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}}
         self.cluster.api.create(account, self.namespace)
 
-    def helm(self, command: str, *options: str) -> subprocess.CompletedProcess:
+    def helm(self, command: str, *options: str | Path) -> subprocess.CompletedProcess:
         where = (f"--namespace={self.namespace}", f"--kubeconfig={self.cluster.kubeconfig}")
         return chart.helm(*command.split(), NAME, *options, *where)
 
