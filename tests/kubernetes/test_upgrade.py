@@ -35,7 +35,7 @@ def test_upgrade(release, node):
     assert "at '/plan/precision'" in refused.stderr
     assert release.settled
     assert names(release) == before
-    # Only the API server knows that a claim never shrinks. Helm goes on with the rest, unless it is told not to.
+    # Only the API server knows that a claim never shrinks. Helm goes on with the rest without --atomic.
     wrong = ("--set=plan.cache.size=1Gi", f"--set=image.tag={broken}")
     refused = release.helm("upgrade", CHART, *wrong, "--atomic", "--timeout=3m")
     assert refused.returncode == 1
