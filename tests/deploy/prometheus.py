@@ -14,7 +14,7 @@ import pytest
 import yaml
 from chart import BIN
 
-from backends.serving import HOST, free_ports, stop
+from server.launcher import HOST, free_ports, stop
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import requests
 from api import Api, RefusedError, wait_for
 
-from backends.serving import HOST, free_ports, stop
+from server.launcher import HOST, free_ports, stop
 
 ROOT = Path(__file__).parents[2]
 BIN = ROOT / ".toolchain/kubernetes"

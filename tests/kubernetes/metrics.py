@@ -22,7 +22,7 @@ import yaml
 from api import Object
 from cluster import ROOT, Cluster
 
-from backends.serving import HOST
+from server.launcher import HOST
 
 GROUP = "custom.metrics.k8s.io"
 VERSION = f"{GROUP}/v1beta2"

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from api import Api, Object, RefusedError
 
-from backends import serving
+from server import launcher
 
 STATUS = "application/strategic-merge-patch+json"
 GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
@@ -60,7 +60,7 @@ class Tritons:
     """
 
     def __init__(self, repository: Path, folder: Path) -> None:
-        self.servers: dict[str, serving.Server] = {}
+        self.servers: dict[str, launcher.Server] = {}
         self._repository, self._folder = repository, folder
         # Another run on this machine has other ones.
         network = f"127.{1 + secrets.randbelow(254)}.{secrets.randbelow(256)}"
@@ -70,11 +70,11 @@ class Tritons:
         address, container = next(self._addresses), _triton(pod)
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         name = pod["metadata"]["name"]
-        self.servers[name] = serving.launch(
+        self.servers[name] = launcher.launch(
             self._repository,
             *container["args"],
             host=address,
-            ports=[ports[service] for service in serving.SERVICES],
+            ports=[ports[service] for service in launcher.SERVICES],
             log=self._folder / f"{name}.log",
         )
         return address
@@ -89,7 +89,7 @@ class Tritons:
             return False
 
     def stop(self, pod: Object) -> None:
-        serving.stop(self.servers.pop(pod["metadata"]["name"]).process, timeout_s=40)
+        launcher.stop(self.servers.pop(pod["metadata"]["name"]).process, timeout_s=40)
 
 
 @dataclass
