@@ -34,7 +34,7 @@ _COMPRESSIONS = {
 }
 _OFFSET_TYPES = {4: 4, 8: 16}
 """Field types of offsets, by their bytes."""
-_USUAL_MODES = ("L", "RGB", "RGBA")
+_USUAL_MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK")
 _SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _UNSIGNED, _VOID = 1, 4
 _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
