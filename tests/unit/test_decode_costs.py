@@ -7,9 +7,10 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from centernet_image import ImageError, decode
 from centernet_image.codecs import pnm
 from centernet_image.codecs import tiff as tiff_codec
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import decode
 from pictures import encode, picture
 from PIL import Image
 from seed_pictures import text_pnm, tiff
