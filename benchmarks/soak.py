@@ -31,6 +31,7 @@ CHECKPOINT = str(networks.ROOT / "demo" / "coins.pth")
 CAPACITY_S = 10.0
 MOST_GROWTH = 0.01
 FEWEST_SAMPLES = 30
+IN_FLIGHT_PER_PLACE = 1.25
 
 
 @dataclass
@@ -153,7 +154,8 @@ async def _soak(
         capacity = await client.capacity(pictures, seconds=capacity_s)
         result = Result(capacity, _places(server.grpc_url), client.outcomes)
         end = asyncio.Event()
-        run = asyncio.create_task(client.run(pictures, damaged, rate=load * capacity, end=end))
+        most = int(IN_FLIGHT_PER_PLACE * result.places)
+        run = asyncio.create_task(client.run(pictures, damaged, rate=load * capacity, most=most, end=end))
         # Memory rises until the queues are full, and all that they hold has been replaced.
         begin = time.monotonic()
         while client.outcomes.counts[soak_load.FULL] < 2 * result.places and time.monotonic() - begin < 60:

@@ -24,9 +24,6 @@ DAMAGED_SHARE = VANISHING_SHARE = 0.01
 SILENCE_S = 300.0
 """Far longer than a request may wait in all queues together."""
 
-MOST_IN_FLIGHT = 4000
-"""Beyond this no more is sent: the server has stopped refusing."""
-
 CANCELLABLE = (2, 59)
 """The first Triton (25.06) that outlives gRPC clients that leave: its fixes #7840, #8078 and #8220."""
 
@@ -113,14 +110,24 @@ class Load:
         return answered / (time.monotonic() - begin)
 
     async def run(
-        self, pictures: Sequence[Picture], damaged: Sequence[Picture], *, rate: float, end: asyncio.Event
+        self,
+        pictures: Sequence[Picture],
+        damaged: Sequence[Picture],
+        *,
+        rate: float,
+        most: int,
+        end: asyncio.Event,
     ) -> None:
-        """Sends `rate` requests a second until `end`, whatever the server takes; then waits for the last."""
+        """Sends `rate` requests a second until `end`, whatever the server takes; then waits for the last.
+
+        While `most` are in flight none is sent: where a busy machine reads them late, they would wait in
+        sockets, and that wait would be taken for the server's.
+        """
         begin, sent = time.monotonic(), 0
         while not end.is_set():
             for _ in range(sent, int((time.monotonic() - begin) * rate)):
                 sent += 1
-                if len(self._tasks) < MOST_IN_FLIGHT:
+                if len(self._tasks) < most:
                     self._send(pictures, damaged)
             await asyncio.sleep(0.005)
         await asyncio.gather(*self._tasks)
