@@ -102,11 +102,6 @@ NETWORKS: dict[str, list[Shape]] = {
 """DCN layers of each network, a shape as often as it has it; detectors at 512x512 unless said."""
 
 
-def roofline_us(shape: Shape, batch: int, element: int, *, tflops: float, tb_per_s: float) -> float:
-    """Least time of a layer, microseconds: its products and its traffic at full rate, whichever is longer."""
-    return max(shape.flops(batch) / tflops, shape.bytes(batch, element) / tb_per_s) / 1e6
-
-
 def table(network: str, batches: Sequence[int], options: argparse.Namespace) -> str:
     """The bounds of each of a network's layers, and of all together, as Markdown."""
     element = ELEMENT_BYTES[options.precision]
@@ -136,7 +131,7 @@ def table(network: str, batches: Sequence[int], options: argparse.Namespace) -> 
             rows.append([str(shape), times, batch, *values, longest])
             sums = [total + times * value for total, value in zip(sums, values, strict=True)]
         rows.append(["**sum**", len(NETWORKS[network]), batch, *sums, ""])
-    return report.markdown_table(columns, rows)
+    return report.table(columns, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 import simpy
 
 from benchmarks import scaling_measured
-from benchmarks.report import BenchmarkError, markdown_table
+from benchmarks.report import BenchmarkError, records
 from server.launcher import StartError
 
 Process = Generator[simpy.Event, None, None]
@@ -266,13 +266,13 @@ def simulated(options: argparse.Namespace) -> str:
         burst=options.burst,
         autoscaler=rule,
     )
-    waits = [1000 * outcome.percentile_s(share) for share in (0.5, 0.95, 0.99)]
-    columns = ["pictures a second", "servers", "load", "queue p50, ms", "p95", "p99", "refused"]
-    load = options.rate / service.capacity / replicas
-    total = len(outcome.waits_s) + outcome.refused
-    servers = " to ".join(dict.fromkeys(str(count) for _, count in (outcome.servers[0], outcome.servers[-1])))
-    row = [options.rate, servers, f"{load:.0%}", *waits, f"{outcome.refused / max(total, 1):.1%}"]
-    return markdown_table(columns, [row])
+    waits = {f"p{share}": 1000 * outcome.percentile_s(share / 100) for share in (50, 95, 99)}
+    servers = dict.fromkeys(str(count) for _, count in (outcome.servers[0], outcome.servers[-1]))
+    refused = outcome.refused / max(len(outcome.waits_s) + outcome.refused, 1)
+    row = {"pictures a second": options.rate, "servers": " to ".join(servers)}
+    row |= {"load": f"{options.rate / service.capacity / replicas:.0%}"}
+    row |= {f"queue {name}, ms": wait for name, wait in waits.items()}
+    return records([row | {"refused": f"{refused:.1%}"}])
 
 
 def compared(repository: Path, *, seconds: float) -> str:
@@ -280,24 +280,22 @@ def compared(repository: Path, *, seconds: float) -> str:
     batch, queue, (lone, *loads) = scaling_measured.measure(repository, seconds=seconds)
     usual_s = statistics.fmean(lone.latencies_s)
     noise = tuple(latency / usual_s for latency in lone.latencies_s)
-    columns = ["pictures a second", "load", "batch, ms", "picture, ms", "failed"]
-    columns += ["queue measured, ms", "simulated, ms", "batch size measured", "simulated"]
     rows = []
     for load in loads:
         batch_s, picture_s = scaling_measured.fit(load.batches)
         service = Service(batch_s=batch_s, picture_s=picture_s, max_batch=batch, max_queue=queue, noise=noise)
         outcome = simulate(service, rate=load.rate, seconds=max(seconds, 600), replicas=2)
         executions = sum(count for count, _ in load.batches.values())
-        size = sum(number * count for number, (count, _) in load.batches.items()) / executions
-        share = load.rate / service.capacity / 2
-        row: list[object] = [load.rate, f"{share:.0%}", 1000 * batch_s, 1000 * picture_s, load.failed]
-        simulated_s = lone.queue_s + statistics.fmean(outcome.waits_s)
-        row += [1000 * load.queue_s, 1000 * simulated_s, size, outcome.mean_batch]
-        rows.append(row)
-    table = markdown_table(columns, rows)
+        row: dict[str, object] = {"pictures a second": load.rate}
+        row |= {"load": f"{load.rate / service.capacity / 2:.0%}", "failed": load.failed}
+        row |= {"batch, ms": 1000 * batch_s, "picture, ms": 1000 * picture_s}
+        row |= {"queue measured, ms": 1000 * load.queue_s}
+        row |= {"queue simulated, ms": 1000 * (lone.queue_s + statistics.fmean(outcome.waits_s))}
+        pictures = sum(size * count for size, (count, _) in load.batches.items())
+        rows.append(row | {"batch measured": pictures / executions, "batch simulated": outcome.mean_batch})
     return (
-        f"{table}\nSimulated with what lone requests show: {1000 * lone.queue_s:.3g} ms in that queue, and "
-        f"times that vary by {statistics.pstdev(noise):.0%}.\n"
+        f"{records(rows)}\nSimulated with what lone requests show: {1000 * lone.queue_s:.3g} ms in that queue, "
+        f"and times that vary by {statistics.pstdev(noise):.0%}.\n"
     )
 
 

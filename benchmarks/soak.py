@@ -24,11 +24,12 @@ from tritonclient.grpc import InferenceServerClient, model_config_pb2
 
 from benchmarks import memory, networks, report, soak_load, soak_pictures
 from benchmarks.report import BenchmarkError
-from benchmarks.triton_server import STEPS
+from export.errors import ExportError
 from server import launcher
 
 CHECKPOINT = str(networks.ROOT / "demo" / "coins.pth")
 CAPACITY_S = 10.0
+QUEUES = ("centernet_preprocess", networks.NETWORK)
 MOST_GROWTH = 0.01
 FEWEST_SAMPLES = 30
 
@@ -108,12 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 result = soak(server, seconds=60 * options.minutes, load=options.load)
             finally:
                 launcher.stop(server.process, timeout_s=60)
-    except (BenchmarkError, launcher.StartError) as error:
+    except (BenchmarkError, ExportError, launcher.StartError) as error:
         print(f"benchmarks.soak: {error}", file=sys.stderr)
         return 1
     facts = {"environment": environment, "minutes": options.minutes, "load": options.load} | result.facts()
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    (options.output_dir / "soak.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    report.write(options.output_dir, "soak", facts)
     print(json.dumps({key: value for key, value in facts.items() if key not in ("environment", "memory")}))
     failures = result.failures()
     for failure in failures:
@@ -165,14 +165,7 @@ async def _soak(
                 break
             result.samples.append(await asyncio.to_thread(memory.sample, server.process.pid, time_s))
             if len(result.samples) % 30 == 1:
-                one = result.samples[-1]
-                mib = ", ".join(f"{name} {value:.0f}" for name, value in sorted(one.mib.items()))
-                print(
-                    f"{time_s:.0f} s: {one.total_mib:.0f} MiB ({mib}), {client.in_flight} in flight, "
-                    f"{dict(client.outcomes.counts)}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                print(f"{time_s:.0f} s: {result.samples[-1].total_mib:.0f} MiB", file=sys.stderr, flush=True)
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(run), min(1.0, seconds / 100))
         end.set()
@@ -183,7 +176,7 @@ async def _soak(
 def _places(url: str) -> int:
     """How many requests preprocess and network hold; the postprocess is to hold up none."""
     with InferenceServerClient(url) as client:
-        return sum(places(client.get_model_config(STEPS[step]).config) for step in ("preprocess", "network"))
+        return sum(places(client.get_model_config(name).config) for name in QUEUES)
 
 
 def places(config: model_config_pb2.ModelConfig) -> int:

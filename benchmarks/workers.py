@@ -5,11 +5,13 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from export.errors import ExportError
 from export.plan.builder import loaded_library
 
 
@@ -18,25 +20,34 @@ class SkippedError(Exception):
 
 
 class Worker:
-    """A process that prints a JSON line for each thing done; ended with the `with` block.
+    """`python -m MODULE SPEC.json` while the `with` block is open: `serve` in that module answers.
 
     Args:
-        command: What Python is to run.
+        module: What Python is to run.
+        spec: What it has to do.
         timeout_s: It is ended when it has been silent for so long.
-        environment: By default this process's.
+        cublas_12: Whether it finds this process's cuBLAS under the only name that NVIDIA's plugin looks for:
+            that of CUDA 12.
     """
 
     def __init__(
-        self, command: Sequence[str], *, timeout_s: float, environment: Mapping[str, str] | None = None
+        self, module: str, spec: dict[str, Any], *, timeout_s: float, cublas_12: bool = False
     ) -> None:
-        self._command = [sys.executable, *command]
-        self._timeout_s = timeout_s
-        self._environment = environment
+        self._module, self._spec, self._timeout_s, self._cublas_12 = module, spec, timeout_s, cublas_12
 
     def __enter__(self) -> "Worker":
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        path = folder / "spec.json"
+        path.write_text(json.dumps(self._spec), encoding="utf-8")
+        environment = dict(os.environ)
+        if self._cublas_12 and (library := loaded_library("libcublas.so")):
+            (folder / "libcublas.so.12").symlink_to(library)
+            paths = [str(folder), *filter(None, [environment.get("LD_LIBRARY_PATH")])]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
         self._process = subprocess.Popen(
-            self._command,
-            env=self._environment,
+            [sys.executable, "-m", self._module, str(path)],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -53,6 +64,7 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+        self._folder.cleanup()
 
     def events(self) -> Iterator[dict[str, Any]]:
         """What it says, until it ends; a last `failed` with its reason if it ends badly."""
@@ -65,15 +77,13 @@ class Worker:
             if line is None:
                 break
             said = json.loads(line)
-            ended = said["event"] == "failed"
             yield said
-            if ended:
+            if said["event"] == "failed":
                 return
         code = self._process.wait()
         self._readers[1].join(timeout=5)
         if code:
-            reason = f"ended with {code}: {self._last_words or 'no message'}"
-            yield {"event": "failed", "reason": reason}
+            yield {"event": "failed", "reason": f"ended with {code}: {self._last_words or 'no message'}"}
 
     def answer(self, line: str) -> None:
         """Send it a line; nobody reads it if the process has ended."""
@@ -103,21 +113,17 @@ def say(event: str, **facts: Any) -> None:
     print(json.dumps({"event": event} | facts), flush=True)
 
 
-def first_line(error: BaseException) -> str:
-    """An exception's kind and the first line of its text."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def with_cublas_12(folder: Path) -> dict[str, str]:
-    """An environment where NVIDIA's plugin finds the cuBLAS that PyTorch has loaded, under CUDA 12's name.
-
-    Args:
-        folder: Where a link to it is made, if there is one.
-    """
-    environment = dict(os.environ)
-    library = loaded_library("libcublas.so")
-    if library:
-        (folder / "libcublas.so.12").symlink_to(library)
-        paths = [str(folder), *filter(None, [environment.get("LD_LIBRARY_PATH")])]
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
-    return environment
+def serve(work: Callable[[dict[str, Any]], None]) -> int:
+    """In a worker: do what the specification asks for; returns the exit code."""
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    try:
+        work(spec)
+    except (SkippedError, ImportError, ExportError) as error:
+        say("skipped", reason=(str(error) or type(error).__name__).splitlines()[0])
+    except Exception as error:
+        # A CUDA error stays with its process: what is left to do needs another one.
+        say("failed", reason=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+        return 1
+    else:
+        say("done")
+    return 0
