@@ -1,4 +1,10 @@
-"""The contenders of `benchmarks.engine`: each runs one network, in a process of its own."""
+"""The contenders of `benchmarks.engine`: each runs one network, in a process of its own.
+
+What one has to do is a `Spec`, with paths as text: `contender`, one of `CONTENDERS`; `checkpoint`, `onnx` and
+`plan` of the network, of which the plan is made if need be; `plugin`, our library or None; `frames`, a .npy
+file of uint8 [N, H, W, 3], N the largest of the sizes in `batch`; `outputs`, where those for the frames go
+(.npz); `seconds` for each batch size; `device`, `cuda` or `cpu`.
+"""
 
 import sys
 from abc import ABC, abstractmethod
@@ -7,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace as Spec
 from typing import Any
 
 import numpy as np
@@ -14,7 +21,7 @@ import onnx
 import torch
 from centernet_image import contract
 
-from benchmarks import weights, workers
+from benchmarks import weights
 from benchmarks.tensorrt_engine import Engine
 from benchmarks.timing import times_ms
 from benchmarks.workers import SkippedError, say
@@ -25,36 +32,6 @@ from export.plan import builder, lowering, profiles
 
 OUTPUTS = (contract.BOXES.name, contract.SCORES.name, contract.CLASSES.name)
 CALIBRATION_PICTURES = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What one process has to do.
-
-    Attributes:
-        contender: One of `CONTENDERS`.
-        checkpoint: Of the network.
-        onnx: The detector form of the same.
-        plan: Where a plan lies, or is to be kept.
-        plugin: The DCNv2 plugin's library, if it is not where `export.to_plan` looks.
-        frames: A .npy file with the frames whose outputs are checked, uint8 [N, H, W, 3], as many as the
-            largest batch.
-        outputs: Where the outputs for the first of them go (.npz).
-        batch: Batch sizes to time, rising.
-        seconds: How long to time each.
-        device: `cuda` or `cpu`.
-    """
-
-    contender: str
-    checkpoint: str
-    onnx: str
-    plan: str
-    plugin: str | None
-    frames: str
-    outputs: str
-    batch: list[int]
-    seconds: float
-    device: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,12 +200,13 @@ CONTENDERS: dict[str, Callable[[Spec], Contender]] = {
 """By name; plans run as a CUDA graph without `-stream`."""
 
 
-def work(contender: Contender, spec: Spec) -> None:
+def work(spec: Spec, contender: Contender | None = None) -> None:
     """Check and time the contender at each batch size; says a line for each step.
 
     What is checked is what is timed: bound with other frames, the outputs are of those that it was given
     after that, by the same call.
     """
+    contender = contender or CONTENDERS[spec.contender](spec)
     frames = np.load(spec.frames)
     others = weights.pictures(len(frames), frames.shape[1:3], seed=2)
     for batch in spec.batch:
@@ -248,12 +226,3 @@ def work(contender: Contender, spec: Spec) -> None:
         layers = contender.layers_ms(frames[:batch], spec.seconds)
         if layers:
             say("layers", batch=batch, **layers)
-
-
-def _work(given: dict[str, Any]) -> None:
-    spec = Spec(**given)
-    work(CONTENDERS[spec.contender](spec), spec)
-
-
-if __name__ == "__main__":
-    sys.exit(workers.serve(_work))

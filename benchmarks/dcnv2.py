@@ -9,7 +9,7 @@ fails, hangs or is wrong is a line in the report. Writes dcnv2.json and dcnv2.md
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, astuple
+from dataclasses import astuple
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -18,10 +18,10 @@ import torch
 from dcnv2.library import GENERIC_TACTIC
 
 from benchmarks import report
-from benchmarks.dcnv2_worker import CONTENDERS, Spec
+from benchmarks.dcnv2_worker import CONTENDERS
 from benchmarks.report import choices, numbers, ratio
 from benchmarks.roofline import ELEMENT_BYTES, NETWORKS
-from benchmarks.workers import Worker
+from benchmarks.workers import working
 
 OURS = "dcnv2"
 DEVICE_CONTENDERS = {
@@ -96,16 +96,10 @@ def run_contender(
     """
     left, reason = list(rows), ""
     for _ in range(FAILURES):
-        spec = Spec(
-            contender=contender,
-            precision=precision,
-            layers=[(*row["shape"], row["batch"]) for row in left],
-            repeats=options.repeats,
-            device=options.device,
-            library=str(options.library),
-        )
-        limit: dict[str, Any] = {"timeout_s": options.timeout_s, "cublas_12": contender == "nvidia"}
-        with Worker("benchmarks.dcnv2_worker", asdict(spec), **limit) as worker:
+        spec = {"contender": contender, "precision": precision, "repeats": options.repeats}
+        spec |= {"layers": [(*row["shape"], row["batch"]) for row in left]}
+        spec |= {"device": options.device, "library": str(options.library)}
+        with working("dcnv2_worker", spec, timeout_s=options.timeout_s) as worker:
             for said in worker.events():
                 event = said.pop("event")
                 if event == "ceilings":

@@ -1,16 +1,19 @@
-"""One contender of `benchmarks.dcnv2` on its layers, in a process of its own."""
+"""One contender of `benchmarks.dcnv2` on its layers, in a process of its own.
 
-import sys
+What it has to do is a `Spec`: `contender`, one of `CONTENDERS`; `precision`, one of `DTYPES`; of each of the
+`layers` the fields of its `Shape` and its batch; `repeats`, rounds that are timed; `device`, `cuda` or `cpu`;
+`library`, of our kernels.
+"""
+
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace as Spec
 from typing import Any
 
 import torch
 from dcnv2.library import Kernels
 from torch import Tensor
 
-from benchmarks import workers
 from benchmarks.dcnv2_engines import LayerEngine, OnnxRuntime
 from benchmarks.dcnv2_layers import Contender, Inputs, Ours, Torchvision, time_runs
 from benchmarks.roofline import Shape
@@ -24,27 +27,6 @@ DTYPES = {
 
 ERROR_LIMIT = 0.2
 """By the norm of the FP64 output. Coordinates in half, as NVIDIA's plugin has them, cost a few percent."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What one process has to do.
-
-    Attributes:
-        contender: One of `CONTENDERS`.
-        precision: One of `DTYPES`.
-        layers: Of each the fields of its `Shape`, and its batch.
-        repeats: Rounds that are timed.
-        device: `cuda` or `cpu`.
-        library: Of our kernels.
-    """
-
-    contender: str
-    precision: str
-    layers: list[tuple[int, ...]]
-    repeats: int
-    device: str
-    library: str
 
 
 def _ours(spec: Spec) -> Contender:
@@ -100,8 +82,9 @@ def ceilings(precision: str) -> dict[str, float]:
     return {"tflops": 2 * 8192**3 / product / 1e6, "tb_per_s": 2 * source.nbytes / copy / 1e6}
 
 
-def work(contender: Contender, spec: Spec) -> None:
+def work(spec: Spec, contender: Contender | None = None) -> None:
     """Measure all layers; says a line for each, and one for what the GPU reaches meanwhile."""
+    contender = contender or CONTENDERS[spec.contender](spec)
     allow = spec.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
     if spec.device == "cuda":
@@ -113,12 +96,3 @@ def work(contender: Contender, spec: Spec) -> None:
             say("layer", skipped=str(error))
         if spec.device == "cuda":
             torch.cuda.empty_cache()
-
-
-def _work(given: dict[str, Any]) -> None:
-    spec = Spec(**given)
-    work(CONTENDERS[spec.contender](spec), spec)
-
-
-if __name__ == "__main__":
-    sys.exit(workers.serve(_work))

@@ -15,20 +15,20 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from centernet_image import contract
-from polygraphy.backend.onnxrt import SessionFromOnnx
 
 from benchmarks import networks, report
-from benchmarks.contenders import CONTENDERS, Spec
+from benchmarks.contenders import CONTENDERS
 from benchmarks.report import BenchmarkError, choices, frame_size, numbers, ratio
 from benchmarks.weights import pictures
-from benchmarks.workers import Worker
+from benchmarks.workers import working
 from export.errors import ExportError
 from export.networks import ARCHITECTURES
 from export.verify.against_onnx import Tolerance, compare_outputs, with_heads
@@ -86,7 +86,8 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def _reference(path: Path, frames: np.ndarray) -> dict[str, np.ndarray]:
-    session = SessionFromOnnx(with_heads(onnx.load(path)).SerializeToString(), providers=["cpu"])()
+    model = with_heads(onnx.load(path)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (frame,) = session.get_inputs()
     if list(frame.shape[1:3]) != list(frames.shape[1:3]):
         raise BenchmarkError(
@@ -111,26 +112,18 @@ def _run(
     row |= {"median_ms": {}, "layers_ms": {}}
     with tempfile.TemporaryDirectory() as name:
         kind = "plan" if contender in (OURS, "plugin-stream") else f"{contender}.plan"
-        spec = Spec(
-            contender=contender,
-            checkpoint=str(options.work_dir / f"{arch}.pth"),
-            onnx=str(options.work_dir / f"{arch}.onnx"),
-            plan=str(options.work_dir / f"{arch}.{kind}"),
-            plugin=str(options.plugin) if options.plugin else None,
-            frames=str(Path(name, "frames.npy")),
-            outputs=str(Path(name, "outputs.npz")),
-            batch=list(options.batch),
-            seconds=options.seconds,
-            device=options.device,
-        )
-        np.save(spec.frames, frames)
-        limit: dict[str, Any] = {"timeout_s": options.timeout_s, "cublas_12": contender == "nvidia"}
-        with Worker("benchmarks.contenders", asdict(spec), **limit) as worker:
+        files = {"checkpoint": f"{arch}.pth", "onnx": f"{arch}.onnx", "plan": f"{arch}.{kind}"}
+        spec: dict[str, Any] = {key: str(options.work_dir / file) for key, file in files.items()}
+        spec |= {"frames": f"{name}/frames.npy", "outputs": f"{name}/outputs.npz", "contender": contender}
+        spec |= {"plugin": str(options.plugin) if options.plugin else None, "batch": list(options.batch)}
+        spec |= {"seconds": options.seconds, "device": options.device}
+        np.save(spec["frames"], frames)
+        with working("contenders", spec, timeout_s=options.timeout_s) as worker:
             for said in worker.events():
                 event = said.pop("event")
                 if event == "outputs":
                     batch = said["batch"]
-                    with np.load(spec.outputs) as found:
+                    with np.load(spec["outputs"]) as found:
                         wanted = {name: values[:batch] for name, values in expected.items()}
                         tolerance = INT8_TOLERANCE if "int8" in contender else TOLERANCE
                         check, *_ = compare_outputs(wanted, found, tolerance)

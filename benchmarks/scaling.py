@@ -294,8 +294,8 @@ def compared(repository: Path, *, seconds: float) -> str:
         pictures = sum(size * count for size, (count, _) in load.batches.items())
         rows.append(row | {"batch measured": pictures / executions, "batch simulated": outcome.mean_batch})
     return (
-        f"{records(rows)}\nSimulated with what lone requests show: {1000 * lone.queue_s:.3g} ms in that queue, "
-        f"and times that vary by {statistics.pstdev(noise):.0%}.\n"
+        f"{records(rows)}\nSimulated with what lone requests show: {1000 * lone.queue_s:.3g} ms in "
+        f"that queue, and times that vary by {statistics.pstdev(noise):.0%}.\n"
     )
 
 

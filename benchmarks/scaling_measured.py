@@ -106,7 +106,8 @@ async def _load(
     async with AsyncCenterNetClient(url, retry=RetryPolicy(retries=0, timeout_s=60)) as client:
         height, width = await client.frame_size()
         frame = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
-        inputs = {contract.FRAME: frame, contract.IMAGE_SIZE: np.array([[height, width]], np.int32)}
+        inputs: dict[contract.Tensor, np.ndarray] = {contract.FRAME: frame}
+        inputs[contract.IMAGE_SIZE] = np.array([[height, width]], np.int32)
 
         async def ask() -> None:
             nonlocal failed, sent

@@ -1,5 +1,6 @@
 """A process for each contender: one that crashes, hangs or spoils the GPU spoils nothing else."""
 
+import importlib
 import json
 import os
 import queue
@@ -7,47 +8,39 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from export.errors import ExportError
 from export.plan.builder import loaded_library
 
 
-class SkippedError(Exception):
+class SkippedError(ExportError):
     """The contender cannot run here; its text says why."""
 
 
 class Worker:
-    """`python -m MODULE SPEC.json` while the `with` block is open: `serve` in that module answers.
+    """A process that prints a JSON line for each thing done; ended with the `with` block.
 
     Args:
-        module: What Python is to run.
-        spec: What it has to do.
+        command: What Python is to run.
         timeout_s: It is ended when it has been silent for so long.
-        cublas_12: Whether it finds this process's cuBLAS under the only name that NVIDIA's plugin looks for:
-            that of CUDA 12.
+        environment: By default this process's.
     """
 
     def __init__(
-        self, module: str, spec: dict[str, Any], *, timeout_s: float, cublas_12: bool = False
+        self, command: Sequence[str], *, timeout_s: float, environment: Mapping[str, str] | None = None
     ) -> None:
-        self._module, self._spec, self._timeout_s, self._cublas_12 = module, spec, timeout_s, cublas_12
+        self._command = [sys.executable, *command]
+        self._timeout_s, self._environment = timeout_s, environment
 
     def __enter__(self) -> "Worker":
-        self._folder = tempfile.TemporaryDirectory()
-        folder = Path(self._folder.name)
-        path = folder / "spec.json"
-        path.write_text(json.dumps(self._spec), encoding="utf-8")
-        environment = dict(os.environ)
-        if self._cublas_12 and (library := loaded_library("libcublas.so")):
-            (folder / "libcublas.so.12").symlink_to(library)
-            paths = [str(folder), *filter(None, [environment.get("LD_LIBRARY_PATH")])]
-            environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", self._module, str(path)],
-            env=environment,
+            self._command,
+            env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -64,7 +57,6 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-        self._folder.cleanup()
 
     def events(self) -> Iterator[dict[str, Any]]:
         """What it says, until it ends; a last `failed` with its reason if it ends badly."""
@@ -77,8 +69,9 @@ class Worker:
             if line is None:
                 break
             said = json.loads(line)
+            ended = said["event"] == "failed"
             yield said
-            if said["event"] == "failed":
+            if ended:
                 return
         code = self._process.wait()
         self._readers[1].join(timeout=5)
@@ -108,17 +101,34 @@ class Worker:
             self._last_words = line.strip() or self._last_words
 
 
+@contextmanager
+def working(module: str, arguments: dict[str, Any], *, timeout_s: float) -> Iterator[Worker]:
+    """A process in which `work` of a module of this package gets the arguments: `arguments["contender"]`'s.
+
+    NVIDIA's plugin finds this process's cuBLAS there under the only name that it looks for, CUDA 12's.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        environment = dict(os.environ)
+        if arguments["contender"] == "nvidia" and (library := loaded_library("libcublas.so")):
+            Path(name, "libcublas.so.12").symlink_to(library)
+            paths = [name, *filter(None, [environment.get("LD_LIBRARY_PATH")])]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
+        command = ["-m", "benchmarks.workers", module, json.dumps(arguments)]
+        with Worker(command, timeout_s=timeout_s, environment=environment) as worker:
+            yield worker
+
+
 def say(event: str, **facts: Any) -> None:
     """In a worker: one thing done."""
     print(json.dumps({"event": event} | facts), flush=True)
 
 
-def serve(work: Callable[[dict[str, Any]], None]) -> int:
-    """In a worker: do what the specification asks for; returns the exit code."""
-    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+def main() -> int:
+    """In a worker: calls the module's `work`; returns the exit code."""
+    module, arguments = sys.argv[1:]
     try:
-        work(spec)
-    except (SkippedError, ImportError, ExportError) as error:
+        importlib.import_module(f"benchmarks.{module}").work(SimpleNamespace(**json.loads(arguments)))
+    except (ImportError, ExportError) as error:
         say("skipped", reason=(str(error) or type(error).__name__).splitlines()[0])
     except Exception as error:
         # A CUDA error stays with its process: what is left to do needs another one.
@@ -127,3 +137,7 @@ def serve(work: Callable[[dict[str, Any]], None]) -> int:
     else:
         say("done")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
