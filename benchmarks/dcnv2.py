@@ -219,22 +219,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmarks.dcnv2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--library",
-        type=Path,
-        default=Path("build/kernel/libdcnv2_kernel.so"),
-        help="our kernels, as ci/gpu/kernel builds them",
-    )
-    parser.add_argument("--models", type=choices(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--contenders", type=choices(CONTENDERS), help="default: all that the device can run")
-    parser.add_argument(
-        "--precision", type=choices(ELEMENT_BYTES), help="default: fp16,tf32,fp32; on a CPU fp32"
-    )
-    parser.add_argument("--batch", type=numbers, default=[1, 8, 32])
-    parser.add_argument("--repeats", type=int, default=15, help="rounds through all input sets")
-    parser.add_argument("--timeout-s", type=float, default=120, help="of one layer")
-    parser.add_argument("--device", choices=DEVICE_CONTENDERS, default="cuda")
-    parser.add_argument("--output-dir", type=Path, default=Path("out/benchmarks"))
+    add = parser.add_argument
+    library = Path("build/kernel/libdcnv2_kernel.so")
+    add("--library", type=Path, default=library, help="our kernels, as ci/gpu/kernel builds them")
+    add("--models", type=choices(NETWORKS), default=list(NETWORKS))
+    add("--contenders", type=choices(CONTENDERS), help="default: all that the device can run")
+    add("--precision", type=choices(ELEMENT_BYTES), help="default: fp16,tf32,fp32; on a CPU fp32")
+    add("--batch", type=numbers, default=[1, 8, 32])
+    add("--repeats", type=int, default=15, help="rounds through all input sets")
+    add("--timeout-s", type=float, default=120, help="of one layer")
+    add("--device", choices=DEVICE_CONTENDERS, default="cuda")
+    add("--output-dir", type=Path, default=Path("out/benchmarks"))
     return parser
 
 

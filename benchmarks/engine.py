@@ -170,9 +170,7 @@ def _remark(row: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="benchmarks.engine",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="benchmarks.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", type=choices(ARCHITECTURES), default=MODELS, help="separated by commas")
     parser.add_argument("--contenders", type=choices(CONTENDERS), help="default: all that the device can run")

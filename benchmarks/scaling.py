@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import simpy
 
@@ -204,24 +205,19 @@ def simulate(
 def main() -> int:
     """Prints one table; returns 0, or 1 if the servers to measure do not start."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--measure", type=Path, metavar="REPOSITORY", help="compare with real servers of this"
-    )
-    parser.add_argument("--batch-ms", type=_positive, help="of a batch beyond its pictures")
-    parser.add_argument("--picture-ms", type=_positive, help="of each picture in a batch")
-    parser.add_argument("--rate", type=_positive, help="pictures a second")
-    parser.add_argument("--seconds", type=_positive, default=60, help="simulated or measured time")
-    parser.add_argument("--replicas", type=int, help="servers (default: at 70 %% of their capacity)")
-    parser.add_argument("--burst", type=_positive, default=1.0, help="factor on the rate in the middle third")
-    parser.add_argument(
-        "--autoscale", type=_bounds, metavar="MIN,MAX", help="let the number of servers follow"
-    )
-    parser.add_argument("--target-ms", type=_positive, default=50, help="of the autoscaler")
-    parser.add_argument("--start-s", type=_positive, default=40, help="until a new server is ready")
+    add = parser.add_argument
+    add("--measure", type=Path, metavar="REPOSITORY", help="compare with real servers of this")
+    add("--batch-ms", type=_positive, help="of a batch beyond its pictures")
+    add("--picture-ms", type=_positive, help="of each picture in a batch")
+    add("--rate", type=_positive, help="pictures a second")
+    add("--seconds", type=_positive, default=60, help="simulated or measured time")
+    add("--replicas", type=int, help="servers (default: at 70 %% of their capacity)")
+    add("--burst", type=_positive, default=1.0, help="factor on the rate in the middle third")
+    add("--autoscale", type=_bounds, metavar="MIN,MAX", help="let the number of servers follow")
+    add("--target-ms", type=_positive, default=50, help="of the autoscaler")
+    add("--start-s", type=_positive, default=40, help="until a new server is ready")
     options = parser.parse_args()
     if options.measure:
         try:
@@ -258,14 +254,8 @@ def simulated(options: argparse.Namespace) -> str:
     if options.autoscale:
         replicas, most = options.autoscale
         rule = Autoscaler(most=most, target_s=options.target_ms / 1000, start_s=options.start_s)
-    outcome = simulate(
-        service,
-        rate=options.rate,
-        seconds=options.seconds,
-        replicas=replicas,
-        burst=options.burst,
-        autoscaler=rule,
-    )
+    load: dict[str, Any] = {"rate": options.rate, "seconds": options.seconds, "burst": options.burst}
+    outcome = simulate(service, **load, replicas=replicas, autoscaler=rule)
     waits = {f"p{share}": 1000 * outcome.percentile_s(share / 100) for share in (50, 95, 99)}
     servers = dict.fromkeys(str(count) for _, count in (outcome.servers[0], outcome.servers[-1]))
     refused = outcome.refused / max(len(outcome.waits_s) + outcome.refused, 1)

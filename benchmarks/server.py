@@ -319,12 +319,12 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def _load(concurrency: int | None, memory: str | None, rows: list[Row]) -> Row:
-    flat = [{**row, **row.get("breakdown_ms", {})} for row in rows]
-    figures = {name for name, value in flat[0].items() if isinstance(value, int | float)}
+    labels = {"network", "request", "load", "repeat", "concurrency", "shared_memory", "breakdown_ms"}
+    names = [name for name, value in rows[0].items() if name not in labels and value is not None]
     line: Row = {"concurrency": str(concurrency or "without server"), "shared memory": memory or ""}
-    line["runs"] = len(rows)
-    names = [name for name in flat[0] if name in figures - {"repeat", "concurrency"}]
-    return line | {name: median(row[name] for row in flat) for name in names}
+    line |= {"runs": len(rows)} | {name: median(row[name] for row in rows) for name in names}
+    parts = rows[0].get("breakdown_ms", {})
+    return line | {part: median(row["breakdown_ms"][part] for row in rows) for part in parts}
 
 
 def _networks(text: str) -> list[str]:
