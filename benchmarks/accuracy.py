@@ -184,7 +184,7 @@ class Study:
             output = Path(folder, "results.json")
             with running(repository) as server:
                 options = [f"--annotations={self._options.annotations}", f"--images={self._options.images}"]
-                options += [f"--threshold={THRESHOLD}", f"--output={output}", f"--url={server.url}"]
+                options += [f"--threshold={THRESHOLD}", f"--output={output}", f"--url={server.grpc_url}"]
                 command = [sys.executable, "-m", "clients.evaluate", "--unrounded", *options]
                 if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
                     raise BenchmarkError("the server's answers could not be evaluated (above)")

@@ -34,7 +34,7 @@ from benchmarks.networks import NETWORK
 from benchmarks.report import BenchmarkError, choices, numbers
 from benchmarks.tensorrt_engine import Engine
 from benchmarks.timing import times_ms
-from benchmarks.triton_server import GpuUsage, Server, running
+from benchmarks.triton_server import GpuUsage, cpu_s, running
 from clients import local
 from clients.local import LocalDetector
 from export.errors import ExportError
@@ -147,7 +147,8 @@ class Bench:
 
     name: str
     client: InferenceServerClient
-    server: Server
+    url: str
+    pid: int | None
     input_data: Path
     work: Work | None
     options: argparse.Namespace
@@ -155,11 +156,11 @@ class Bench:
 
     def served(self, concurrency: int, shared_memory: str) -> Row:
         """Load on the server: windows as long as a request takes at least."""
-        request, before, cpu_s = REQUESTS[self.name], self._counters(), self.server.cpu_s()
+        request, before, began_s = REQUESTS[self.name], self._counters(), cpu_s(self.pid)
         with GpuUsage() as gpu:
             load = perf_analyzer.run(
                 request.model,
-                url=self.server.url,
+                url=self.url,
                 input_data=self.input_data,
                 concurrency=concurrency,
                 batch=request.batch,
@@ -167,7 +168,7 @@ class Bench:
                 seconds=max(self.options.seconds, perf_analyzer.WINDOWS * concurrency * self.request_s),
                 clients=self.options.clients,
             )
-        used_s, after = self.server.cpu_s(), self._counters()
+        used_s, after = cpu_s(self.pid), self._counters()
         pictures, executions = after[0] - before[0], after[1] - before[1]
         self.request_s = request.batch / load["throughput"]
         figures = {name: load.pop(name) for name in ("throughput", *perf_analyzer.CLIENT)}
@@ -177,7 +178,7 @@ class Bench:
             "shared_memory": shared_memory,
             "batch": pictures / executions,
             **figures,
-            "cpu_ms": 1000 * (used_s - cpu_s) / pictures if cpu_s and used_s else None,
+            "cpu_ms": 1000 * (used_s - began_s) / pictures if began_s and used_s else None,
             "breakdown_ms": parts | {"rest": figures["mean_ms"] - sum(parts.values())},
             **gpu.figures,
         }
@@ -192,15 +193,15 @@ class Bench:
         work = self.work
         assert work is not None
         work(batch)
-        cpu_s = time.process_time()
+        began_s = time.process_time()
         durations = times_ms(lambda: work(batch), seconds=self.options.seconds)
-        cpu_s = time.process_time() - cpu_s
+        used_s = time.process_time() - began_s
         p50, p95, p99 = np.percentile(durations, [50, 95, 99]).tolist()
         return {
             "batch": batch,
             "throughput": 1000 * batch * len(durations) / sum(durations),
             **{"mean_ms": float(np.mean(durations)), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99},
-            "cpu_ms": 1000 * cpu_s / batch / len(durations),
+            "cpu_ms": 1000 * used_s / batch / len(durations),
         }
 
 
@@ -255,18 +256,18 @@ def _benches(repository: Path, options: argparse.Namespace, stack: ExitStack) ->
     network_dir = repository / NETWORK / "1"
     description = Description.read(network_dir / "model.json")
     environment = {"LD_PRELOAD": str(options.plugin.resolve())} if options.plugin else {}
-    server = (
-        Server(options.url)
-        if options.url
-        else stack.enter_context(running(repository, *options.server_option, environment=environment))
-    )
-    client = stack.enter_context(InferenceServerClient(server.url))
+    url, pid = options.url, None
+    if not url:
+        server = stack.enter_context(running(repository, *options.server_option, environment=environment))
+        url, pid = server.grpc_url, server.process.pid
+    client = stack.enter_context(InferenceServerClient(url))
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     work, variant = _work(client, network_dir, description, options)
     for name in options.requests:
         perf_analyzer.write_input(folder / name, REQUESTS[name].inputs(description.input_size))
     benches = [
-        Bench(name, client, server, folder / name, work(REQUESTS[name]), options) for name in options.requests
+        Bench(name, client, url, pid, folder / name, work(REQUESTS[name]), options)
+        for name in options.requests
     ]
     facts = {"arch": _facts(repository).get("arch"), "input_size": description.input_size, "variant": variant}
     return benches, facts

@@ -47,8 +47,8 @@ def compare(rows: Iterable[Row]) -> list[Row]:
         one: Row = {"network": network, "request": request, "shared_memory": memory}
         for name, (load, figure) in RATIOS.items():
             one[name] = _ratio(_by_repeat(served, load, figure), _by_repeat(without, load, figure))
-        one["concurrency"] = _by_repeat(served, "saturation", "concurrency").get(served[0]["repeat"])
-        one["batch"] = next(iter(_by_repeat(without, "saturation", "batch").values()), None)
+        for side, figure in ((served, "concurrency"), (without, "batch")):
+            one[figure] = next(iter(_by_repeat(side, "saturation", figure).values()), None)
         found.append(one)
     return found
 

@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import networks
@@ -24,22 +23,15 @@ CUDA_POOLS = tuple(f"--cuda-memory-pool-byte-size={gpu}:{2**29}" for gpu in rang
 """Frames between the steps; the default of 64 MiB holds 85 of them."""
 
 
-@dataclass(frozen=True)
-class Server:
-    """Where a server answers gRPC (host:port), and its process if that is on this machine."""
-
-    url: str
-    pid: int | None = None
-
-    def cpu_s(self) -> float | None:
-        """Seconds of processor time that it and its Python models have taken so far."""
-        if self.pid is None:
-            return None
-        ticks = 0
-        for pid in family(self.pid):
-            with suppress(OSError):  # It has ended.
-                ticks += sum(map(int, _stat(pid)[11:13]))
-        return ticks / os.sysconf("SC_CLK_TCK")
+def cpu_s(pid: int | None) -> float | None:
+    """Seconds of processor time that a server and its Python models have taken so far; None without one."""
+    if pid is None:
+        return None
+    ticks = 0
+    for one in family(pid):
+        with suppress(OSError):  # It has ended.
+            ticks += sum(map(int, _stat(one)[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def family(pid: int) -> set[int]:
@@ -62,7 +54,7 @@ def _stat(pid: int) -> list[str]:
 @contextmanager
 def running(
     repository: Path, *arguments: str, environment: Mapping[str, str] | None = None
-) -> Iterator["Server"]:
+) -> Iterator[launcher.Server]:
     """Start `tritonserver` on a model repository, at free ports of this machine alone.
 
     Args:
@@ -90,7 +82,7 @@ def running(
             reasons = [line.strip() for line in lines if "rror" in line or "ailed" in line]
             raise BenchmarkError(": ".join([str(error).partition(";")[0], *reasons[-1:]])) from error
         try:
-            yield Server(server.grpc_url, server.process.pid)
+            yield server
         finally:
             launcher.stop(server.process, timeout_s=60)
 
@@ -144,7 +136,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             repository = networks.changed(options.repository, options.set, Path(folder) / "repository")
             with running(repository, environment=environment) as server:
-                command = [part.replace("{url}", server.url) for part in options.command]
+                command = [part.replace("{url}", server.grpc_url) for part in options.command]
                 return subprocess.run(command).returncode
     except BenchmarkError as error:
         print(f"benchmarks.triton_server: {error}", file=sys.stderr)
