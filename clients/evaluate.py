@@ -17,7 +17,8 @@ from rich.table import Table
 
 from clients import coco, options, output
 from clients.annotations import Annotations, Id, locate
-from clients.client import Answer, CenterNetClient
+from clients.blocking import CenterNetClient
+from clients.client import Answer
 from clients.errors import CenterNetError
 from clients.progress_file import ProgressFile
 from clients.sources import Picture

@@ -31,6 +31,10 @@ class Transport:
         self.wanted, self.inside, self.most = wanted, 0, 0
         self.together = asyncio.Event()
 
+    async def json(self, method: str, model: str) -> dict:
+        assert method == "get_model_metadata"
+        return {"name": model}
+
     async def call(self, method: str, *_: object, **__: object) -> object:
         assert method == "infer"
         self.inside += 1
@@ -40,7 +44,7 @@ class Transport:
         await self.together.wait()
         await asyncio.sleep(0)
         self.inside -= 1
-        return SimpleNamespace(as_numpy=RESULT.__getitem__)
+        return SimpleNamespace(as_numpy=RESULT.get)
 
     async def close(self) -> None:
         pass
