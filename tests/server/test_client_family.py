@@ -9,6 +9,7 @@ import cv2
 import family
 import numpy as np
 import pytest
+from gateway import running
 from pictures import encode, picture
 from protocols import PROTOCOLS
 
@@ -167,3 +168,38 @@ def test_evaluation_of_key_points(run, capsys, tmp_path: Path) -> None:
     assert run(evaluate, "keypoints", *options) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if "server" in line]
     assert [row[1] for row in rows] == ["1.0000", "0.5000"]
+
+
+def test_the_page_shows_key_points(family_server, browser, files: Path) -> None:
+    from page import Page
+
+    with running(family_server.grpc_url, "--model", "keypoints") as gateway:
+        answer = gateway.ask("/detect", PLAIN).json
+        found = [one["keypoints"] for one in answer["detections"]]
+        np.testing.assert_allclose(found, POINTS, atol=0.006)
+        assert gateway.ask("/detect?draw=1", PLAIN).headers["content-type"] == "image/png"
+        page = Page(browser, gateway, files)
+        (files / "plain.png").write_bytes(PLAIN)
+        page.choose("plain.png")
+        page.wait(page.boxes)
+        picture_left, scale = browser.execute_script(
+            "const place = document.getElementById('picture').getBoundingClientRect();"
+            "return [place.left, place.width / 160]"
+        )
+        for box, points in zip(page.boxes(), POINTS, strict=True):
+            joints = box.find_elements("css selector", "i")
+            middles = [joint.rect["x"] + joint.rect["width"] / 2 for joint in joints]
+            np.testing.assert_allclose((np.array(middles) - picture_left) / scale, points[:, 0], atol=2)
+        assert page.complaints() == []
+
+
+def test_the_page_places_boxes_in_space(family_server, camera_file: Path) -> None:
+    with running(family_server.grpc_url, "--model", "boxes3d", "--camera", str(camera_file)) as gateway:
+        assert gateway.ask("/health").status == 200
+        found = gateway.ask("/detect", PLAIN).json["detections"]
+        assert [one["location"] for one in found] == BOXES_3D["detection_locations"].tolist()
+        assert gateway.ask("/detect?draw=1", PLAIN).status == 200
+    with running(family_server.grpc_url, "--model", "boxes3d") as gateway:
+        answer = gateway.ask("/detect", PLAIN)
+        assert answer.status == 502
+        assert "--camera" in answer.json["error"]
