@@ -233,7 +233,8 @@ def bars(console: Console) -> Iterator[AddBar]:
             try:
                 yield lambda: shown.advance(task)
             finally:
-                shown.remove_task(task)
+                if len(shown.tasks) > 1:  # The last one stays until all is erased.
+                    shown.remove_task(task)
 
         yield add
 

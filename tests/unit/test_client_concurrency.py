@@ -81,6 +81,13 @@ def test_a_client_keeps_its_requests_in_flight(transport):
     check(transport, answers)
 
 
+def test_pictures_have_their_share_alone(transport):
+    """Of eight requests in flight the others are for those whom other threads ask about."""
+    more = {"retry": options(transport)["retry"], "concurrency": 8}
+    with CenterNetClient(**more) as one:
+        check(transport, list(one.detect_many(pictures(), share=lambda: transport.wanted)))
+
+
 def test_an_asynchronous_client_does_so_too(transport):
     async def collect():
         answers = []
