@@ -106,7 +106,7 @@ def stream(
     """The address of a camera's motion JPEG over HTTP that breaks off in the frame after so many.
 
     Each client gets them from the beginning. Frames are all `jpeg`, or small ones that differ; `begin` is
-    called before they are sent, and `end` when they are, before it breaks off.
+    called before the first is sent, and `end` before the last.
     """
 
     class Camera(BaseHTTPRequestHandler):
@@ -120,10 +120,9 @@ def stream(
                     one = jpeg or cv2.imencode(".jpg", picture(SIZE[1], SIZE[0], seed=seed))[1].tobytes()
                     header = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(one)}\r\n\r\n"
                     whole = header.encode() + one + b"\r\n"
-                    if seed == frames:
+                    if seed == frames - 1:
                         end()
-                        whole = whole[:300]
-                    self.wfile.write(whole)
+                    self.wfile.write(whole if seed < frames else whole[:300])
 
         def log_message(self, *_: object) -> None:
             pass
