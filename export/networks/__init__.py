@@ -1,8 +1,9 @@
 """CenterNet's networks, with the original's parameter names and shapes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from export.networks.dla import STEMS
 from export.networks.dla_34 import DLA34, DLAv034
 from export.networks.layers import CenterNet, Heads
 from export.networks.resdcn import BLOCKS, ResDCN
@@ -19,7 +20,18 @@ HEAD_CHANNELS = {arch: 64 if arch.startswith("resdcn") else 256 for arch in ARCH
 """Channels between a head's two convolutions at width 1."""
 
 
-def create(arch: str, heads: Heads, *, width: float = 1, head_channels: int | None = None) -> CenterNet:
+WITH_STEMS = ("dla_34",)
+"""Architectures that may read more than the picture: any of `STEMS`."""
+
+
+def create(
+    arch: str,
+    heads: Heads,
+    *,
+    width: float = 1,
+    head_channels: int | None = None,
+    stems: Sequence[str] = (),
+) -> CenterNet:
     """Makes a network, initialised for training from scratch.
 
     Args:
@@ -28,9 +40,10 @@ def create(arch: str, heads: Heads, *, width: float = 1, head_channels: int | No
         width: Factor on all channel counts; it must leave the first convolution a whole number of them.
         head_channels: Channels between a head's two convolutions; 0 for a single convolution.
             Without it CenterNet's own number, times `width`.
+        stems: Inputs beyond the picture, some of `STEMS`, for architectures `WITH_STEMS`.
 
     Raises:
-        ValueError: Unknown architecture or impossible width.
+        ValueError: Unknown architecture, impossible width, or stems that it cannot have.
     """
     if arch not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {arch!r}, expected one of {', '.join(ARCHITECTURES)}")
@@ -39,4 +52,7 @@ def create(arch: str, heads: Heads, *, width: float = 1, head_channels: int | No
         raise ValueError(f"width {width} gives {arch} {channels} channels, expected a whole number")
     if head_channels is None:
         head_channels = int(HEAD_CHANNELS[arch] * width)
-    return ARCHITECTURES[arch](heads, channels=int(channels), head_channels=head_channels)
+    further = {"stems": tuple(stem for stem in STEMS if stem in stems)} if stems else {}
+    if further and (arch not in WITH_STEMS or not {*stems} <= STEMS.keys()):
+        raise ValueError(f"found stems {', '.join(stems)} for {arch}, expected none")
+    return ARCHITECTURES[arch](heads, channels=int(channels), head_channels=head_channels, **further)

@@ -58,6 +58,25 @@ def find_pictures(folder: Path, *, limit: int = 500) -> Pictures:
     return found
 
 
+def previous(frame: np.ndarray) -> dict[str, np.ndarray]:
+    """What a network that tracks reads besides uint8 `frame` [N, H, W, 3]: a frame before, and its heat.
+
+    The frame before is the same a little elsewhere, the heat that of 20 objects of many sizes.
+    """
+    count, height, width = frame.shape[:3]
+    rng = np.random.default_rng(0)
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+    heat = np.zeros((height, width), np.float32)
+    for y, x, deviation in rng.uniform((0, 0, 1), (height, width, height / 16), (20, 3)).round():
+        blob = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * deviation**2))
+        heat = np.maximum(heat, blob.astype(np.float32))
+    before, heat_input = (tensor.name for tensor in contract.TASKS["tracks"].inputs)
+    return {
+        before: np.roll(frame, (4, -7), axis=(1, 2)),
+        heat_input: np.repeat(heat[None], count, axis=0),
+    }
+
+
 def is_own(model: onnx.ModelProto) -> bool:
     """Whether this project knows how to feed a model with pictures: it exported it, or it takes raw frames.
 

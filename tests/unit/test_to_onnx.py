@@ -172,7 +172,7 @@ def test_two_exports_are_equal_to_the_byte(exported):
     assert first == second
 
 
-OTHER_HEADS = [{"hm": 3, "wh": 2}, {"hm": 3, "reg": 2, "wh": 6}, {"hm": 1, "reg": 2, "wh": 2, "id": 4}]
+OTHER_HEADS = [{"hm": 3, "wh": 2}, {"hm": 3, "reg": 2, "wh": 6}, {"hm": 1, "reg": 2, "wh": 2, "depth": 4}]
 
 
 @pytest.mark.parametrize("heads", OTHER_HEADS)
@@ -213,6 +213,7 @@ def test_command_line(tmp_path, capsys):
         "std": [0.289, 0.274, 0.278],
         "task": "detect",
         "fit": "whole",
+        "color": "bgr",
     }
     assert onnx_files.description(model) == Description.of(
         facts | {"checkpoint_sha256": checkpoint.load(source).sha256}

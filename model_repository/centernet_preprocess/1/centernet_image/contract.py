@@ -23,7 +23,7 @@ SCORE_THRESHOLD = 0.3
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What a network was trained on: (pixel / 255 - mean) / std, by channel in the frame's order, BGR."""
+    """What a network was trained on: (pixel / 255 - mean) / std, by channel in the network's order."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -43,7 +43,13 @@ HEADS = ("hm", "reg", "wh")
 """Outputs of the raw-heads ONNX form, in this order."""
 
 RAW_INPUT = "input"
-"""Input of the raw-heads ONNX form: FP32 [3, H, W], normalised BGR."""
+"""Input of the raw-heads ONNX form: FP32 [3, H, W], normalised, in the network's order of channels."""
+
+RAW_PREVIOUS = "previous_input"
+"""The same of the frame before, for networks that read it."""
+
+COLORS = ("bgr", "rgb")
+"""Orders of the channels that a network reads; the frame is BGR for all."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from centernet_image.contract import COCO, Normalisation
 
 NETWORK = "centernet_network"
 TEXTS = ("arch", "form", "checkpoint_sha256")
-TEXTS_OF_LATER_FILES = ("task", "fit")
+TEXTS_OF_LATER_FILES = ("task", "fit", "color")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class Description:
         std: Normalisation's, by channel.
         task: One of `contract.TASKS`.
         fit: How pictures are laid into its frame: one of `contract.FITS`.
+        color: The order of channels that the network reads, and `mean` and `std` have: one of
+            `contract.COLORS`. The frame is BGR for all.
     """
 
     classes: tuple[str, ...]
@@ -41,6 +43,7 @@ class Description:
     std: tuple[float, ...] = COCO.std
     task: str = "detect"
     fit: str = "whole"
+    color: str = "bgr"
 
     @classmethod
     def read(cls, path: Path) -> "Description":
@@ -79,6 +82,7 @@ class Description:
             std=tuple(map(float, facts.get("std", COCO.std))),
             task=str(facts.get("task", "detect")),
             fit=str(facts.get("fit", "whole")),
+            color=str(facts.get("color", "bgr")),
         )
 
     @classmethod
