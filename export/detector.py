@@ -57,7 +57,7 @@ class Detector(nn.Module):
             previous_frame: The one before, as `frame`.
             previous_heat: Where its objects were, 0 to 1, [N, H, W].
         """
-        previous = ()
+        previous: tuple[Tensor, ...] = ()
         if previous_frame is not None and previous_heat is not None:
             previous = (self.normalise(previous_frame), previous_heat.unsqueeze(1))
         heads = self.network(self.normalise(frame), *previous)
@@ -88,7 +88,7 @@ class RawHeads(nn.Module):
             previous_image: The one before, as `image`.
             previous_heat: Where its objects were, 0 to 1, [N, H, W].
         """
-        previous = ()
+        previous: tuple[Tensor, ...] = ()
         if previous_image is not None and previous_heat is not None:
             previous = (previous_image, previous_heat.unsqueeze(1))
         return tuple(self.network(image, *previous).values())

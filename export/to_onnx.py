@@ -111,8 +111,9 @@ def to_onnx(
         module, outputs, heads = RawHeads(source.network).eval(), [], list(source.heads)
         feeds = {RAW_INPUT: normalise(torch.from_numpy(frame)).numpy()}
         if source.network.stems:
-            before, heat = feed_dicts.previous(frame).items()
-            feeds |= {RAW_PREVIOUS: normalise(torch.from_numpy(before[1])).numpy(), heat[0]: heat[1]}
+            feeds |= feed_dicts.previous(frame, feed_dicts.RAW_PREVIOUS)
+            before = torch.from_numpy(feeds[RAW_PREVIOUS])
+            feeds[RAW_PREVIOUS] = normalise(before).numpy()
 
     progress("exporting")
     examples = [torch.from_numpy(array[:2]) for array in feeds.values()]

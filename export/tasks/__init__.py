@@ -2,9 +2,9 @@
 
 A new task:
 
-1. `contract.TASKS`: the heads that it is known by, its further inputs, and its outputs from network and ensemble.
-2. A module here: a `Task` that reads the heads at the peaks (`peaks.py` finds them) and returns the outputs in
-   the contract's order; its defaults; the channels that its heads may have. An entry in `TASKS` below.
+1. `contract.TASKS`: the heads that it is known by, its further inputs, and what network and ensemble answer.
+2. A module here: a `Task` that reads the heads at the peaks (`peaks.py` finds them) and returns the outputs
+   in the contract's order; its defaults; the channels that its heads may have. An entry in `TASKS` below.
 3. `export/verify/rows.py`: what counts as a difference of each new output.
 4. The postprocess: see model_repository/README.md.
 5. Tests: `tests/unit/test_tasks.py` has a network and a decode in plain NumPy for each task.

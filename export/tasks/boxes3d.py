@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from math import pi
+from typing import ClassVar
 
 import torch
 from centernet_image.contract import NORMALISATIONS
@@ -20,7 +21,10 @@ class Boxes3D(Task):
 
     input_size = (384, 1280)
     normalisation = NORMALISATIONS["imagenet"]
-    names = {**Task.names, 3: ("pedestrian", "car", "cyclist")}  # KITTI's, as the original numbers them
+    names: ClassVar = {
+        **Task.names,
+        3: ("pedestrian", "car", "cyclist"),
+    }  # KITTI's, as the original numbers them
 
     @classmethod
     def channels(cls, heads: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

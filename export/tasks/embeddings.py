@@ -1,6 +1,7 @@
 """Detections with identities: FairMOT."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from centernet_image.contract import NORMALISATIONS
@@ -21,7 +22,7 @@ class Embeddings(Task):
     default_top_k = 500
     normalisation = NORMALISATIONS["none"]
     color = "rgb"
-    names = {**Task.names, 1: ("person",)}
+    names: ClassVar = {**Task.names, 1: ("person",)}
 
     @classmethod
     def channels(cls, heads: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """Key points of people and objects: CenterNet's `multi_pose`, CenterPose."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Keypoints(Detect):
     Zhou et al., "Objects as Points", 2019, section 4.2.
     """
 
-    names = {**Detect.names, 1: ("person",)}
+    names: ClassVar = {**Detect.names, 1: ("person",)}
 
     @classmethod
     def channels(cls, heads: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,7 @@
 Zhou et al., "Objects as Points", 2019, section 4. Lengths are in cells of the heat map until they leave.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from centernet_image.contract import STRIDE
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 
-class Peaks(NamedTuple):
+@dataclass(frozen=True)
+class Peaks:
     """The K best peaks of N pictures, best first; rows beyond the last peak have score 0.
 
     Attributes:

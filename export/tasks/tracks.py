@@ -1,6 +1,7 @@
 """Detections that say where they were in the frame before: CenterTrack."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from centernet_image.contract import Normalisation
 from torch import Tensor
@@ -13,7 +14,7 @@ class Tracks(Task):
     """Boxes and the displacements of their centres: Zhou et al., "Tracking Objects as Points", 2020."""
 
     normalisation = Normalisation((0.40789654, 0.44719302, 0.47026115), (0.28863828, 0.27408164, 0.27809835))
-    names = {**Task.names, 1: ("person",)}
+    names: ClassVar = {**Task.names, 1: ("person",)}
 
     @classmethod
     def channels(cls, heads: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -40,7 +40,7 @@ SCORE_TOLERANCE = 1e-5
 BOX_TOLERANCE_PIXELS = 0.01
 RELATIVE_TOLERANCE = 1e-4
 AT_A_LIMIT = 0.05
-"""Part of a task's rows that may be others: of cells as high as their neighbours, joints at a rule's limit."""
+"""Part of a task's rows that may be others: of cells as high as a neighbour, joints at a rule's limit."""
 
 Differences = dict[str, float]
 Outputs = dict[str, np.ndarray]
