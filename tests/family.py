@@ -98,9 +98,7 @@ def drawn_person(
     heads["hm"][0, 0, y, x] = 3
     heads["wh"][0, :, y, x] = person["size"]
     column, row = (int(np.floor(at + step)) for at, step in zip((x, y), joint, strict=True))
-    # The sigmoid's inverse, so that float32's is not above 0.1 for 0.1.
-    heads["hm_hp"][0, 0, row, column] = np.float32(np.log(score / (1 - score))) - (
-        1e-6 if score == 0.1 else 0
-    )
+    # The sigmoid's inverse, and a little less, so that float32 does not round a score above a threshold.
+    heads["hm_hp"][0, 0, row, column] = np.log(score / (1 - score)) - 1e-6
     heads["hp_offset"][0, :, row, column] = (x + joint[0] - column, y + joint[1] - row)
     return heads

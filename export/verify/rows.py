@@ -67,7 +67,7 @@ def beyond(
         actual: of the other.
         pairs: from `match`.
         relative: largest difference of what is not in pixels: of numbers by (1 + their size), of angles in
-            radians, of directions 1 - cosine.
+            radians, of directions 1 - cosine (they are of length 1).
         box_px: largest difference of a place or displacement, pixels.
 
     Returns:
@@ -88,5 +88,5 @@ def _difference(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     if name == "alphas":
         return lambda wanted, found: np.abs((wanted - found + np.pi) % (2 * np.pi) - np.pi)
     if name == "embeddings":
-        return lambda wanted, found: 1 - (wanted * found).sum(-1)
+        return lambda wanted, found: np.square(wanted - found).sum(-1) / 2
     return lambda wanted, found: np.abs(wanted - found) / (1 + np.abs(wanted))
