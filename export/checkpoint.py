@@ -13,7 +13,15 @@ from torch import Tensor
 from export import weights
 from export.errors import ExportError, UsageError
 from export.files import sha256
-from export.networks import ARCHITECTURES, STEM_CHANNELS, STEMS, WITH_STEMS, CenterNet, create
+from export.networks import (
+    ARCHITECTURES,
+    HEAD_CHANNELS_IN,
+    STEM_CHANNELS,
+    STEMS,
+    WITH_STEMS,
+    CenterNet,
+    create,
+)
 from export.tasks import format_heads
 from export.weights import State
 
@@ -121,7 +129,7 @@ def _heads(path: Path, state: State, arch: str, stems: Sequence[str]) -> dict[st
 
 
 def _build(path: Path, state: State, arch: str, heads: dict[str, int], stems: Sequence[str]) -> CenterNet:
-    head = state.get(f"{next(iter(heads))}.0.bias")
+    head = state.get(HEAD_CHANNELS_IN.get(arch, f"{next(iter(heads))}.0.bias"))
     with torch.device("meta"):
         names = create(arch, {}).state_dict()
         stem = state[next(iter(names))]

@@ -183,7 +183,7 @@ def _check_options(
 
 def _default_labels(kind: type[tasks.Task], heads: dict[str, int]) -> list[str]:
     count = heads.get("hm", 0)
-    return list(kind.names.get(count) or (f"class {index}" for index in range(count)))
+    return list(kind.labels(heads) or (f"class {index}" for index in range(count)))
 
 
 def _size(text: str) -> tuple[int, int]:

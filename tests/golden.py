@@ -12,7 +12,7 @@ import torch
 
 from export.networks import CenterNet, create
 
-ARCHITECTURES = {"dla_34": 0.25, "dlav0_34": 0.25, "resdcn_18": 0.125}
+ARCHITECTURES = {"dla_34": 0.25, "dlav0_34": 0.25, "resdcn_18": 0.125, "mobilenetv2": 0.5}
 """Their width."""
 
 HEADS = {"hm": 3, "reg": 2, "wh": 2}

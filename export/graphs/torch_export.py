@@ -93,7 +93,8 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
                 norm.eps,
                 norm.weight,
                 norm.bias,
-                transpose=isinstance(conv, nn.ConvTranspose2d),
+                # Of channels each by itself the outputs are counted first, as in a plain convolution.
+                transpose=isinstance(conv, nn.ConvTranspose2d) and conv.groups == 1,
             )
             holder.add_module(name, nn.Identity())
     return copy

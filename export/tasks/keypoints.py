@@ -1,7 +1,6 @@
 """Key points of people and objects: CenterNet's `multi_pose`, CenterPose."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +22,11 @@ class Keypoints(Detect):
     Zhou et al., "Objects as Points", 2019, section 4.2.
     """
 
-    names: ClassVar = {**Detect.names, 1: ("person",)}
+    @classmethod
+    def labels(cls, heads: Mapping[str, int]) -> tuple[str, ...] | None:
+        """People's, if it has COCO's 17 joints."""
+        is_coco = (heads.get("hm"), heads.get("hps")) == (1, 34)
+        return ("person",) if is_coco else super().labels(heads)
 
     @classmethod
     def channels(cls, heads: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -40,6 +40,11 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
+    @classmethod
+    def labels(cls, heads: Mapping[str, int]) -> tuple[str, ...] | None:
+        """Class names of a network with such channels, where they are certain."""
+        return cls.names.get(heads.get("hm", 0))
+
     def forward(self, heads: Heads) -> tuple[Tensor, ...]:
         """Decodes raw heads.
 

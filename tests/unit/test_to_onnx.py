@@ -29,7 +29,9 @@ from export.verify import against_pytorch
 ROOT = Path(__file__).parents[2]
 SIZE = (64, 96)
 DEFAULTS = (to_onnx.FORMS[0], to_onnx.DCN_OPS[0])
-DCN_LAYERS = {"dla_34": 16, "dlav0_34": 0} | {arch: 3 for arch in ARCHITECTURES if arch.startswith("resdcn")}
+DCN_LAYERS = {"dla_34": 16, "dlav0_34": 0, "mobilenetv2": 0} | {
+    arch: 3 for arch in ARCHITECTURES if arch.startswith("resdcn")
+}
 ORIGINALS = ("dla_34", "dlav0_34", "resdcn_18", "resdcn_101")
 # The other depths of resdcn are the same code.
 COMBINATIONS = [
