@@ -12,11 +12,17 @@ HEADS = {"hm": 3, "reg": 2, "wh": 2}
 
 
 def network(
-    arch: str, heads: dict[str, int] = HEADS, *, seed: int = 0, stems: tuple[str, ...] = ()
+    arch: str,
+    heads: dict[str, int] = HEADS,
+    *,
+    seed: int = 0,
+    width: float | None = None,
+    stems: tuple[str, ...] = (),
 ) -> CenterNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = create(arch, heads, width=0.125 if arch.startswith("resdcn") else 0.25, stems=stems)
+        width = width or (0.125 if arch.startswith("resdcn") else 0.25)
+        made = create(arch, heads, width=width, stems=stems)
         for name, module in made.named_modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)

@@ -6,8 +6,9 @@ A new task:
 2. A module here: a `Task` that reads the heads at the peaks (`peaks.py` finds them) and returns the outputs
    in the contract's order; its defaults; the channels that its heads may have. An entry in `TASKS` below.
 3. `export/verify/rows.py`: what counts as a difference of each new output.
-4. The postprocess: see model_repository/README.md.
-5. Tests: `tests/unit/test_tasks.py` has a network and a decode in plain NumPy for each task.
+4. `centernet_image/tasks/`: a module of the task's name takes the outputs back to the picture.
+5. Tests: `tests/family.py` has a narrow network for each task; `tests/unit/test_tasks.py` exports it, puts it
+   into every precision, and holds the decode against the original's.
 """
 
 from collections.abc import Collection, Mapping
