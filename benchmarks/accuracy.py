@@ -9,7 +9,6 @@ the output folder is not computed again: networks as ONNX files, and detections 
 import argparse
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from centernet_image.description import Description
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import accuracy_report, bootstrap, report
+from benchmarks import bootstrap, networks, report
 from benchmarks.report import BenchmarkError
 from benchmarks.triton_server import running
 from clients import coco, local
@@ -38,7 +37,6 @@ from export.plan import feed_dicts, precision, quantize
 from export.reference_detector import Reference
 
 THRESHOLD = 0.01
-ROOT = Path(__file__).parents[1]
 ROWS = ("onnxruntime", "server", "fp16", "int8", "sensitivity")
 STDERR = Console(stderr=True)
 
@@ -63,14 +61,13 @@ def measure(options: argparse.Namespace) -> None:
     Raises:
         BenchmarkError: A picture would calibrate and evaluate, or a plan is of none of the checkpoints.
     """
-    environment = report.environment()
     studies = [Study(checkpoint, options) for checkpoint in options.checkpoints]
     plans = {plan: json.loads(plan.with_suffix(".json").read_text(encoding="utf-8")) for plan in options.plan}
     for plan, facts in plans.items():
         if facts["checkpoint_sha256"] not in (study.sha256 for study in studies):
             raise BenchmarkError(f"{plan} was built from none of the checkpoints given")
     results = {
-        "environment": environment,
+        "environment": report.environment(),
         "annotations": options.annotations.name,
         "pictures": len(studies[0].pictures),
         "calibration_pictures": len(studies[0].calibration),
@@ -79,11 +76,8 @@ def measure(options: argparse.Namespace) -> None:
             for study in studies
         ],
     }
-    text = accuracy_report.markdown(results)
-    report.write(options.output_dir, "accuracy", results=results, markdown=text)
-    if options.document:
-        accuracy_report.update(options.document, text)
-    print(text)
+    report.write(options.output_dir, "accuracy", results, tables)
+    print(tables(results))
 
 
 class Study:
@@ -157,20 +151,19 @@ class Study:
             print(f"{self._checkpoint.name}: {name}", file=sys.stderr)
             write_beside(path, json.dumps(detect()).encode())
         rows = json.loads(path.read_text(encoding="utf-8"))
-        values: dict[str, Any] = coco.average_precision(self._options.annotations, rows, self.pictures.keys())
+        pictures = self.pictures.keys()
+        values: dict[str, Any] = coco.average_precision(self._options.annotations, rows, pictures)
         if against is not None:
             base = json.loads((self._folder / f"{against}.results.json").read_text(encoding="utf-8"))
-            pictures = self.pictures.keys()
             values["AP_interval"] = bootstrap.ap_interval(self._options.annotations, rows, base, pictures)
         return values
 
     def _pytorch(self) -> list[dict[str, Any]]:
-        size = self._options.input_size
         return self._detect(
             Reference(
                 self._checkpoint,
                 arch=None,
-                frame_size=size,
+                frame_size=self._options.input_size,
                 annotations=self._annotations,
                 normalisation=self._description().normalisation,
             )
@@ -187,22 +180,11 @@ class Study:
     def _server(self) -> list[dict[str, Any]]:
         """What `clients/evaluate.py` gets from a server of this network."""
         with tempfile.TemporaryDirectory() as folder:
-            ignore = shutil.ignore_patterns("model.onnx", "model.plan", "model.json", "__pycache__")
-            repository = shutil.copytree(
-                ROOT / "model_repository", Path(folder, "repository"), symlinks=True, ignore=ignore
-            )
-            for suffix in (".onnx", ".json"):
-                target = repository / f"centernet_network/1/model{suffix}"
-                target.symlink_to(self._model("fp32").with_suffix(suffix).resolve())
+            repository = networks.repository(self._model("fp32"), Path(folder, "repository"))
             output = Path(folder, "results.json")
             with running(repository) as server:
                 options = [f"--annotations={self._options.annotations}", f"--images={self._options.images}"]
-                options += [
-                    f"--threshold={THRESHOLD}",
-                    "--unrounded",
-                    f"--output={output}",
-                    f"--url={server.url}",
-                ]
+                options += [f"--threshold={THRESHOLD}", f"--output={output}", f"--url={server.grpc_url}"]
                 command = [sys.executable, "-m", "clients.evaluate", "--unrounded", *options]
                 if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
                     raise BenchmarkError("the server's answers could not be evaluated (above)")
@@ -234,18 +216,15 @@ class Study:
             to_onnx.main([str(self._checkpoint), str(path), "--input-size", size, *pixels])
             return path
         model = onnx.load(self._model("fp32"))
+        feeds = feed_dicts.from_pictures(model, self.calibration)
         if name == "fp16":
             made = precision.to_fp16(model)
         elif name == "int8":
-            made = precision.to_fp16(quantize.to_int8(model, self._feeds(model)))
+            made = precision.to_fp16(quantize.to_int8(model, feeds))
         else:
-            layers = _parts(model)[name.removeprefix("int8-")]
-            made = quantize.to_int8(model, self._feeds(model), nodes=layers)
+            made = quantize.to_int8(model, feeds, nodes=_parts(model)[name.removeprefix("int8-")])
         write_beside(path, made.SerializeToString())
         return path
-
-    def _feeds(self, model: onnx.ModelProto) -> Iterator[dict[str, Any]]:
-        return feed_dicts.from_pictures(model, self.calibration)
 
     def _pixels(self) -> dict[str, str | None]:
         return {"mean": self._options.mean, "std": self._options.std}
@@ -254,11 +233,9 @@ class Study:
         """Of all that the results depend on but the versions of the libraries."""
         names = [path.name for path in self.calibration]
         digest = hashlib.sha256(repr((names, self._options.input_size, self._pixels())).encode())
-        sources = [
-            ROOT / "export" / name
-            for name in ("detector.py", "graphs/torch_export.py", "plan/precision.py", "plan/quantize.py")
-        ]
-        sources += sorted((ROOT / "export/networks").glob("*.py"))
+        export = networks.ROOT / "export"
+        parts = ("detector.py", "graphs/torch_export.py", "plan/precision.py", "plan/quantize.py")
+        sources = [*(export / part for part in parts), *sorted((export / "networks").glob("*.py"))]
         for path in (self._checkpoint, self._options.annotations, *sources):
             digest.update(path.read_bytes())
         return digest.hexdigest()
@@ -271,38 +248,49 @@ def _parts(model: onnx.ModelProto) -> dict[str, list[str]]:
     return groups | heads | {"all": [name for names in groups.values() for name in names]}
 
 
+def tables(results: dict[str, Any]) -> str:
+    """The tables of all checkpoints: differences are to the first row, intervals hold 95 % of the draws."""
+    text = (
+        f"- Evaluated on the {results['pictures']} pictures of {results['annotations']}, "
+        f"INT8 calibrated on {results['calibration_pictures']} training pictures\n"
+    )
+    for one in results["checkpoints"]:
+        height, width = one["input_size"]
+        text += f"\n## {one['checkpoint']}: {one['arch']}, {width}x{height}\n\n{_table(one['rows'], 'row')}"
+        if one["sensitivity"]:
+            text += "\nINT8 of one part of the network, the rest in FP32:\n\n"
+            text += _table(one["sensitivity"], "group")
+    return text
+
+
+def _table(rows: list[dict[str, Any]], name: str) -> str:
+    lines = []
+    for row in rows:
+        line = {name: row[name]} | {key: f"{row[key]:.4f}" for key in ("AP", "AP50", "AP75")}
+        if "AP_interval" in row:
+            line["difference"] = f"{row['AP'] - rows[0]['AP']:+.4f}"
+            line["95 % of draws"] = "{:+.4f} to {:+.4f}".format(*row["AP_interval"])
+        lines.append(line)
+    return report.records(lines)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="COCO instances file")
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of all pictures")
-    parser.add_argument(
-        "--calibration-annotations",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="COCO file that names the training pictures, in the same folder, for INT8's ranges",
-    )
-    parser.add_argument("--calibration-pictures", type=int, default=100, metavar="N")
-    parser.add_argument(
-        "--plan", nargs="*", type=Path, default=[], help="plans of the checkpoints; needs their GPU"
-    )
-    parser.add_argument(
-        "--rows", type=report.choices(ROWS), default=ROWS, help=f"some of {','.join(ROWS)} (default: all)"
-    )
-    parser.add_argument(
-        "--input-size",
-        type=report.frame_size,
-        default=contract.INPUT_SIZE,
-        metavar="HxW",
-        help="default: 512x512",
-    )
+    add = parser.add_argument
+    add("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
+    add("--annotations", type=Path, required=True, metavar="FILE", help="COCO instances file")
+    add("--images", type=Path, required=True, metavar="DIR", help="folder of all pictures")
+    text = "COCO file that names the training pictures, in the same folder, for INT8's ranges"
+    add("--calibration-annotations", type=Path, required=True, metavar="FILE", help=text)
+    add("--calibration-pictures", type=int, default=100, metavar="N")
+    add("--plan", nargs="*", type=Path, default=[], help="plans of the checkpoints; needs their GPU")
+    add("--rows", type=report.choices(ROWS), default=ROWS, help=f"some of {','.join(ROWS)} (default: all)")
+    add("--input-size", type=report.frame_size, default=contract.INPUT_SIZE, metavar="HxW")
     for name in ("--mean", "--std"):
-        parser.add_argument(name, metavar="B,G,R", help="the checkpoints' own, as for export.to_onnx")
-    parser.add_argument("--output-dir", type=Path, default=Path("out/accuracy"))
-    parser.add_argument("--document", type=Path, help="Markdown file whose tables are replaced")
+        add(name, metavar="B,G,R", help="the checkpoints' own, as for export.to_onnx")
+    add("--output-dir", type=Path, default=Path("out/accuracy"))
     return parser
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
+from benchmarks.networks import ROOT
 from benchmarks.report import BenchmarkError
 from server.launcher import HOST, free_ports
 
-ROOT = Path(__file__).parents[1]
 BIN = ROOT / ".toolchain/deploy/bin"
 
 
@@ -67,15 +67,9 @@ class Envoy:
         path.write_text(yaml.safe_dump(self.config), encoding="utf-8")
         self.log = folder / "envoy.log"
         with self.log.open("wb") as log:
-            command = [
-                f"{BIN}/envoy",
-                "--config-path",
-                str(path),
-                "--log-level",
-                "warn",
-                "--use-dynamic-base-id",
-            ]
-            self.process = subprocess.Popen([*command, "--concurrency", "2"], stdout=log, stderr=log)
+            command = [f"{BIN}/envoy", "--config-path", str(path), "--log-level", "warn"]
+            command += ["--use-dynamic-base-id", "--concurrency", "2"]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def stop(self) -> None:
         """Ends it."""

@@ -1,187 +1,136 @@
-"""The contenders of `benchmarks.engine`, each of which runs one network; one process each.
+"""The contenders of `benchmarks.engine`: each runs one network, in a process of its own.
 
-    python -m benchmarks.contenders SPEC.json
-
-prints one JSON line for each thing done, so that what was measured before a crash or a hang is kept.
+What one has to do is a `Spec`, with paths as text: `contender`, one of `CONTENDERS`; `checkpoint`, `onnx` and
+`plan` of the network, of which the plan is made if need be; `plugin`, our library or None; `frames`, a .npy
+file of uint8 [N, H, W, 3], N the largest of the sizes in `batch`; `outputs`, where those for the frames go
+(.npz); `seconds` for each batch size; `device`, `cuda` or `cpu`.
 """
 
-import json
 import sys
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace as Spec
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from centernet_image import contract
 
-from benchmarks import tensorrt_engine, weights
-from benchmarks.workers import SkippedError, first_line, say
-from export.errors import ExportError
-
-Outputs = list[np.ndarray]
-"""Boxes, scores and classes."""
+from benchmarks import weights
+from benchmarks.tensorrt_engine import Engine
+from benchmarks.timing import times_ms
+from benchmarks.workers import SkippedError, say
+from clients import local
+from export import to_plan
+from export.files import write_beside
+from export.plan import builder, lowering, profiles
 
 OUTPUTS = (contract.BOXES.name, contract.SCORES.name, contract.CLASSES.name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What one process has to do.
-
-    Attributes:
-        contender: One of `CONTENDERS`.
-        checkpoint: Of the network.
-        onnx: The detector form of the same.
-        plan: Where a plan lies, or is to be kept.
-        plugin: The DCNv2 plugin's library, if it is not where `export.to_plan` looks.
-        frames: A .npy file with the frames whose outputs are checked, uint8 [N, H, W, 3], as many as the
-            largest batch.
-        outputs: Where the outputs for the first of them go (.npz).
-        batch: Batch sizes to time.
-        seconds: How long to time each.
-        device: `cuda` or `cpu`.
-    """
-
-    contender: str
-    checkpoint: str
-    onnx: str
-    plan: str
-    plugin: str | None
-    frames: str
-    outputs: str
-    batch: list[int]
-    seconds: float
-    device: str
+CALIBRATION_PICTURES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """A network with its memory; holds all that it needs.
+    """A network with its memory, on frames that it has run once.
 
     Attributes:
-        run: Runs it; on the GPU it is enqueued on CUDA's current stream.
+        run: Runs it; enqueues it on the contender's stream, if it has one.
         load: Replaces the frames that it reads by others, uint8 [N, H, W, 3], in the same memory.
-        outputs: What the last run left.
+        outputs: Boxes, scores and classes that the last run left.
     """
 
-    run: Callable[[], None]
-    load: Callable[[np.ndarray], None]
-    outputs: Callable[[], Outputs]
+    run: Callable[[], object]
+    load: Callable[[np.ndarray], object]
+    outputs: Callable[[], Sequence[np.ndarray]]
 
 
 class Contender(ABC):
     """A network that is ready to run.
 
     Attributes:
-        own_stream: Whether it is timed on a stream of its own; else on the default one.
+        stream: PyTorch's, where it is timed; None: it is synchronous, and timed on the host's clock.
     """
 
-    own_stream = True
-
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
+    stream: Any = None
 
     @abstractmethod
     def bind(self, frames: np.ndarray) -> Bound:
-        """For frames uint8 [N, H, W, 3]; has run it on them, too."""
+        """For frames uint8 [N, H, W, 3]."""
 
-    def times_ms(self, run: Callable[[], None]) -> list[float]:
-        """Duration of each run during the specified seconds."""
-        if self.spec.device == "cuda":
-            return _cuda_times_ms(run, seconds=self.spec.seconds, own_stream=self.own_stream)
-        return _host_times_ms(run, seconds=self.spec.seconds)
-
-    def layers(self, frames: np.ndarray) -> dict[str, Any] | None:
-        """Milliseconds by kind of layer (`dcn`, `other`) and by name, where the contender can tell."""
+    def layers_ms(self, frames: np.ndarray, seconds: float) -> dict[str, Any] | None:
+        """See `tensorrt_engine.Engine.layers_ms`; None where the contender cannot tell."""
         return None
 
 
 class PyTorch(Contender):
     """The network in PyTorch: on a GPU FP16 and channels-last, else FP32; decode and normalisation FP32."""
 
-    # torchvision's DCN launches there whatever the current stream is: elsewhere a part is not timed, and a
-    # CUDA graph (`reduce-overhead`) does not hold it.
-    own_stream = False
-
     def __init__(self, spec: Spec, *, compiled: bool) -> None:
-        super().__init__(spec)
-        if spec.device == "cuda" and not torch.cuda.is_available():
+        half = spec.device == "cuda"
+        if half and not torch.cuda.is_available():
             raise SkippedError("found no NVIDIA GPU")
         from export.checkpoint import load
         from export.detector import Detector
 
         detector = Detector(load(Path(spec.checkpoint)).network, top_k=contract.TOP_K).eval().to(spec.device)
         network = detector.network
-        half = spec.device == "cuda"
         if half:
             network.half().to(memory_format=torch.channels_last)
+            # torchvision's DCN launches there whatever the current stream is: elsewhere a part is not timed,
+            # and a CUDA graph (`reduce-overhead`) does not hold it.
+            self.stream = torch.cuda.default_stream()
 
         def detect(frame: torch.Tensor) -> tuple[torch.Tensor, ...]:
             x = detector.normalise(frame)
             heads = network(x.half().contiguous(memory_format=torch.channels_last) if half else x)
             return detector.decode(*(heads[name].float() for name in ("hm", "wh", "reg")))
 
+        self._device = spec.device
         # One compilation for each batch size.
-        self.detect = torch.compile(detect, dynamic=False) if compiled else detect
+        self._detect = torch.compile(detect, dynamic=False) if compiled else detect
 
     def bind(self, frames: np.ndarray) -> Bound:
         """See `Contender`."""
-        frame = torch.from_numpy(frames.copy()).to(self.spec.device)
+        frame = torch.from_numpy(frames.copy()).to(self._device)
         last: list[torch.Tensor] = []
 
         @torch.inference_mode()
         def run() -> None:
-            last[:] = self.detect(frame)
+            last[:] = self._detect(frame)
 
         run()
         return Bound(
             run=run,
-            load=lambda others: _copy(others, frame),
+            load=lambda others: frame.copy_(torch.from_numpy(others)),
             outputs=lambda: [tensor.cpu().numpy() for tensor in last],
         )
 
 
 class OnnxRuntime(Contender):
-    """The ONNX file as it is (FP32), on CUDA or on the CPU."""
+    """The ONNX file as it is (FP32), on CUDA or on the CPU; frames and answers in the host's memory."""
 
     def __init__(self, spec: Spec) -> None:
-        super().__init__(spec)
         import onnxruntime
 
         provider = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[spec.device]
         if provider not in onnxruntime.get_available_providers():
             raise SkippedError(f"onnxruntime {onnxruntime.__version__} has no {provider}")
-        self.session = onnxruntime.InferenceSession(spec.onnx, providers=[provider])
-        if provider not in self.session.get_providers():
-            raise SkippedError(f"onnxruntime {onnxruntime.__version__} cannot start {provider}")
+        self._network = local.onnxruntime_network(Path(spec.onnx), providers=[provider])
 
     def bind(self, frames: np.ndarray) -> Bound:
-        """See `Contender`; its runs are synchronous."""
-        from onnxruntime import OrtValue
-
-        binding = self.session.io_binding()
-        # Held by `load`: a binding does not own its input.
-        frame = OrtValue.ortvalue_from_numpy(frames.copy(), self.spec.device)
-        binding.bind_ortvalue_input(contract.FRAME.name, frame)
-        for name in OUTPUTS:
-            binding.bind_output(name, self.spec.device)
+        """See `Contender`."""
+        held, last = frames.copy(), list[np.ndarray]()
 
         def run() -> None:
-            self.session.run_with_iobinding(binding)
-            assert frame.has_value()
+            last[:] = self._network(held)
 
         run()
-        return Bound(run=run, load=frame.update_inplace, outputs=binding.copy_outputs_to_cpu)
-
-    def times_ms(self, run: Callable[[], None]) -> list[float]:
-        """On the host's clock: ONNX Runtime waits for the GPU itself, on a stream of its own."""
-        return _host_times_ms(run, seconds=self.spec.seconds)
+        return Bound(run=run, load=partial(np.copyto, held), outputs=lambda: last)
 
 
 class TensorRT(Contender):
@@ -190,106 +139,74 @@ class TensorRT(Contender):
     NVIDIA's plugin gives wrong output on any stream but the default one, and hangs in a CUDA graph.
     """
 
-    def __init__(self, spec: Spec, *, plugin: str, graph: bool, kind: str = "fp16") -> None:
-        super().__init__(spec)
-        self.engine = tensorrt_engine.Engine.load(
-            Path(spec.plan),
-            onnx_path=Path(spec.onnx),
-            batch=spec.batch,
-            plugin=plugin,
-            library=Path(spec.plugin) if spec.plugin else None,
-            kind=kind,
-        )
-        self.graph = graph
-        self.own_stream = plugin != "nvidia"
+    def __init__(
+        self, spec: Spec, *, precision: str = "fp16", nvidia: bool = False, graph: bool = True
+    ) -> None:
+        plan = Path(spec.plan)
+        (_build_nvidia if nvidia else _build)(spec, plan, precision)
+        self._engine = Engine(plan, Path(spec.plugin) if spec.plugin else None, nvidia=nvidia)
+        self._graph = graph
+        stream = self._engine.stream
+        self.stream = torch.cuda.ExternalStream(stream.ptr) if stream.ptr else torch.cuda.default_stream()
+        nodes = onnx.load(spec.onnx).graph.node
+        self._dcn_nodes = [node.name for node in nodes if node.op_type in ("DeformConv", "DCNv2")]
 
     def bind(self, frames: np.ndarray) -> Bound:
         """See `Contender`."""
-        execution = self.engine.bind(frames)
-        if self.graph:
-            execution.capture()
-        else:
-            execution()
-        frame = execution.tensors[contract.FRAME.name]
+        execution = self._engine.bind(frames, graph=self._graph)
+        return Bound(run=execution, load=execution.load, outputs=partial(execution.outputs, OUTPUTS))
 
-        def outputs() -> Outputs:
-            torch.cuda.synchronize()
-            return [execution.tensors[name].cpu().numpy() for name in OUTPUTS]
+    def layers_ms(self, frames: np.ndarray, seconds: float) -> dict[str, Any] | None:
+        """See `Contender`."""
+        return self._engine.layers_ms(frames, self._dcn_nodes, seconds=seconds)
 
-        return Bound(
-            run=execution,
-            load=lambda others: _copy(others, frame),
-            outputs=outputs,
-        )
 
-    def layers(self, frames: np.ndarray) -> dict[str, Any] | None:
-        """By TensorRT's layer profiler; layers that convert a DCN's tensors count as `dcn`."""
-        return self.engine.profile(frames, seconds=self.spec.seconds)
+def _sizes(spec: Spec) -> tuple[int, int, int]:
+    return spec.batch[0], spec.batch[len(spec.batch) // 2], spec.batch[-1]
+
+
+def _build(spec: Spec, plan: Path, precision: str) -> None:
+    options = [f"--precision={precision}", f"--batch={','.join(map(str, _sizes(spec)))}", "--if-needed"]
+    options += [f"--plugin={spec.plugin}"] if spec.plugin else []
+    if precision == "int8":
+        folder = plan.with_suffix(".calibration")
+        folder.mkdir(exist_ok=True)
+        size = np.load(spec.frames, mmap_mode="r").shape[1:3]
+        for number, frame in enumerate(weights.pictures(CALIBRATION_PICTURES, size, seed=3)):
+            np.save(folder / f"{number:02}.npy", frame)
+        options.append(f"--calibration={folder}")
+    to_plan.main([spec.onnx, str(plan), *options])
+
+
+def _build_nvidia(spec: Spec, plan: Path, precision: str) -> None:
+    """The same graph, but for the plugin's nodes: TensorRT's parser makes NVIDIA's plugin of a DeformConv."""
+    trt, model = builder.load_tensorrt(), onnx.load(spec.onnx)
+    network = lowering.make(model, precision)
+    shapes = profiles.profiles(model, _sizes(spec))
+    write_beside(plan, builder.build(trt, network.rounded, shapes=shapes, tf32=network.tf32)[0])
 
 
 CONTENDERS: dict[str, Callable[[Spec], Contender]] = {
-    "plugin": lambda spec: TensorRT(spec, plugin="dcnv2", graph=True),
-    **{
-        f"plugin-{kind}": partial(TensorRT, plugin="dcnv2", graph=True, kind=kind)
-        for kind in ("int8", "tf32", "fp32")
-    },
-    # What INT8 costs and wins where, one group of `export.plan.quantize` more each time.
-    "plugin-int8-plain": partial(TensorRT, plugin="dcnv2", graph=True, kind="int8:backbone+heads"),
-    "plugin-int8-offsets": partial(
-        TensorRT, plugin="dcnv2", graph=True, kind="int8:stem+backbone+heads+offsets"
-    ),
-    "plugin-int8-all": partial(
-        TensorRT,
-        plugin="dcnv2",
-        graph=True,
-        kind="int8:stem+backbone+heads+offsets+deformable+upsampling",
-    ),
-    "plugin-stream": lambda spec: TensorRT(spec, plugin="dcnv2", graph=False),
-    "nvidia": lambda spec: TensorRT(spec, plugin="nvidia", graph=False),
-    "compile": lambda spec: PyTorch(spec, compiled=True),
-    "eager": lambda spec: PyTorch(spec, compiled=False),
+    "plugin": TensorRT,
+    "plugin-int8": partial(TensorRT, precision="int8"),
+    "plugin-tf32": partial(TensorRT, precision="tf32"),
+    "plugin-fp32": partial(TensorRT, precision="fp32"),
+    "plugin-stream": partial(TensorRT, graph=False),
+    "nvidia": partial(TensorRT, nvidia=True, graph=False),
+    "compile": partial(PyTorch, compiled=True),
+    "eager": partial(PyTorch, compiled=False),
     "onnxruntime": OnnxRuntime,
 }
-"""By name; what is timed on the GPU without `-stream` runs as a CUDA graph where the contender can."""
+"""By name; plans run as a CUDA graph without `-stream`."""
 
 
-def _copy(frames: np.ndarray, target: torch.Tensor) -> None:
-    target.copy_(torch.from_numpy(frames))
-
-
-def _cuda_times_ms(run: Callable[[], None], *, seconds: float, own_stream: bool) -> list[float]:
-    times: list[float] = []
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream() if own_stream else torch.cuda.default_stream()
-    with torch.cuda.stream(stream):
-        for _ in range(5):
-            run()
-        stream.synchronize()
-        end = time.perf_counter() + seconds
-        while len(times) < 10 or time.perf_counter() < end:
-            pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(10)]
-            for start, stop in pairs:
-                start.record(stream)
-                run()
-                stop.record(stream)
-            stream.synchronize()
-            times += [start.elapsed_time(stop) for start, stop in pairs]
-    return times
-
-
-def _host_times_ms(run: Callable[[], None], *, seconds: float) -> list[float]:
-    from benchmarks.inprocess import times_ms
-
-    run()
-    return times_ms(run, seconds=seconds)
-
-
-def work(contender: Contender, spec: Spec) -> None:
+def work(spec: Spec, contender: Contender | None = None) -> None:
     """Check and time the contender at each batch size; says a line for each step.
 
     What is checked is what is timed: bound with other frames, the outputs are of those that it was given
     after that, by the same call.
     """
+    contender = contender or CONTENDERS[spec.contender](spec)
     frames = np.load(spec.frames)
     others = weights.pictures(len(frames), frames.shape[1:3], seed=2)
     for batch in spec.batch:
@@ -301,28 +218,11 @@ def work(contender: Contender, spec: Spec) -> None:
         # The parent compares them, and answers before anything is timed.
         if sys.stdin.readline().strip() != "go":
             return
-        times = contender.times_ms(bound.run)
+        for _ in range(3):
+            bound.run()
+        times = times_ms(bound.run, seconds=spec.seconds, at_least=10, stream=contender.stream, in_row=10)
         say("times", batch=batch, median_ms=median(times), runs=len(times))
     for batch in spec.batch:
-        layers = contender.layers(frames[:batch])
+        layers = contender.layers_ms(frames[:batch], spec.seconds)
         if layers:
             say("layers", batch=batch, **layers)
-
-
-def main() -> int:
-    """Run the specified contender; returns the exit code."""
-    spec = Spec(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    try:
-        work(CONTENDERS[spec.contender](spec), spec)
-    except (SkippedError, ImportError, ExportError) as error:
-        say("skipped", reason=(str(error) or type(error).__name__).splitlines()[0])
-    except Exception as error:
-        say("failed", reason=first_line(error))
-        return 1
-    else:
-        say("done")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

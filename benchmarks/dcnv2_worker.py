@@ -1,101 +1,48 @@
 """One contender of `benchmarks.dcnv2` on its layers, in a process of its own.
 
-    python -m benchmarks.dcnv2_worker SPEC.json
-
-prints one JSON line for each layer, so that what was measured before a crash or a hang is kept.
+What it has to do is a `Spec`: `contender`, one of `CONTENDERS`; `precision`, one of `DTYPES`; of each of the
+`layers` the fields of its `Shape` and its batch; `repeats`, rounds that are timed; `device`, `cuda` or `cpu`;
+`library`, of our kernels.
 """
 
-import json
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace as Spec
 from typing import Any
 
 import torch
 from dcnv2.library import Kernels
+from torch import Tensor
 
-from benchmarks.dcnv2_contenders import (
-    Compiled,
-    Contender,
-    Convolution,
-    Inputs,
-    Ours,
-    Torchvision,
-    time_runs,
-)
+from benchmarks.dcnv2_engines import LayerEngine, OnnxRuntime
+from benchmarks.dcnv2_layers import Contender, Inputs, Ours, Torchvision, time_runs
 from benchmarks.roofline import Shape
-from benchmarks.workers import SkippedError, first_line, say
-from export.errors import ExportError
+from benchmarks.workers import SkippedError, say
 
 DTYPES = {
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "int8": torch.float16,
-    "tf32": torch.float32,
-    "fp32": torch.float32,
+    **{"fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float16},
+    **{"tf32": torch.float32, "fp32": torch.float32},
 }
-"""What the tensors are drawn as, and what those who have no INT8 run."""
+"""What the tensors are drawn as."""
 
 ERROR_LIMIT = 0.2
 """By the norm of the FP64 output. Coordinates in half, as NVIDIA's plugin has them, cost a few percent."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What one process has to do.
-
-    Attributes:
-        contender: One of `CONTENDERS`.
-        precision: One of `DTYPES`.
-        layers: Of each the fields of its `Shape`, and its batch.
-        batches: All batch sizes of the run.
-        repeats: Rounds that are timed.
-        device: `cuda` or `cpu`.
-        library: Of our kernels.
-    """
-
-    contender: str
-    precision: str
-    layers: list[tuple[int, ...]]
-    batches: list[int]
-    repeats: int
-    device: str
-    library: str
-
-
 def _ours(spec: Spec) -> Contender:
     try:
-        kernels = Kernels(Path(spec.library))
+        return Ours(Kernels(Path(spec.library)), spec.precision)
     except OSError as error:
         raise SkippedError(f"{error}: build it (ci/gpu/kernel), or name it with --library") from None
-    return Ours(kernels, tf32=spec.precision == "tf32", int8=spec.precision == "int8")
-
-
-def _engine(name: str) -> Callable[[Spec], Contender]:
-    def make(spec: Spec) -> Contender:
-        from benchmarks import dcnv2_engines
-
-        contender: Contender = getattr(dcnv2_engines, name)(spec.batches, tf32=spec.precision == "tf32")
-        return contender
-
-    return make
-
-
-def _onnxruntime(spec: Spec) -> Contender:
-    from benchmarks.dcnv2_engines import OnnxRuntime
-
-    return OnnxRuntime()
 
 
 CONTENDERS: dict[str, Callable[[Spec], Contender]] = {
     "dcnv2": _ours,
     "torchvision": lambda spec: Torchvision(),
-    "compile": lambda spec: Compiled(),
-    "nvidia": _engine("NvidiaPlugin"),
-    "tensorrt-convolution": _engine("TensorRTConvolution"),
-    "cudnn-convolution": lambda spec: Convolution(),
-    "onnxruntime": _onnxruntime,
+    "compile": lambda spec: Torchvision(compiled=True),
+    "nvidia": lambda spec: LayerEngine(plain=False, tf32=spec.precision == "tf32"),
+    "tensorrt-convolution": lambda spec: LayerEngine(plain=True, tf32=spec.precision == "tf32"),
+    "onnxruntime": lambda spec: OnnxRuntime(),
 }
 
 
@@ -110,21 +57,15 @@ def measure(contender: Contender, shape: Shape, batch: int, spec: Spec) -> dict[
         SkippedError: The output is wrong, or the contender cannot run it.
     """
     sets = Inputs.rotation(shape, batch, DTYPES[spec.precision], spec.device)
-    timed = time_runs(contender.prepare(shape, batch, sets), graph=contender.graph, repeats=spec.repeats)
-    images = min(batch, 2)
+    timed = time_runs(contender.prepare(shape, sets), graph=contender.graph, repeats=spec.repeats)
+    images, errors = min(batch, 2), []
     # The first and the last: one that ignores its inputs has one of them wrong.
-    outputs = [contender.read(timed.outputs[i][:images]) for i in (0, -1)]
-    errors = [
-        _error(contender.truth(sets[i], images), output) for i, output in zip((0, -1), outputs, strict=True)
-    ]
-    if not all(error < ERROR_LIMIT for error in errors):
+    for one, output in ((sets[0], timed.outputs[0]), (sets[-1], timed.outputs[-1])):
+        truth = one.truth(images, plain=contender.plain)
+        errors.append(float((contender.read(output[:images]).double() - truth).norm() / truth.norm()))
+    if not all(error < ERROR_LIMIT for error in errors):  # NaN is not
         raise SkippedError(f"wrong output: relative error {max(errors):.2g}, expected below {ERROR_LIMIT}")
     return {"us": timed.us, "error": max(errors), "sets": len(sets)} | contender.facts()
-
-
-def _error(truth: torch.Tensor, output: torch.Tensor) -> float:
-    error = float((output.double() - truth).norm() / truth.norm())
-    return error if error == error else float("inf")
 
 
 def ceilings(precision: str) -> dict[str, float]:
@@ -132,7 +73,7 @@ def ceilings(precision: str) -> dict[str, float]:
     a, b = (torch.randn(8192, 8192, device="cuda").to(DTYPES[precision]) for _ in range(2))
     source = torch.rand(2**29, device="cuda")
     target = torch.empty_like(source)
-    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.matmul
+    multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul
     if precision == "int8":
         a, b = (10 * a).to(torch.int8), (10 * b).to(torch.int8).t().contiguous().t()
         multiply = torch._int_mm
@@ -141,8 +82,9 @@ def ceilings(precision: str) -> dict[str, float]:
     return {"tflops": 2 * 8192**3 / product / 1e6, "tb_per_s": 2 * source.nbytes / copy / 1e6}
 
 
-def work(contender: Contender, spec: Spec) -> None:
+def work(spec: Spec, contender: Contender | None = None) -> None:
     """Measure all layers; says a line for each, and one for what the GPU reaches meanwhile."""
+    contender = contender or CONTENDERS[spec.contender](spec)
     allow = spec.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
     if spec.device == "cuda":
@@ -154,22 +96,3 @@ def work(contender: Contender, spec: Spec) -> None:
             say("layer", skipped=str(error))
         if spec.device == "cuda":
             torch.cuda.empty_cache()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the specified contender; returns the exit code."""
-    (path,) = sys.argv[1:] if argv is None else argv
-    spec = Spec(**json.loads(Path(path).read_text(encoding="utf-8")))
-    try:
-        work(CONTENDERS[spec.contender](spec), spec)
-    except (SkippedError, ImportError, ExportError) as error:
-        say("skipped", reason=(str(error) or type(error).__name__).splitlines()[0])
-    except Exception as error:
-        # A CUDA error stays with its process: the next layers need another one.
-        say("failed", reason=first_line(error))
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,35 +8,35 @@ and engine.md.
 
 Checkpoints, ONNX files and plans are kept in --work-dir: ARCH.pth, ARCH.onnx (`export.to_onnx`), ARCH.plan
 (`export.to_plan --precision fp16`) and ARCH.CONTENDER.plan of the others. Put your own there to have them
-measured; a plan that is not of the ONNX file, the plugin and this machine, by the .json beside it, is built
-again.
+measured; a plan of ours that does not fit is built again, NVIDIA's is built each time.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from centernet_image import contract
 
-from benchmarks import engine_report, report
-from benchmarks.contenders import CONTENDERS, Spec
-from benchmarks.report import BenchmarkError, choices, frame_size, numbers
-from benchmarks.weights import make_checkpoint, pictures
-from benchmarks.workers import Worker, with_cublas_12
+from benchmarks import networks, report
+from benchmarks.contenders import CONTENDERS
+from benchmarks.report import BenchmarkError, choices, frame_size, numbers, ratio
+from benchmarks.weights import pictures
+from benchmarks.workers import working
+from export.errors import ExportError
 from export.networks import ARCHITECTURES
 from export.verify.against_onnx import Tolerance, compare_outputs, with_heads
 
+OURS = "plugin"
 MODELS = ("dla_34", "dlav0_34", "resdcn_18", "resdcn_101")
 DEVICE_CONTENDERS = {
-    "cuda": ("plugin", "plugin-stream", "nvidia", "compile", "onnxruntime"),
+    "cuda": (OURS, "plugin-stream", "nvidia", "compile", "onnxruntime"),
     "cpu": ("eager", "onnxruntime"),
 }
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         measure(options)
-    except (BenchmarkError, OSError) as error:
+    except (BenchmarkError, ExportError, OSError) as error:
         print(f"benchmarks.engine: {error}", file=sys.stderr)
         return 1
     return 0
@@ -66,53 +66,32 @@ def measure(options: argparse.Namespace) -> None:
     """Measure what the options ask for and write the report.
 
     Raises:
-        BenchmarkError: A network could not be exported.
+        BenchmarkError: A network that is there has another size.
+        ExportError: A network could not be exported.
     """
-    environment = report.environment()
-    rows = []
+    results: dict[str, Any] = {"environment": report.environment(), "input_size": options.input_size}
+    results |= {"device": options.device, "rows": []}
     for arch in options.models:
-        _prepare(arch, options)
+        path = networks.export(arch, options.work_dir, options.input_size)
         frames = pictures(max(options.batch), options.input_size, seed=1)
-        expected = _reference(options.work_dir / f"{arch}.onnx", frames)
+        expected = _reference(path, frames)
         for contender in options.contenders or DEVICE_CONTENDERS[options.device]:
             row = {"model": arch, "contender": contender} | _run(arch, contender, frames, expected, options)
-            rows.append(row)
-            print(engine_report.line(row), file=sys.stderr)
+            results["rows"].append(row)
+            times = [f"batch {batch} {ms:.2f} ms" for batch, ms in row["median_ms"].items()]
+            print(f"{arch}, {contender}: {', '.join(filter(None, [*times, _remark(row)]))}", file=sys.stderr)
             # After each: a run that is cut short has its results.
-            results = {
-                "environment": environment,
-                "input_size": options.input_size,
-                "device": options.device,
-                "rows": rows,
-            }
-            engine_report.write(options.output_dir, results)
+            report.write(options.output_dir, "engine", results, tables)
     print(f"wrote {options.output_dir / 'engine.md'}")
 
 
-def _prepare(arch: str, options: argparse.Namespace) -> None:
-    checkpoint, onnx_path = (options.work_dir / f"{arch}{suffix}" for suffix in (".pth", ".onnx"))
-    if not checkpoint.exists():
-        make_checkpoint(arch, checkpoint, input_size=options.input_size)
-    if onnx_path.exists():
-        return
-    size = "x".join(map(str, options.input_size))
-    command = ["-m", "export.to_onnx", str(checkpoint), str(onnx_path), "--input-size", size]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    if done.returncode:
-        raise BenchmarkError(
-            f"cannot export {arch}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-        )
-
-
-def _reference(onnx_path: Path, frames: np.ndarray) -> dict[str, np.ndarray]:
-    import onnxruntime
-
-    model = with_heads(onnx.load(onnx_path)).SerializeToString()
+def _reference(path: Path, frames: np.ndarray) -> dict[str, np.ndarray]:
+    model = with_heads(onnx.load(path)).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (frame,) = session.get_inputs()
     if list(frame.shape[1:3]) != list(frames.shape[1:3]):
         raise BenchmarkError(
-            f"{onnx_path} takes frames of {frame.shape[1]}x{frame.shape[2]}, found --input-size "
+            f"{path} takes frames of {frame.shape[1]}x{frame.shape[2]}, found --input-size "
             f"{frames.shape[1]}x{frames.shape[2]}: use another --work-dir"
         )
     names = [output.name for output in session.get_outputs()]
@@ -132,30 +111,19 @@ def _run(
     row: dict[str, Any] = {"status": "failed", "reason": "ended early", "check": {}}
     row |= {"median_ms": {}, "layers_ms": {}}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        kind = "plan" if contender in ("plugin", "plugin-stream") else f"{contender}.plan"
-        spec = Spec(
-            contender=contender,
-            checkpoint=str(options.work_dir / f"{arch}.pth"),
-            onnx=str(options.work_dir / f"{arch}.onnx"),
-            plan=str(options.work_dir / f"{arch}.{kind}"),
-            plugin=str(options.plugin) if options.plugin else None,
-            frames=str(folder / "frames.npy"),
-            outputs=str(folder / "outputs.npz"),
-            batch=options.batch,
-            seconds=options.seconds,
-            device=options.device,
-        )
-        np.save(spec.frames, frames)
-        (folder / "spec.json").write_text(json.dumps(asdict(spec)), encoding="utf-8")
-        environment = with_cublas_12(folder) if contender == "nvidia" else None
-        command = ["-m", "benchmarks.contenders", str(folder / "spec.json")]
-        with Worker(command, timeout_s=options.timeout_s, environment=environment) as worker:
+        kind = "plan" if contender in (OURS, "plugin-stream") else f"{contender}.plan"
+        files = {"checkpoint": f"{arch}.pth", "onnx": f"{arch}.onnx", "plan": f"{arch}.{kind}"}
+        spec: dict[str, Any] = {key: str(options.work_dir / file) for key, file in files.items()}
+        spec |= {"frames": f"{name}/frames.npy", "outputs": f"{name}/outputs.npz", "contender": contender}
+        spec |= {"plugin": str(options.plugin) if options.plugin else None, "batch": list(options.batch)}
+        spec |= {"seconds": options.seconds, "device": options.device}
+        np.save(spec["frames"], frames)
+        with working("contenders", spec, timeout_s=options.timeout_s) as worker:
             for said in worker.events():
                 event = said.pop("event")
                 if event == "outputs":
                     batch = said["batch"]
-                    with np.load(spec.outputs) as found:
+                    with np.load(spec["outputs"]) as found:
                         wanted = {name: values[:batch] for name, values in expected.items()}
                         tolerance = INT8_TOLERANCE if "int8" in contender else TOLERANCE
                         check, *_ = compare_outputs(wanted, found, tolerance)
@@ -174,11 +142,35 @@ def _run(
     return row
 
 
+def tables(results: dict[str, Any]) -> str:
+    """The report's tables: `x` is the time by that of this project's plan, DCN the share of those layers."""
+    text = "Medians, from a frame to detections in device memory.\n"
+    for model in dict.fromkeys(row["model"] for row in results["rows"]):
+        own = [row for row in results["rows"] if row["model"] == model]
+        batches = sorted({batch for row in own for batch in row["median_ms"]}, key=int)
+        ours: dict[str, float] = next((row["median_ms"] for row in own if row["contender"] == OURS), {})
+        columns, lines = ["contender"], []
+        for batch in batches:
+            columns += [f"batch {batch}, ms", "x", "pictures/s", "DCN"]
+        for row in own:
+            cells: list[object] = [row["contender"]]
+            for batch in batches:
+                ms, layers = row["median_ms"].get(batch), row["layers_ms"].get(batch)
+                cells += [ms, ratio(ms, ours.get(batch)), ratio(1000 * int(batch), ms)]
+                cells.append(f"{layers['dcn'] / (layers['dcn'] + layers['other']):.0%}" if layers else None)
+            lines.append([*cells, _remark(row)])
+        height, width = results["input_size"]
+        text += f"\n## {model}, {height}x{width}\n\n{report.table([*columns, ''], lines)}"
+    return text
+
+
+def _remark(row: dict[str, Any]) -> str:
+    return "" if row["status"] == "done" else f"{row['status']}: {row['reason']}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="benchmarks.engine",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="benchmarks.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", type=choices(ARCHITECTURES), default=MODELS, help="separated by commas")
     parser.add_argument("--contenders", type=choices(CONTENDERS), help="default: all that the device can run")

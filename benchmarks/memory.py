@@ -41,13 +41,9 @@ def sample(server: int, time_s: float) -> Sample:
     return Sample(time_s, mib)
 
 
-def growth(times_s: Sequence[float], values: Sequence[float]) -> float:
-    """By how much of their mean the values rise from the first time to the last, along a straight line."""
+def growth_of_last_third(samples: Sequence[Sample]) -> float:
+    """By how much of its mean the memory of all processes rises, along a straight line."""
+    last = samples[-(len(samples) // 3) :]
+    times_s, values = [one.time_s for one in last], [one.total_mib for one in last]
     slope, _ = np.polyfit(times_s, values, 1)
     return float(slope * (times_s[-1] - times_s[0]) / np.mean(values))
-
-
-def growth_of_last_third(samples: Sequence[Sample]) -> float:
-    """See `growth`: of all processes together."""
-    last = samples[-(len(samples) // 3) :]
-    return growth([one.time_s for one in last], [one.total_mib for one in last])

@@ -2,26 +2,26 @@
 
 import argparse
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.report import BenchmarkError
+from centernet_image import contract
 
 ROOT = Path(__file__).resolve().parents[1]
+NETWORK = "centernet_network"
 
 
-def export(network: str, work_dir: Path) -> Path:
+def export(network: str, work_dir: Path, input_size: tuple[int, int] = contract.INPUT_SIZE) -> Path:
     """Make a network's ONNX file and the description beside it, unless they are there and as new.
 
     Args:
         network: A checkpoint's path, or an architecture, which gets the random weights of
-            `benchmarks.weights`.
+            `benchmarks.weights` unless its checkpoint is in `work_dir`.
         work_dir: Where NAME.onnx and NAME.json are kept, and NAME.pth of an architecture.
+        input_size: Height and width of its frames.
 
     Raises:
-        BenchmarkError: It could not be exported.
+        ExportError: It could not be exported.
     """
     checkpoint = Path(network)
     if not checkpoint.suffix:
@@ -29,16 +29,13 @@ def export(network: str, work_dir: Path) -> Path:
         if not checkpoint.exists():
             from benchmarks.weights import make_checkpoint
 
-            make_checkpoint(network, checkpoint)
+            make_checkpoint(network, checkpoint, input_size=input_size)
     onnx = work_dir / f"{checkpoint.stem}.onnx"
-    if onnx.exists() and onnx.stat().st_mtime >= checkpoint.stat().st_mtime:
-        return onnx
-    work_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "export.to_onnx", str(checkpoint), str(onnx)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise BenchmarkError(f"cannot export {network}: {lines[-1]}")
+    if not onnx.exists() or onnx.stat().st_mtime < checkpoint.stat().st_mtime:
+        from export import to_onnx  # needs PyTorch, which nothing else here does
+
+        work_dir.mkdir(parents=True, exist_ok=True)
+        to_onnx.main([str(checkpoint), str(onnx), "--input-size", "{}x{}".format(*input_size)])
     return onnx
 
 
@@ -47,7 +44,7 @@ def repository(network: Path, folder: Path) -> Path:
     ignore = shutil.ignore_patterns("model.onnx*", "model.plan*", "model.json", "__pycache__")
     shutil.copytree(ROOT / "model_repository", folder, symlinks=True, ignore=ignore)
     for suffix in (network.suffix, ".json"):
-        link = folder / "centernet_network" / "1" / f"model{suffix}"
+        link = folder / NETWORK / "1" / f"model{suffix}"
         link.symlink_to(network.with_suffix(suffix).resolve())
     return folder
 
@@ -70,8 +67,8 @@ def change(text: str) -> str:
 def changed(repository: Path, changes: Sequence[str], folder: Path) -> Path:
     """A copy of a model repository with changed configurations; itself, if nothing is to be changed.
 
-    `instance_group` is replaced as a whole; a map, such as `parameters`, and
-    a message, such as `dynamic_batching`, keep what the change does not mention.
+    `instance_group` is replaced as a whole; a map, such as `parameters`, and a message, such as
+    `dynamic_batching`, keep what the change does not mention.
     """
     if not changes:
         return repository
@@ -82,9 +79,9 @@ def changed(repository: Path, changes: Sequence[str], folder: Path) -> Path:
     shutil.copytree(repository, folder, symlinks=True)
     for text in changes:
         model, _, part = text.partition(":")
+        given = text_format.Parse(part, model_config_pb2.ModelConfig())
         for path in (folder / model).rglob("*.pbtxt"):
             config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-            given = text_format.Parse(part, model_config_pb2.ModelConfig())
             if given.instance_group:
                 config.ClearField("instance_group")
             config.MergeFrom(given)

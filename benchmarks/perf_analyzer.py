@@ -1,14 +1,12 @@
-"""Load from NVIDIA's perf_analyzer."""
+"""Load from NVIDIA's perf_analyzer, and what its CSV files say."""
 
 import base64
 import csv
 import json
-import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,29 +23,17 @@ WINDOW_STRETCH = 1.2
 NO_REQUEST_IN_WINDOW = 3
 """Exit code of perf_analyzer."""
 
-SHARED_MEMORY_OFF = "shared memory is disabled"
-"""In what a server answers that was started without."""
 NO_STATISTICS = "failed to find the requested model version"
 """What it says when the server's counters show no request of a window."""
 
-# Of the model that was asked; the models of an ensemble follow by name.
-_SERVER_LATENCY = re.compile(r"^ *Server: *\n(?: .*\n)*? *Avg request latency: (\d+) usec", re.MULTILINE)
+SHARED_MEMORY_OFF = "shared memory is disabled"
+"""In what a server answers that was started without."""
 
+CLIENT = {"mean_ms": "Avg latency", "p50_ms": "p50 latency", "p95_ms": "p95 latency", "p99_ms": "p99 latency"}
 
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """What a client saw: throughput in requests per second, latencies in milliseconds.
-
-    Attributes:
-        server_mean_ms: Of the mean, the time inside the server, by its own statistics of the same windows.
-    """
-
-    throughput: float
-    mean_ms: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    server_mean_ms: float
+Load = dict[str, float]
+"""What clients saw: pictures a second (`throughput`), milliseconds by the names of `CLIENT`; and of the mean
+request MODEL_queue and MODEL (input and computation) of each model that it went through, milliseconds."""
 
 
 def write_input(path: Path, tensors: dict[str, bytes | np.ndarray]) -> None:
@@ -70,10 +56,8 @@ def run(
     concurrency: int,
     batch: int = 1,
     shared_memory: str = "none",
-    output_bytes: int = 2**16,
     seconds: float,
     clients: int = 1,
-    options: Sequence[str] = (),
 ) -> Load:
     """Keep so many requests to a model in flight, by gRPC.
 
@@ -84,80 +68,65 @@ def run(
         concurrency: Requests in flight.
         batch: How many times the input is in each request.
         shared_memory: `none`, `system` or `cuda`.
-        output_bytes: Upper bound of one output tensor's size for one picture.
         seconds: How long to measure; longer if no request ends in a third of it.
         clients: Processes that share the requests in flight. With shared memory it is one, since the names of
             its regions are perf_analyzer's.
-        options: Further ones of perf_analyzer.
 
     Raises:
         BenchmarkError: perf_analyzer failed, or a request did.
     """
     clients = min(clients, concurrency) if shared_memory == "none" else 1
     shares = [concurrency // clients + (index < concurrency % clients) for index in range(clients)]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(clients) as pool:
-
-        def one(index: int) -> Load:
-            command = [
-                *(str(EXECUTABLE), "-m", model, "-u", url, "-i", "grpc", "--async", "-b", str(batch)),
-                *("--input-data", str(input_data), "--concurrency-range", str(shares[index])),
-                *("--shared-memory", shared_memory),
-                *("--output-shared-memory-size", str(batch * output_bytes), "-r", str(WINDOWS)),
-                # Any spread counts as stable: repeats, and their medians, show the noise.
-                *("--verbose-csv", "-s", "1000000", *options),
-            ]
-            return _run(command, Path(folder) / f"{index}.csv", seconds=seconds)
-
-        loads = list(pool.map(one, range(clients)))
-    return _joined(loads)
-
-
-def _run(command: Sequence[str], table: Path, *, seconds: float) -> Load:
-    window_ms = max(int(1000 * seconds / WINDOWS / WINDOW_STRETCH), 1)
-    for _ in range(4):
-        done = subprocess.run(
-            [*command, "-p", str(window_ms), "-f", str(table)], capture_output=True, text=True
-        )
-        if done.returncode != NO_REQUEST_IN_WINDOW and NO_STATISTICS not in done.stderr:
-            break
-        window_ms *= 3
-    if SHARED_MEMORY_OFF in done.stdout + done.stderr:
-        raise BenchmarkError(
-            f"{command[command.index('-u') + 1]} does not take shared memory: start the server with "
-            "--allow-client-shm=true (off by default since Triton 26.04) or measure with --shared-memory none"
-        )
-    if done.returncode or not table.exists():
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
-        raise BenchmarkError(f"perf_analyzer failed on {command[2]} ({done.returncode}): {lines[-1]}")
-    with table.open(newline="", encoding="utf-8") as file:
-        (row,) = csv.DictReader(file)
-    return Load(
-        throughput=float(row["Inferences/Second"]),
-        mean_ms=float(row["Avg latency"]) / 1000,
-        p50_ms=float(row["p50 latency"]) / 1000,
-        p95_ms=float(row["p95 latency"]) / 1000,
-        p99_ms=float(row["p99 latency"]) / 1000,
-        server_mean_ms=server_mean_ms(done.stdout),
-    )
-
-
-def _joined(loads: Sequence[Load]) -> Load:
-    """What all clients saw: throughputs add up, latencies are the clients' weighted mean."""
-    total = sum(load.throughput for load in loads)
+    command = [str(EXECUTABLE), "-m", model, "-u", url, "-i", "grpc", "--async", "-b", str(batch)]
+    command += ["--input-data", str(input_data), "--shared-memory", shared_memory, "--verbose-csv"]
+    # Any spread counts as stable: repeats, and their medians, show the noise.
+    command += ["--output-shared-memory-size", str(batch * 2**16), "-s", "1000000", "-r", str(WINDOWS)]
+    with ThreadPoolExecutor(clients) as pool:
+        loads = list(pool.map(lambda share: _run(command, share, model, url, seconds), shares))
+    total = sum(load["throughput"] for load in loads)
     mean = {
-        name: sum(getattr(load, name) * load.throughput for load in loads) / total
-        for name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "server_mean_ms")
+        name: sum(load[name] * load["throughput"] for load in loads) / total
+        for name in loads[0].keys() - {"throughput"}
     }
-    return Load(throughput=total, **mean)
+    return {"throughput": total} | mean
 
 
-def server_mean_ms(printed: str) -> float:
-    """Read from perf_analyzer's summary how long the mean request was inside the server.
+def _run(command: Sequence[str], concurrency: int, model: str, url: str, seconds: float) -> Load:
+    window_ms = max(int(1000 * seconds / WINDOWS / WINDOW_STRETCH), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(4):
+            # The files of an ensemble's models lie where it runs.
+            further = ["--concurrency-range", str(concurrency), "-p", str(window_ms), "-f", "load.csv"]
+            done = subprocess.run([*command, *further], cwd=folder, capture_output=True, text=True)
+            if done.returncode != NO_REQUEST_IN_WINDOW and NO_STATISTICS not in done.stderr:
+                break
+            window_ms *= 3
+        if SHARED_MEMORY_OFF in done.stdout + done.stderr:
+            raise BenchmarkError(
+                f"{url} does not take shared memory: start the server with --allow-client-shm=true (off by "
+                "default since Triton 26.04) or measure with --shared-memory none"
+            )
+        if done.returncode or not Path(folder, "load.csv").exists():
+            lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
+            raise BenchmarkError(f"perf_analyzer failed on {model} ({done.returncode}): {lines[-1]}")
+        return read(Path(folder), model)
 
-    Raises:
-        BenchmarkError: It does not say so.
-    """
-    found = _SERVER_LATENCY.search(printed)
-    if not found:
-        raise BenchmarkError("perf_analyzer printed nothing of the server's own statistics")
-    return int(found[1]) / 1000
+
+def read(folder: Path, model: str) -> Load:
+    """What a run left there: load.csv, and for an ensemble MODEL_vVERSION.load.csv of each of its models."""
+    row = _row(folder / "load.csv")
+    load = {"throughput": float(row["Inferences/Second"])}
+    load |= {name: float(row[column]) / 1000 for name, column in CLIENT.items()}
+    steps = {path.name.rpartition("_v")[0]: _row(path) for path in sorted(folder.glob("*_v*.load.csv"))}
+    for name, step in (steps or {model: row}).items():
+        load[f"{name}_queue"] = float(step["Server Queue"]) / 1000
+        # Not the output: that goes on while the next step, or the client, has it already.
+        parts = ("Server Compute Input", "Server Compute Infer")
+        load[name] = sum(float(step[part]) for part in parts) / 1000
+    return load
+
+
+def _row(path: Path) -> dict[str, str]:
+    with path.open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    return row

@@ -1,7 +1,13 @@
-"""What every benchmark reports with its figures: machine, versions and command; as JSON, Markdown and SVG."""
+"""What every benchmark writes: its figures with machine, versions and command, as JSON and as Markdown.
+
+    python -m benchmarks.report docs/gpu/*/*.json
+
+prints the tables of results that are there; the benchmark is the file's name up to the first hyphen.
+"""
 
 import argparse
 import datetime
+import importlib
 import importlib.metadata
 import json
 import os
@@ -28,6 +34,12 @@ class BenchmarkError(Exception):
 
 def environment() -> dict[str, Any]:
     """Describe this run: when, by which command, of which revision, on which machine, with which versions."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
@@ -40,11 +52,48 @@ def environment() -> dict[str, Any]:
             "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
             "system": platform.freedesktop_os_release().get("PRETTY_NAME", platform.system()),
         },
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": versions,
     }
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def write(
+    output_dir: Path, name: str, results: Mapping[str, Any], tables: Callable[[Any], str] | None = None
+) -> None:
+    """Write NAME.json into the folder, which is made if need be, and NAME.md if there are tables.
+
+    Args:
+        output_dir: The folder.
+        name: Of the files.
+        results: What `environment` returned, under that name, and the figures.
+        tables: Makes Markdown of what the JSON file holds.
+    """
+    text = json.dumps(results, indent=1) + "\n"
+    files = {".json": text} | ({".md": page(json.loads(text), tables)} if tables else {})
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for suffix, content in files.items():
+        partial = output_dir / f"{name}{suffix}.part"
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(output_dir / f"{name}{suffix}")
+
+
+def page(results: Mapping[str, Any], tables: Callable[[Any], str]) -> str:
+    """A report as Markdown: the run, then the tables."""
+    run, machine = results["environment"], results["environment"]["machine"]
+    hardware = [
+        *(machine["gpu"] or "").splitlines(),
+        f"{machine['cores']} cores of {machine['cpu']}",
+        f"{machine['memory_gib']} GiB",
+        machine["system"],
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    return (
+        f"- Command: `{run['command']}`\n- Machine: {', '.join(hardware)}, load average "
+        f"{machine['load_average']:.1f} at the start\n"
+        f"- Versions: {versions}; revision {run['revision']}; {run['date']}\n\n{tables(results)}"
+    )
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table: numbers with three significant digits and to the right, None as a hyphen."""
     rows = list(rows)
     numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
@@ -53,48 +102,15 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> 
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def environment_lines(described: Mapping[str, Any]) -> str:
-    """The result of `environment` as a Markdown list."""
-    machine = described["machine"]
-    hardware = [
-        machine["gpu"],
-        f"{machine['cores']} cores of {machine['cpu']}",
-        f"{machine['memory_gib']} GiB",
-    ]
-    versions = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
-    return (
-        f"- Command: `{described['command']}`\n"
-        f"- Machine: {', '.join(filter(None, hardware))}, {machine['system']}, "
-        f"load average {machine['load_average']:.1f} at the start\n"
-        f"- Versions: {versions}; revision {described['revision']}; {described['date']}\n"
-    )
+def records(rows: Sequence[Mapping[str, object]]) -> str:
+    """A Markdown table of rows by column; what a row does not have is a hyphen."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return table(columns, [[row.get(column) for column in columns] for row in rows])
 
 
-def write(output_dir: Path, name: str, *, results: Mapping[str, Any], markdown: str) -> None:
-    """Write `name`.json and `name`.md into the folder, which is made if need be."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for suffix, text in ((".json", json.dumps(results, indent=2) + "\n"), (".md", markdown)):
-        partial = output_dir / f"{name}{suffix}.part"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(output_dir / f"{name}{suffix}")
-
-
-def goal(
-    what: str, found: float | None, *, at_least: float | None = None, at_most: float | None = None
-) -> dict[str, Any]:
-    """One of the project's goals: what was found, None if nothing was, and whether it is reached."""
-    limit = at_most if at_least is None else at_least
-    assert limit is not None
-    expected = f"at {'most' if at_least is None else 'least'} {limit:g}"
-    reached = None if found is None else found <= limit if at_least is None else found >= limit
-    return {"goal": what, "expected": expected, "found": found, "reached": reached}
-
-
-def goals_table(goals: Iterable[Mapping[str, Any]]) -> str:
-    """The results of `goal` as a Markdown table."""
-    verdicts = {None: "unproven", True: "reached", False: "missed"}
-    rows = [[one["goal"], one["expected"], one["found"], verdicts[one["reached"]]] for one in goals]
-    return markdown_table(["goal", "expected", "found", ""], rows)
+def ratio(value: float | None, by: float | None) -> float | None:
+    """None where one of them is missing."""
+    return value / by if value is not None and by else None
 
 
 def frame_size(text: str) -> tuple[int, int]:
@@ -123,13 +139,23 @@ def choices(known: Collection[str]) -> Callable[[str], list[str]]:
 
 def numbers(text: str) -> list[int]:
     """An argparse type: whole numbers from 1, separated by commas; the result is sorted."""
-    try:
-        found = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        found = []
-    if not found or found[0] < 1:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers from 1, for example 1,8,64")
-    return found
+    return sorted(set(map(int, parts)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables of result files; returns the exit code."""
+    for path in map(Path, sys.argv[1:] if arguments is None else arguments):
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+            tables = importlib.import_module(f"benchmarks.{path.stem.partition('-')[0]}").tables
+        except (OSError, ValueError, ImportError, AttributeError) as error:
+            print(f"benchmarks.report: {path}: found no results of a benchmark: {error}", file=sys.stderr)
+            return 1
+        print(f"# {path}\n\n{page(results, tables)}")
+    return 0
 
 
 def _cell(value: object) -> str:
@@ -154,11 +180,5 @@ def _cpu() -> str:
     return platform.machine()
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+if __name__ == "__main__":
+    sys.exit(main())

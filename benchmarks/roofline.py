@@ -2,7 +2,7 @@
 
     python -m benchmarks.roofline [--batch 1,8,32] [--precision fp16]
 
-Needs no GPU. The figures are those that NVIDIA publishes for an H200 unless options say otherwise.
+Needs no GPU. The figures are those that NVIDIA publishes for an H200.
 """
 
 import argparse
@@ -102,62 +102,37 @@ NETWORKS: dict[str, list[Shape]] = {
 """DCN layers of each network, a shape as often as it has it; detectors at 512x512 unless said."""
 
 
-def roofline_us(shape: Shape, batch: int, element: int, *, tflops: float, tb_per_s: float) -> float:
-    """Least time of a layer, microseconds: its products and its traffic at full rate, whichever is longer."""
-    return max(shape.flops(batch) / tflops, shape.bytes(batch, element) / tb_per_s) / 1e6
-
-
-def table(network: str, batches: Sequence[int], options: argparse.Namespace) -> str:
+def table(network: str, batches: Sequence[int], precision: str) -> str:
     """The bounds of each of a network's layers, and of all together, as Markdown."""
-    element = ELEMENT_BYTES[options.precision]
-    tflops = options.tflops or H200_TFLOPS[options.precision]
-    columns = [
-        "layer",
-        "count",
-        "batch",
-        "GFLOP",
-        "MB",
-        "products, µs",
-        "memory, µs",
-        "gather, µs",
-        "bound by",
-    ]
+    element, names = ELEMENT_BYTES[precision], ("products", "memory", "gather")
+    rates = (H200_TFLOPS[precision], H200_TB_PER_S, H200_L1_TB_PER_S)
+    columns = ["layer", "count", "batch", "GFLOP", "MB", *(f"{name}, µs" for name in names), "bound by"]
     rows: list[list[object]] = []
     for batch in batches:
         sums = [0.0] * 5
         for shape in dict.fromkeys(NETWORKS[network]):
             times = NETWORKS[network].count(shape)
             work = (shape.flops(batch), shape.bytes(batch, element), shape.gather_bytes(batch, element))
-            rates = (tflops, options.tb_per_s, options.l1_tb_per_s)
             bounds = [amount / rate / 1e6 for amount, rate in zip(work, rates, strict=True)]
-            names = ("products", "memory", "gather")
-            longest = names[bounds.index(max(bounds))]
             values = [work[0] / 1e9, work[1] / 1e6, *bounds]
-            rows.append([str(shape), times, batch, *values, longest])
+            rows.append([str(shape), times, batch, *values, names[bounds.index(max(bounds))]])
             sums = [total + times * value for total, value in zip(sums, values, strict=True)]
         rows.append(["**sum**", len(NETWORKS[network]), batch, *sums, ""])
-    return report.markdown_table(columns, rows)
+    return report.table(columns, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; returns the exit code."""
-    options = _parser().parse_args(argv)
-    for network in options.models:
-        print(f"{network}, {options.precision}\n\n{table(network, options.batch, options)}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmarks.roofline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", type=report.choices(NETWORKS), default=["dla_34"])
     parser.add_argument("--batch", type=report.numbers, default=[1, 8, 32])
     parser.add_argument("--precision", choices=ELEMENT_BYTES, default="fp16")
-    parser.add_argument("--tflops", type=float, help="peak of the products")
-    parser.add_argument("--tb-per-s", type=float, default=H200_TB_PER_S, help="peak of the memory")
-    parser.add_argument("--l1-tb-per-s", type=float, default=H200_L1_TB_PER_S, help="of all L1 caches")
-    return parser
+    options = parser.parse_args(argv)
+    for network in options.models:
+        print(f"{network}, {options.precision}\n\n{table(network, options.batch, options.precision)}")
+    return 0
 
 
 if __name__ == "__main__":

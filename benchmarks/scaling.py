@@ -18,11 +18,12 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import simpy
 
 from benchmarks import scaling_measured
-from benchmarks.report import BenchmarkError, markdown_table
+from benchmarks.report import BenchmarkError, records
 from server.launcher import StartError
 
 Process = Generator[simpy.Event, None, None]
@@ -204,24 +205,19 @@ def simulate(
 def main() -> int:
     """Prints one table; returns 0, or 1 if the servers to measure do not start."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--measure", type=Path, metavar="REPOSITORY", help="compare with real servers of this"
-    )
-    parser.add_argument("--batch-ms", type=_positive, help="of a batch beyond its pictures")
-    parser.add_argument("--picture-ms", type=_positive, help="of each picture in a batch")
-    parser.add_argument("--rate", type=_positive, help="pictures a second")
-    parser.add_argument("--seconds", type=_positive, default=60, help="simulated or measured time")
-    parser.add_argument("--replicas", type=int, help="servers (default: at 70 %% of their capacity)")
-    parser.add_argument("--burst", type=_positive, default=1.0, help="factor on the rate in the middle third")
-    parser.add_argument(
-        "--autoscale", type=_bounds, metavar="MIN,MAX", help="let the number of servers follow"
-    )
-    parser.add_argument("--target-ms", type=_positive, default=50, help="of the autoscaler")
-    parser.add_argument("--start-s", type=_positive, default=40, help="until a new server is ready")
+    add = parser.add_argument
+    add("--measure", type=Path, metavar="REPOSITORY", help="compare with real servers of this")
+    add("--batch-ms", type=_positive, help="of a batch beyond its pictures")
+    add("--picture-ms", type=_positive, help="of each picture in a batch")
+    add("--rate", type=_positive, help="pictures a second")
+    add("--seconds", type=_positive, default=60, help="simulated or measured time")
+    add("--replicas", type=int, help="servers (default: at 70 %% of their capacity)")
+    add("--burst", type=_positive, default=1.0, help="factor on the rate in the middle third")
+    add("--autoscale", type=_bounds, metavar="MIN,MAX", help="let the number of servers follow")
+    add("--target-ms", type=_positive, default=50, help="of the autoscaler")
+    add("--start-s", type=_positive, default=40, help="until a new server is ready")
     options = parser.parse_args()
     if options.measure:
         try:
@@ -258,21 +254,15 @@ def simulated(options: argparse.Namespace) -> str:
     if options.autoscale:
         replicas, most = options.autoscale
         rule = Autoscaler(most=most, target_s=options.target_ms / 1000, start_s=options.start_s)
-    outcome = simulate(
-        service,
-        rate=options.rate,
-        seconds=options.seconds,
-        replicas=replicas,
-        burst=options.burst,
-        autoscaler=rule,
-    )
-    waits = [1000 * outcome.percentile_s(share) for share in (0.5, 0.95, 0.99)]
-    columns = ["pictures a second", "servers", "load", "queue p50, ms", "p95", "p99", "refused"]
-    load = options.rate / service.capacity / replicas
-    total = len(outcome.waits_s) + outcome.refused
-    servers = " to ".join(dict.fromkeys(str(count) for _, count in (outcome.servers[0], outcome.servers[-1])))
-    row = [options.rate, servers, f"{load:.0%}", *waits, f"{outcome.refused / max(total, 1):.1%}"]
-    return markdown_table(columns, [row])
+    load: dict[str, Any] = {"rate": options.rate, "seconds": options.seconds, "burst": options.burst}
+    outcome = simulate(service, **load, replicas=replicas, autoscaler=rule)
+    waits = {f"p{share}": 1000 * outcome.percentile_s(share / 100) for share in (50, 95, 99)}
+    servers = dict.fromkeys(str(count) for _, count in (outcome.servers[0], outcome.servers[-1]))
+    refused = outcome.refused / max(len(outcome.waits_s) + outcome.refused, 1)
+    row = {"pictures a second": options.rate, "servers": " to ".join(servers)}
+    row |= {"load": f"{options.rate / service.capacity / replicas:.0%}"}
+    row |= {f"queue {name}, ms": wait for name, wait in waits.items()}
+    return records([row | {"refused": f"{refused:.1%}"}])
 
 
 def compared(repository: Path, *, seconds: float) -> str:
@@ -280,24 +270,22 @@ def compared(repository: Path, *, seconds: float) -> str:
     batch, queue, (lone, *loads) = scaling_measured.measure(repository, seconds=seconds)
     usual_s = statistics.fmean(lone.latencies_s)
     noise = tuple(latency / usual_s for latency in lone.latencies_s)
-    columns = ["pictures a second", "load", "batch, ms", "picture, ms", "failed"]
-    columns += ["queue measured, ms", "simulated, ms", "batch size measured", "simulated"]
     rows = []
     for load in loads:
         batch_s, picture_s = scaling_measured.fit(load.batches)
         service = Service(batch_s=batch_s, picture_s=picture_s, max_batch=batch, max_queue=queue, noise=noise)
         outcome = simulate(service, rate=load.rate, seconds=max(seconds, 600), replicas=2)
         executions = sum(count for count, _ in load.batches.values())
-        size = sum(number * count for number, (count, _) in load.batches.items()) / executions
-        share = load.rate / service.capacity / 2
-        row: list[object] = [load.rate, f"{share:.0%}", 1000 * batch_s, 1000 * picture_s, load.failed]
-        simulated_s = lone.queue_s + statistics.fmean(outcome.waits_s)
-        row += [1000 * load.queue_s, 1000 * simulated_s, size, outcome.mean_batch]
-        rows.append(row)
-    table = markdown_table(columns, rows)
+        row: dict[str, object] = {"pictures a second": load.rate}
+        row |= {"load": f"{load.rate / service.capacity / 2:.0%}", "failed": load.failed}
+        row |= {"batch, ms": 1000 * batch_s, "picture, ms": 1000 * picture_s}
+        row |= {"queue measured, ms": 1000 * load.queue_s}
+        row |= {"queue simulated, ms": 1000 * (lone.queue_s + statistics.fmean(outcome.waits_s))}
+        pictures = sum(size * count for size, (count, _) in load.batches.items())
+        rows.append(row | {"batch measured": pictures / executions, "batch simulated": outcome.mean_batch})
     return (
-        f"{table}\nSimulated with what lone requests show: {1000 * lone.queue_s:.3g} ms in that queue, and "
-        f"times that vary by {statistics.pstdev(noise):.0%}.\n"
+        f"{records(rows)}\nSimulated with what lone requests show: {1000 * lone.queue_s:.3g} ms in "
+        f"that queue, and times that vary by {statistics.pstdev(noise):.0%}.\n"
     )
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.server [--output-dir out/benchmarks]
 
 Serves two networks on ONNX Runtime: the demo's, as small as they come, and resdcn_18; or the plan in
-`--model-repository`. For each kind of request, perf_analyzer sweeps the concurrency over gRPC, and Triton's
-statistics say where each millisecond goes. Then server and process or engine take turns, `--repeats` times,
-alone and at saturation: those are compared. Writes server.json, server.md and a plot for each of them.
+`--model-repository`. For each kind of request, perf_analyzer sweeps the concurrency over gRPC, and says where
+the mean request's milliseconds go. Then server and process or engine take turns, `--repeats` times, alone and
+at saturation: those are compared. Writes server.json and server.md.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import cv2
@@ -28,16 +29,23 @@ from centernet_image.geometry import warp
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from benchmarks import inprocess, networks, perf_analyzer, report, serving_report
+from benchmarks import networks, perf_analyzer, report, serving
+from benchmarks.networks import NETWORK
 from benchmarks.report import BenchmarkError, choices, numbers
-from benchmarks.triton_server import GpuUsage, Server, Statistics, Usage, breakdown, running
+from benchmarks.tensorrt_engine import Engine
+from benchmarks.timing import times_ms
+from benchmarks.triton_server import GpuUsage, cpu_s, running
 from clients import local
 from clients.local import LocalDetector
 from export.errors import ExportError
 
-NETWORK = "centernet_network"
 NETWORKS = (str(networks.ROOT / "demo" / "coins.pth"), "resdcn_18")
 SHARED_MEMORY = ("none", "system", "cuda")
+
+Work = Callable[[int], object]
+"""Handles a batch of so many pictures in this process."""
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,19 +62,38 @@ class Request:
     batch: int = 1
     size: tuple[int, int] = (960, 1280)
 
+    def inputs(self, frame_size: tuple[int, int]) -> dict[str, bytes | np.ndarray]:
+        """The tensors of one picture."""
+        picture = example_picture(self.size)
+        if self.model == "centernet":
+            return {contract.IMAGE.name: picture}
+        frame = {contract.FRAME.name: warp(decode(picture), frame_size)}
+        size = {contract.IMAGE_SIZE.name: np.array(self.size, np.int32)}
+        return {**frame} if self.model == NETWORK else {**frame, **size}
+
+    def in_process(self, detector: LocalDetector, frame_size: tuple[int, int]) -> Work:
+        """The same work without a server."""
+        picture, size = example_picture(self.size), np.array(self.size, np.int32)
+        if self.model == "centernet":
+            return lambda batch: detector.detect_each([picture] * batch)
+        frame = warp(decode(picture), frame_size)
+        batches: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+        def detect_frames(batch: int) -> object:
+            if batch not in batches:
+                batches[batch] = np.stack([frame] * batch), np.stack([size] * batch)
+            return detector.detect_frames(*batches[batch])
+
+        return detect_frames
+
 
 REQUESTS = {
     "jpeg": Request("centernet"),
     "jpeg-640x480": Request("centernet", size=(480, 640)),
     "frame": Request("centernet_frames"),
     "frames-8": Request("centernet_frames", batch=8),
-    "network-32": Request("centernet_network", batch=32),
+    "network-32": Request(NETWORK, batch=32),
 }
-
-Work = Callable[[int], object]
-"""Handles a batch of so many pictures in this process."""
-
-Row = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,30 +111,24 @@ def measure(options: argparse.Namespace) -> None:
     """Measure what the options ask for and write the report.
 
     Raises:
-        BenchmarkError: The server or perf_analyzer failed, or a network could not be exported.
-        FileNotFoundError: There is no network in the repository, or no picture.
+        BenchmarkError: The server or perf_analyzer failed.
+        ExportError: A network could not be exported.
+        FileNotFoundError: There is no network in the repository.
     """
-    environment, begin = report.environment(), time.monotonic()
-    results: dict[str, Any] = {
-        "environment": environment,
-        "changes": options.set,
-        "networks": {},
-        "rows": [],
-    }
+    results: dict[str, Any] = {"environment": report.environment(), "changes": options.set}
+    results |= {"networks": {}, "rows": []}
     with tempfile.TemporaryDirectory() as folder:
         for name, repository in _repositories(options, Path(folder)):
             with ExitStack() as stack:
-                benches, facts = _benches(repository, options, stack)
-                results["networks"][name] = facts
+                benches, results["networks"][name] = _benches(repository, options, stack)
                 for bench in benches:
                     for row in _rows(bench, options):
                         results["rows"].append({"network": name, "request": bench.name} | row)
-                        _show(results["rows"][-1])
-    results["minutes"] = (time.monotonic() - begin) / 60
-    serving_report.write(options.output_dir, results)
+                        shown = {key: row.get(key) for key in ("load", "concurrency", "batch", "throughput")}
+                        print(f"{name}, {bench.name}: {shown}", file=sys.stderr)
+    results["comparison"] = serving.compare(results["rows"])
+    report.write(options.output_dir, "server", results, tables)
     print(f"wrote {options.output_dir / 'server.md'}")
-    if str(environment["revision"]).endswith("dirty"):
-        print("benchmarks.server: measured with uncommitted changes: not for the record", file=sys.stderr)
 
 
 def example_picture(size: tuple[int, int] = (960, 1280)) -> bytes:
@@ -120,85 +141,67 @@ def example_picture(size: tuple[int, int] = (960, 1280)) -> bytes:
     return cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
+@dataclass
 class Bench:
     """One kind of request to a running server, and the same work without a server."""
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        client: InferenceServerClient,
-        server: Server,
-        input_data: Path,
-        work: Work | None,
-        options: argparse.Namespace,
-    ) -> None:
-        self.name, self.request = name, REQUESTS[name]
-        self.client, self.server = client, server
-        self.input_data, self.work = input_data, work
-        self.seconds, self.clients = options.seconds, options.clients
-        self.request_s = 0.0
+    name: str
+    client: InferenceServerClient
+    url: str
+    pid: int | None
+    input_data: Path
+    work: Work | None
+    options: argparse.Namespace
+    request_s: float = 0.0
 
     def served(self, concurrency: int, shared_memory: str) -> Row:
         """Load on the server: windows as long as a request takes at least."""
-        before, cpu_s = Statistics.read(self.client), self.server.cpu_s()
+        request, before, began_s = REQUESTS[self.name], self._counters(), cpu_s(self.pid)
         with GpuUsage() as gpu:
             load = perf_analyzer.run(
-                self.request.model,
-                url=self.server.url,
+                request.model,
+                url=self.url,
                 input_data=self.input_data,
                 concurrency=concurrency,
-                batch=self.request.batch,
+                batch=request.batch,
                 shared_memory=shared_memory,
-                seconds=max(self.seconds, perf_analyzer.WINDOWS * concurrency * self.request_s),
-                clients=self.clients,
+                seconds=max(self.options.seconds, perf_analyzer.WINDOWS * concurrency * self.request_s),
+                clients=self.options.clients,
             )
-        usage, used_s = self._usage(before), self.server.cpu_s()
-        self.request_s = self.request.batch / load.throughput
-        pictures = usage[self.request.model].requests * self.request.batch
+        used_s, after = cpu_s(self.pid), self._counters()
+        pictures, executions = after[0] - before[0], after[1] - before[1]
+        self.request_s = request.batch / load["throughput"]
+        figures = {name: load.pop(name) for name in ("throughput", *perf_analyzer.CLIENT)}
+        parts = {name.removeprefix("centernet_"): ms for name, ms in load.items()}
         return {
             "concurrency": concurrency,
             "shared_memory": shared_memory,
-            "batch": usage[NETWORK].batch,
-            "throughput": load.throughput,
-            "mean_ms": load.mean_ms,
-            "p50_ms": load.p50_ms,
-            "p95_ms": load.p95_ms,
-            "p99_ms": load.p99_ms,
-            "cpu_ms": 1000 * (used_s - cpu_s) / pictures if cpu_s and used_s else None,
-            "breakdown_ms": breakdown(
-                self.request.model, usage, transport_ms=load.mean_ms - load.server_mean_ms
-            ),
+            "batch": pictures / executions,
+            **figures,
+            "cpu_ms": 1000 * (used_s - began_s) / pictures if began_s and used_s else None,
+            "breakdown_ms": parts | {"rest": figures["mean_ms"] - sum(parts.values())},
             **gpu.figures,
         }
 
-    def _usage(self, before: Statistics) -> dict[str, Usage]:
-        """What the load's requests cost, once the last of them is through every step."""
-        for _ in range(100):
-            usage = Statistics.read(self.client).since(before)
-            if self.request.model in usage and len({one.requests for one in usage.values()}) == 1:
-                return usage
-            time.sleep(0.05)
-        counts = ", ".join(f"{one.requests} of {name}" for name, one in usage.items())
-        raise BenchmarkError(f"found {counts}, expected as many of each: does another client ask the server?")
+    def _counters(self) -> tuple[int, int]:
+        """Pictures that the network has computed, and in how many batches."""
+        (model,) = self.client.get_inference_statistics(NETWORK).model_stats
+        return model.inference_count, model.execution_count
 
     def without_server(self, batch: int) -> Row:
         """The same work in this process, or the engine's part of it; there must be some."""
         work = self.work
         assert work is not None
         work(batch)
-        cpu_s = time.process_time()
-        durations = inprocess.times_ms(lambda: work(batch), seconds=self.seconds)
-        cpu_s = time.process_time() - cpu_s
+        began_s = time.process_time()
+        durations = times_ms(lambda: work(batch), seconds=self.options.seconds)
+        used_s = time.process_time() - began_s
         p50, p95, p99 = np.percentile(durations, [50, 95, 99]).tolist()
         return {
             "batch": batch,
             "throughput": 1000 * batch * len(durations) / sum(durations),
-            "mean_ms": float(np.mean(durations)),
-            "p50_ms": p50,
-            "p95_ms": p95,
-            "p99_ms": p99,
-            "cpu_ms": 1000 * cpu_s / batch / len(durations),
+            **{"mean_ms": float(np.mean(durations)), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99},
+            "cpu_ms": 1000 * used_s / batch / len(durations),
         }
 
 
@@ -231,57 +234,15 @@ def _throughput(row: Row) -> float:
 
 def _repositories(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Path]]:
     """The name of each network to be measured, and a model repository with it."""
-    if options.url:
-        yield _name(options.model_repository or Path("model_repository"))
-        return
-    if options.model_repository:
-        name, repository = _name(options.model_repository)
-        yield name, networks.changed(repository, options.set, folder / name)
+    if options.url or options.model_repository:
+        repository = options.model_repository or Path("model_repository")
+        name = _facts(repository).get("arch", "network")
+        yield name, repository if options.url else networks.changed(repository, options.set, folder / name)
         return
     for network in options.networks:
         onnx = networks.export(network, options.work_dir)
         repository = networks.repository(onnx, folder / onnx.stem)
         yield onnx.stem, networks.changed(repository, options.set, folder / f"{onnx.stem}-changed")
-
-
-def _name(repository: Path) -> tuple[str, Path]:
-    return _facts(repository).get("arch", "network"), repository
-
-
-def _benches(
-    repository: Path, options: argparse.Namespace, stack: ExitStack
-) -> tuple[list[Bench], dict[str, Any]]:
-    """A bench for each kind of request, while the stack is open, and what the report says of the network."""
-    network_dir = repository / NETWORK / "1"
-    description = Description.read(network_dir / "model.json")
-    environment = {"LD_PRELOAD": str(options.plugin.resolve())} if options.plugin else {}
-    server = (
-        Server(options.url)
-        if options.url
-        else stack.enter_context(running(repository, *options.server_option, environment=environment))
-    )
-    client = stack.enter_context(InferenceServerClient(server.url))
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    works, variant = _works(client, network_dir, description, options)
-    benches = []
-    for name in options.requests:
-        perf_analyzer.write_input(folder / name, _inputs(REQUESTS[name], description.input_size))
-        bench = Bench(
-            name, client=client, server=server, input_data=folder / name, work=works(name), options=options
-        )
-        benches.append(bench)
-    facts = {"arch": _facts(repository).get("arch"), "input_size": description.input_size, "variant": variant}
-    return benches, facts
-
-
-def _inputs(request: Request, frame_size: tuple[int, int]) -> dict[str, bytes | np.ndarray]:
-    picture = example_picture(request.size)
-    if request.model == "centernet":
-        return {contract.IMAGE.name: picture}
-    frame = {contract.FRAME.name: warp(decode(picture), frame_size)}
-    if request.model == NETWORK:
-        return {**frame}
-    return {**frame, contract.IMAGE_SIZE.name: np.array(request.size, np.int32)}
 
 
 def _facts(repository: Path) -> dict[str, Any]:
@@ -290,9 +251,31 @@ def _facts(repository: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _works(
+def _benches(repository: Path, options: argparse.Namespace, stack: ExitStack) -> tuple[list[Bench], Row]:
+    """A bench for each kind of request, while the stack is open, and what the report says of the network."""
+    network_dir = repository / NETWORK / "1"
+    description = Description.read(network_dir / "model.json")
+    environment = {"LD_PRELOAD": str(options.plugin.resolve())} if options.plugin else {}
+    url, pid = options.url, None
+    if not url:
+        server = stack.enter_context(running(repository, *options.server_option, environment=environment))
+        url, pid = server.grpc_url, server.process.pid
+    client = stack.enter_context(InferenceServerClient(url))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    work, variant = _work(client, network_dir, description, options)
+    for name in options.requests:
+        perf_analyzer.write_input(folder / name, REQUESTS[name].inputs(description.input_size))
+    benches = [
+        Bench(name, client, url, pid, folder / name, work(REQUESTS[name]), options)
+        for name in options.requests
+    ]
+    facts = {"arch": _facts(repository).get("arch"), "input_size": description.input_size, "variant": variant}
+    return benches, facts
+
+
+def _work(
     client: InferenceServerClient, folder: Path, description: Description, options: argparse.Namespace
-) -> tuple[Callable[[str], Work | None], str]:
+) -> tuple[Callable[[Request], Work | None], str]:
     """What each kind of request is compared with, and what the network runs on."""
     config = client.get_model_config(NETWORK).config
     if config.backend == "onnxruntime":
@@ -302,52 +285,54 @@ def _works(
             threads=int(settings.get("intra_op_thread_count", 0)),
             session={key: value for key, value in settings.items() if key.startswith("session.")},
         )
-        detector = LocalDetector(network, classes=description.classes, frame_size=description.input_size)
-        return lambda name: _work(detector, REQUESTS[name], description.input_size), "ONNX Runtime, CPU"
+        size = description.input_size
+        detector = LocalDetector(network, classes=description.classes, frame_size=size)
+        return lambda request: request.in_process(detector, size), "ONNX Runtime, CPU"
     if options.only_server:
         return lambda _: None, "TensorRT"
     try:
-        engine = inprocess.Engine(folder / "model.plan", options.plugin)
+        engine = Engine(folder / "model.plan", options.plugin).bare()
     except (ExportError, ImportError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return lambda _: None, f"TensorRT; the bare engine was skipped: {reason}"
     return lambda _: engine, "TensorRT; beside it the bare engine"
 
 
-def _work(detector: LocalDetector, request: Request, frame_size: tuple[int, int]) -> Work | None:
-    picture = example_picture(request.size)
-    if request.model == "centernet":
-        return lambda batch: detector.detect_each([picture] * batch)
-    frame, size = warp(decode(picture), frame_size), np.array(request.size, np.int32)
-    batches: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+def tables(results: dict[str, Any]) -> str:
+    """The report's tables: the comparison, and the median of each load."""
+    repeats = len({row["repeat"] for row in results["rows"] if "repeat" in row})
+    facts = results["networks"]
+    text = "".join(f"- Network {name}: {facts[name]['arch']}, {facts[name]['variant']}\n" for name in facts)
+    text += "".join(f"- Changed: `{change}`\n" for change in results["changes"])
+    text += f"- Medians of {repeats} repeats; in brackets the lowest and the highest ratio of a repeat\n"
+    text += "- perf_analyzer is on the same machine; its processor time is in no column\n\n"
+    text += serving.compared_table(results["comparison"])
+    kinds = dict.fromkeys((row["network"], row["request"]) for row in results["rows"])
+    for network, request in kinds:
+        loads: dict[tuple, list[Row]] = {}
+        for row in results["rows"]:
+            if (row["network"], row["request"]) == (network, request):
+                load = (row.get("concurrency"), row.get("shared_memory"))
+                loads.setdefault((*load, None if load[0] else row["batch"]), []).append(row)
+        lines = [_load(concurrency, memory, rows) for (concurrency, memory, _), rows in loads.items()]
+        text += f"\n## {network}, {request}\n\n{report.records(lines)}"
+    return text
 
-    def detect_frames(batch: int) -> object:
-        if batch not in batches:
-            batches[batch] = np.stack([frame] * batch), np.stack([size] * batch)
-        return detector.detect_frames(*batches[batch])
 
-    return detect_frames
-
-
-def _show(row: Row) -> None:
-    if "concurrency" in row:
-        what = f"concurrency {row['concurrency']}, shared memory {row['shared_memory']}"
-    else:
-        what = f"without a server, batch {row['batch']}"
-    when = f"repeat {row['repeat'] + 1}, {row['load']}" if "repeat" in row else row["load"]
-    print(
-        f"{row['network']}, {row['request']}, {when}, {what}: "
-        f"{row['throughput']:.1f}/s, p50 {row['p50_ms']:.1f} ms",
-        file=sys.stderr,
-    )
+def _load(concurrency: int | None, memory: str | None, rows: list[Row]) -> Row:
+    labels = {"network", "request", "load", "repeat", "concurrency", "shared_memory", "breakdown_ms"}
+    names = [name for name, value in rows[0].items() if name not in labels and value is not None]
+    line: Row = {"concurrency": str(concurrency or "without server"), "shared memory": memory or ""}
+    line |= {"runs": len(rows)} | {name: median(row[name] for row in rows) for name in names}
+    parts = rows[0].get("breakdown_ms", {})
+    return line | {part: median(row["breakdown_ms"][part] for row in rows) for part in parts}
 
 
 def _networks(text: str) -> list[str]:
     """An argparse type: checkpoints and architectures, separated by commas."""
     from export.networks import ARCHITECTURES  # needs PyTorch, which nothing else here does
 
-    found = text.split(",")
-    for network in found:
+    for network in (found := text.split(",")):
         if network not in ARCHITECTURES and not (Path(network).suffix and Path(network).is_file()):
             known = ", ".join(ARCHITECTURES)
             raise argparse.ArgumentTypeError(f"found {network!r}, expected a checkpoint or one of {known}")
@@ -356,8 +341,7 @@ def _networks(text: str) -> list[str]:
 
 def _positive(kind: type) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        value = kind(text)
-        if value <= 0:
+        if (value := kind(text)) <= 0:
             raise ValueError
         return value
 
@@ -367,36 +351,24 @@ def _positive(kind: type) -> Callable[[str], float]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.server", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output-dir", type=Path, default=Path("out/benchmarks"))
-    parser.add_argument(
-        "--networks",
-        type=_networks,
-        default=NETWORKS,
-        help="checkpoints, and architectures with random weights, separated by commas",
-    )
-    parser.add_argument("--work-dir", type=Path, default=Path("out/benchmarks/models"), help="of --networks")
-    parser.add_argument("--model-repository", type=Path, help="with a network, in place of --networks")
-    parser.add_argument("--url", help="gRPC service of a running server; one is started without it")
-    parser.add_argument("--requests", type=choices(REQUESTS), default=("jpeg", "frame"), help="kinds of them")
-    parser.add_argument("--shared-memory", type=choices(SHARED_MEMORY), default=SHARED_MEMORY[:2])
-    parser.add_argument("--clients", type=_positive(int), default=1, help="processes that send requests")
-    parser.add_argument("--only-server", action="store_true", help="measure nothing beside it")
-    parser.add_argument("--plugin", type=Path, help="libdcnv2.so, preloaded into the server that is started")
-    parser.add_argument(
-        "--server-option", action="append", default=[], help="for tritonserver, once for each"
-    )
-    parser.add_argument(
-        "--set",
-        type=networks.change,
-        action="append",
-        default=[],
-        metavar="MODEL:TEXT",
-        help="replace what TEXT, in config.pbtxt's form, says of MODEL's configuration",
-    )
-    parser.add_argument("--concurrency", type=numbers, default=(1, 2, 4, 16, 64), help="of the sweep")
-    parser.add_argument("--batch", type=numbers, default=(1, 2, 4, 8), help="without a server, of the sweep")
-    parser.add_argument("--seconds", type=_positive(float), default=1.2, help="of each measurement")
-    parser.add_argument("--repeats", type=_positive(int), default=5, help="of what is compared")
+    add, folder = parser.add_argument, Path("out/benchmarks")
+    add("--output-dir", type=Path, default=folder)
+    add("--networks", type=_networks, default=NETWORKS, help="checkpoints, architectures (random weights)")
+    add("--work-dir", type=Path, default=folder / "models", help="of --networks")
+    add("--model-repository", type=Path, help="with a network, in place of --networks")
+    add("--url", help="gRPC service of a running server; one is started without it")
+    add("--requests", type=choices(REQUESTS), default=("jpeg", "frame"), help="kinds of them")
+    add("--shared-memory", type=choices(SHARED_MEMORY), default=SHARED_MEMORY[:2])
+    add("--clients", type=_positive(int), default=1, help="processes that send requests")
+    add("--only-server", action="store_true", help="measure nothing beside it")
+    add("--plugin", type=Path, help="libdcnv2.so, preloaded into the server that is started")
+    add("--server-option", action="append", default=[], help="for tritonserver, once for each")
+    text = "replace what TEXT, in config.pbtxt's form, says of MODEL's configuration"
+    add("--set", type=networks.change, action="append", default=[], metavar="MODEL:TEXT", help=text)
+    add("--concurrency", type=numbers, default=(1, 2, 4, 16, 64), help="of the sweep")
+    add("--batch", type=numbers, default=(1, 2, 4, 8), help="without a server, of the sweep")
+    add("--seconds", type=_positive(float), default=1.2, help="of each measurement")
+    add("--repeats", type=_positive(int), default=5, help="of what is compared")
     return parser
 
 

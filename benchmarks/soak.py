@@ -24,13 +24,20 @@ from tritonclient.grpc import InferenceServerClient, model_config_pb2
 
 from benchmarks import memory, networks, report, soak_load, soak_pictures
 from benchmarks.report import BenchmarkError
-from benchmarks.triton_server import STEPS
+from benchmarks.triton_server import running
+from clients.errors import CenterNetError
+from export.errors import ExportError
 from server import launcher
 
 CHECKPOINT = str(networks.ROOT / "demo" / "coins.pth")
+CANCELLABLE = (2, 59)
+"""The first Triton (25.06) that outlives gRPC clients that leave: its fixes #7840, #8078 and #8220."""
+
 CAPACITY_S = 10.0
+QUEUES = ("centernet_preprocess", networks.NETWORK)
 MOST_GROWTH = 0.01
 FEWEST_SAMPLES = 30
+IN_FLIGHT_PER_PLACE = 1.25
 
 
 @dataclass
@@ -103,17 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if repository is None:
                 onnx = networks.export(CHECKPOINT, options.output_dir / "models")
                 repository = networks.repository(onnx, Path(folder) / "model_repository")
-            server = launcher.start(repository, log=Path(folder) / "log", timeout_s=120)
-            try:
+            with running(repository) as server:
                 result = soak(server, seconds=60 * options.minutes, load=options.load)
-            finally:
-                launcher.stop(server.process, timeout_s=60)
-    except (BenchmarkError, launcher.StartError) as error:
+    except (BenchmarkError, CenterNetError, ExportError) as error:
         print(f"benchmarks.soak: {error}", file=sys.stderr)
         return 1
     facts = {"environment": environment, "minutes": options.minutes, "load": options.load} | result.facts()
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    (options.output_dir / "soak.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    report.write(options.output_dir, "soak", facts)
     print(json.dumps({key: value for key, value in facts.items() if key not in ("environment", "memory")}))
     failures = result.failures()
     for failure in failures:
@@ -144,16 +147,15 @@ def soak(
 async def _soak(
     server: launcher.Server, seconds: float, load: float, drawn: list[bytes], capacity_s: float
 ) -> Result:
-    async with soak_load.Load(server.grpc_url, server.http_url) as client:
+    places, version = _facts(server.grpc_url)
+    async with soak_load.Load(server, cancels=version >= CANCELLABLE) as client:
         pictures = await client.ask(drawn)
-        damaged = [
-            soak_pictures.Picture(soak_pictures.make_request(picture[: len(picture) // 2], 0.5))
-            for picture in drawn
-        ]
+        damaged = [soak_pictures.Picture(picture[: len(picture) // 2]) for picture in drawn]
         capacity = await client.capacity(pictures, seconds=capacity_s)
-        result = Result(capacity, _places(server.grpc_url), client.outcomes)
+        result = Result(capacity, places, client.outcomes)
         end = asyncio.Event()
-        run = asyncio.create_task(client.run(pictures, damaged, rate=load * capacity, end=end))
+        most = int(IN_FLIGHT_PER_PLACE * result.places)
+        run = asyncio.create_task(client.run(pictures, damaged, rate=load * capacity, most=most, end=end))
         # Memory rises until the queues are full, and all that they hold has been replaced.
         begin = time.monotonic()
         while client.outcomes.counts[soak_load.FULL] < 2 * result.places and time.monotonic() - begin < 60:
@@ -165,14 +167,7 @@ async def _soak(
                 break
             result.samples.append(await asyncio.to_thread(memory.sample, server.process.pid, time_s))
             if len(result.samples) % 30 == 1:
-                one = result.samples[-1]
-                mib = ", ".join(f"{name} {value:.0f}" for name, value in sorted(one.mib.items()))
-                print(
-                    f"{time_s:.0f} s: {one.total_mib:.0f} MiB ({mib}), {client.in_flight} in flight, "
-                    f"{dict(client.outcomes.counts)}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                print(f"{time_s:.0f} s: {result.samples[-1].total_mib:.0f} MiB", file=sys.stderr, flush=True)
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(run), min(1.0, seconds / 100))
         end.set()
@@ -180,10 +175,12 @@ async def _soak(
         return result
 
 
-def _places(url: str) -> int:
-    """How many requests preprocess and network hold; the postprocess is to hold up none."""
+def _facts(url: str) -> tuple[int, tuple[int, ...]]:
+    """How many requests preprocess and network hold (the postprocess is to hold up none); its version."""
     with InferenceServerClient(url) as client:
-        return sum(places(client.get_model_config(STEPS[step]).config) for step in ("preprocess", "network"))
+        version = client.get_server_metadata().version
+        found = sum(places(client.get_model_config(name).config) for name in QUEUES)
+        return found, tuple(map(int, version.split(".")[:2]))
 
 
 def places(config: model_config_pb2.ModelConfig) -> int:

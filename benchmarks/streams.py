@@ -18,11 +18,10 @@ import cv2
 import numpy as np
 
 from benchmarks import report
+from benchmarks.networks import ROOT
 from benchmarks.report import BenchmarkError
 
-ROOT = Path(__file__).resolve().parents[1]
-SIZE = (1080, 1920)
-FRAMES_PER_S = 30
+WIDTH, HEIGHT = 1920, 1080
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,31 +40,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BenchmarkError, OSError) as error:
         print(f"benchmarks.streams: {error}", file=sys.stderr)
         return 1
-    columns = ["streams", "frames/s", "frames/s of each", "s"]
-    table = [
-        [row["streams"], row["throughput"], row["throughput"] / row["streams"], row["s"]] for row in rows
-    ]
-    results: dict[str, Any] = {"environment": report.environment(), "rows": rows}
-    text = f"# Video streams\n\n{report.environment_lines(results['environment'])}\n"
-    text += report.markdown_table(columns, table)
-    report.write(options.output_dir, "streams", results=results, markdown=text)
-    print(text)
+    results = {"environment": report.environment(), "rows": rows}
+    report.write(options.output_dir, "streams", results, tables)
+    print(tables(results))
     return 0
+
+
+def tables(results: dict[str, Any]) -> str:
+    """The report's table."""
+    return report.records([row | {"each": row["throughput"] / row["streams"]} for row in results["rows"]])
 
 
 def _measure(clip: Path, streams: int, options: argparse.Namespace) -> dict[str, Any]:
     """All streams from their start to the last one's end, the client's own start included."""
-    begin = time.monotonic()
-    processes = []
-    for index in range(streams):
-        lines = clip.with_name(f"{streams}-{index}.jsonl")
-        command = [sys.executable, "clients/detect.py", str(clip), "--url", options.url, "--json", str(lines)]
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    begin, frames = time.monotonic(), 0
+    outputs = [clip.with_name(f"{streams}-{index}.jsonl") for index in range(streams)]
+    command = [sys.executable, "clients/detect.py", str(clip), "--url", options.url, "--json"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(lines)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        processes.append((process, lines))
-    frames = 0
-    for process, lines in processes:
+        for lines in outputs
+    ]
+    for process, lines in zip(processes, outputs, strict=True):
         _, errors = process.communicate()
         found = len(lines.read_text(encoding="utf-8").splitlines()) if lines.exists() else 0
         if process.returncode or found != options.frames:
@@ -78,16 +75,14 @@ def _measure(clip: Path, streams: int, options: argparse.Namespace) -> dict[str,
 
 def _write_clip(path: Path, frames: int) -> None:
     """A smooth background, and something that moves."""
-    height, width = SIZE
     coarse = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
-    background = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), FRAMES_PER_S, (width, height))
+    background = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 30, (WIDTH, HEIGHT))
     if not writer.isOpened():
         raise BenchmarkError("OpenCV cannot write an MP4 file here")
     for index in range(frames):
-        frame = background.copy()
-        cv2.circle(frame, (100 + 5 * index % (width - 200), height // 2), 80, (255, 255, 255), -1)
-        writer.write(frame)
+        centre = (100 + 5 * index % (WIDTH - 200), HEIGHT // 2)
+        writer.write(cv2.circle(background.copy(), centre, 80, (255, 255, 255), -1))
     writer.release()
 
 

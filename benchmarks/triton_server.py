@@ -1,4 +1,4 @@
-"""A Triton server to measure: starting one, and reading where its time goes.
+"""A Triton server to measure: with a plan's options, and what its processes and its GPU need.
 
     python -m benchmarks.triton_server REPOSITORY [--plugin LIBRARY] [--set MODEL:TEXT] -- COMMAND ...
 
@@ -13,42 +13,25 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-
-from tritonclient.grpc import InferenceServerClient
 
 from benchmarks import networks
 from benchmarks.report import BenchmarkError
 from server import launcher
 
-STEPS = {
-    "preprocess": "centernet_preprocess",
-    "network": "centernet_network",
-    "postprocess": "centernet_postprocess",
-}
 CUDA_POOLS = tuple(f"--cuda-memory-pool-byte-size={gpu}:{2**29}" for gpu in range(8))
 """Frames between the steps; the default of 64 MiB holds 85 of them."""
 
-PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
-
-@dataclass(frozen=True)
-class Server:
-    """Where a server answers gRPC (host:port), and its process if that is on this machine."""
-
-    url: str
-    pid: int | None = None
-
-    def cpu_s(self) -> float | None:
-        """Seconds of processor time that it and its Python models have taken so far."""
-        if self.pid is None:
-            return None
-        ticks = 0
-        for pid in family(self.pid):
-            with suppress(OSError):  # It has ended.
-                ticks += sum(map(int, _stat(pid)[11:13]))
-        return ticks / os.sysconf("SC_CLK_TCK")
+def cpu_s(pid: int | None) -> float | None:
+    """Seconds of processor time that a server and its Python models have taken so far; None without one."""
+    if pid is None:
+        return None
+    ticks = 0
+    for one in family(pid):
+        with suppress(OSError):  # It has ended.
+            ticks += sum(map(int, _stat(one)[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def family(pid: int) -> set[int]:
@@ -71,21 +54,21 @@ def _stat(pid: int) -> list[str]:
 @contextmanager
 def running(
     repository: Path, *arguments: str, environment: Mapping[str, str] | None = None
-) -> Iterator["Server"]:
+) -> Iterator[launcher.Server]:
     """Start `tritonserver` on a model repository, at free ports of this machine alone.
 
     Args:
-        repository: With a plan in it, it is served on the GPUs, else on the CPU.
+        repository: The model repository; with a plan in it, the plan is served, else the ONNX file.
         arguments: Further ones for the server.
         environment: Variables added to this process's own.
 
     Yields:
-        It, once every model is ready.
+        The server, when it is ready.
 
     Raises:
         BenchmarkError: There is no `tritonserver`, or it did not get ready.
     """
-    if (repository / "centernet_network" / "1" / "model.plan").exists():
+    if (repository / networks.NETWORK / "1" / "model.plan").exists():
         # No model has a configuration of this name: the default ones count.
         arguments = ("--model-config-name=gpu", *CUDA_POOLS, *arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +82,7 @@ def running(
             reasons = [line.strip() for line in lines if "rror" in line or "ailed" in line]
             raise BenchmarkError(": ".join([str(error).partition(";")[0], *reasons[-1:]])) from error
         try:
-            yield Server(server.grpc_url, server.process.pid)
+            yield server
         finally:
             launcher.stop(server.process, timeout_s=60)
 
@@ -131,91 +114,11 @@ class GpuUsage:
         self._process.terminate()
         printed, _ = self._process.communicate()
         rows = [line.split(", ") for line in printed.splitlines() if line.count(",") == 2]
-        columns = [
-            [float(value) for value in column if value.isdigit()] for column in zip(*rows, strict=True)
-        ]
-        for name, column in zip(("gpu_percent", "jpeg_percent", "memory_mib"), columns, strict=False):
-            if column:
-                self.figures[name] = max(column) if name == "memory_mib" else sum(column) / len(column)
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a model did between two readings of its statistics.
-
-    Attributes:
-        requests: Answered ones.
-        batch: Mean batch size of an execution.
-        total_ms: Mean time of a request inside the server.
-        parts_ms: The same by part: `queue`, `compute_input`, `compute_infer`, `compute_output`.
-    """
-
-    requests: int
-    batch: float
-    total_ms: float
-    parts_ms: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Triton's counters since the server's start: per model, per counter."""
-
-    counters: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, client: InferenceServerClient) -> "Statistics":
-        """Ask the server."""
-        counters = {}
-        for model in client.get_inference_statistics().model_stats:
-            stats = model.inference_stats
-            counters[model.name] = {
-                "inferences": model.inference_count,
-                "executions": model.execution_count,
-                "requests": stats.success.count,
-                "success": stats.success.ns,
-                **{part: getattr(stats, part).ns for part in PARTS},
-            }
-        return cls(counters)
-
-    def since(self, before: "Statistics") -> dict[str, Usage]:
-        """What each model that answered a request did after `before` was read."""
-        usage = {}
-        for model, counters in self.counters.items():
-            earlier = before.counters.get(model, {})
-            delta = {name: value - earlier.get(name, 0) for name, value in counters.items()}
-            if not delta["requests"]:
-                continue
-            milliseconds = {name: delta[name] / delta["requests"] / 1e6 for name in ("success", *PARTS)}
-            usage[model] = Usage(
-                requests=delta["requests"],
-                batch=delta["inferences"] / max(delta["executions"], 1),
-                total_ms=milliseconds.pop("success"),
-                parts_ms=milliseconds,
-            )
-        return usage
-
-
-def breakdown(ensemble: str, usage: dict[str, Usage], *, transport_ms: float) -> dict[str, float]:
-    """Where the mean request's milliseconds went.
-
-    Args:
-        ensemble: The model that was asked.
-        usage: Of all models, between two readings with no request in flight.
-        transport_ms: From client to server and back.
-
-    Returns:
-        `transport`, `handover` (outputs on their way to the next step or to the answer), and `STEP_queue` and
-        `STEP` for each step of the ensemble.
-    """
-    # Not compute_output: it goes on while the next step, or the client, has the outputs already.
-    own = ("compute_input", "compute_infer")
-    steps = {}
-    for step, model in STEPS.items():
-        if model in usage:
-            steps[f"{step}_queue"] = usage[model].parts_ms["queue"]
-            steps[step] = sum(usage[model].parts_ms[part] for part in own)
-    handover_ms = usage[ensemble].total_ms - sum(steps.values())
-    return {"transport": transport_ms, "handover": handover_ms} | steps
+        for name, column in zip(
+            ("gpu_percent", "jpeg_percent", "memory_mib"), zip(*rows, strict=True), strict=False
+        ):
+            if values := [float(value) for value in column if value.isdigit()]:
+                self.figures[name] = max(values) if name == "memory_mib" else sum(values) / len(values)
 
 
 def main() -> int:
@@ -233,7 +136,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             repository = networks.changed(options.repository, options.set, Path(folder) / "repository")
             with running(repository, environment=environment) as server:
-                command = [part.replace("{url}", server.url) for part in options.command]
+                command = [part.replace("{url}", server.grpc_url) for part in options.command]
                 return subprocess.run(command).returncode
     except BenchmarkError as error:
         print(f"benchmarks.triton_server: {error}", file=sys.stderr)

@@ -1,19 +1,24 @@
 """A process for each contender: one that crashes, hangs or spoils the GPU spoils nothing else."""
 
+import importlib
 import json
 import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from export.errors import ExportError
 from export.plan.builder import loaded_library
 
 
-class SkippedError(Exception):
+class SkippedError(ExportError):
     """The contender cannot run here; its text says why."""
 
 
@@ -30,8 +35,7 @@ class Worker:
         self, command: Sequence[str], *, timeout_s: float, environment: Mapping[str, str] | None = None
     ) -> None:
         self._command = [sys.executable, *command]
-        self._timeout_s = timeout_s
-        self._environment = environment
+        self._timeout_s, self._environment = timeout_s, environment
 
     def __enter__(self) -> "Worker":
         self._process = subprocess.Popen(
@@ -72,8 +76,7 @@ class Worker:
         code = self._process.wait()
         self._readers[1].join(timeout=5)
         if code:
-            reason = f"ended with {code}: {self._last_words or 'no message'}"
-            yield {"event": "failed", "reason": reason}
+            yield {"event": "failed", "reason": f"ended with {code}: {self._last_words or 'no message'}"}
 
     def answer(self, line: str) -> None:
         """Send it a line; nobody reads it if the process has ended."""
@@ -98,26 +101,43 @@ class Worker:
             self._last_words = line.strip() or self._last_words
 
 
+@contextmanager
+def working(module: str, arguments: dict[str, Any], *, timeout_s: float) -> Iterator[Worker]:
+    """A process in which `work` of a module of this package gets the arguments: `arguments["contender"]`'s.
+
+    NVIDIA's plugin finds this process's cuBLAS there under the only name that it looks for, CUDA 12's.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        environment = dict(os.environ)
+        if arguments["contender"] == "nvidia" and (library := loaded_library("libcublas.so")):
+            Path(name, "libcublas.so.12").symlink_to(library)
+            paths = [name, *filter(None, [environment.get("LD_LIBRARY_PATH")])]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
+        command = ["-m", "benchmarks.workers", module, json.dumps(arguments)]
+        with Worker(command, timeout_s=timeout_s, environment=environment) as worker:
+            yield worker
+
+
 def say(event: str, **facts: Any) -> None:
     """In a worker: one thing done."""
     print(json.dumps({"event": event} | facts), flush=True)
 
 
-def first_line(error: BaseException) -> str:
-    """An exception's kind and the first line of its text."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+def main() -> int:
+    """In a worker: calls the module's `work`; returns the exit code."""
+    module, arguments = sys.argv[1:]
+    try:
+        importlib.import_module(f"benchmarks.{module}").work(SimpleNamespace(**json.loads(arguments)))
+    except (ImportError, ExportError) as error:
+        say("skipped", reason=(str(error) or type(error).__name__).splitlines()[0])
+    except Exception as error:
+        # A CUDA error stays with its process: what is left to do needs another one.
+        say("failed", reason=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+        return 1
+    else:
+        say("done")
+    return 0
 
 
-def with_cublas_12(folder: Path) -> dict[str, str]:
-    """An environment where NVIDIA's plugin finds the cuBLAS that PyTorch has loaded, under CUDA 12's name.
-
-    Args:
-        folder: Where a link to it is made, if there is one.
-    """
-    environment = dict(os.environ)
-    library = loaded_library("libcublas.so")
-    if library:
-        (folder / "libcublas.so.12").symlink_to(library)
-        paths = [str(folder), *filter(None, [environment.get("LD_LIBRARY_PATH")])]
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
-    return environment
+if __name__ == "__main__":
+    sys.exit(main())

@@ -46,6 +46,7 @@ def launch(
     repository: Path,
     *arguments: str,
     log: Path,
+    host: str = HOST,
     ports: Sequence[int] | None = None,
     environment: Mapping[str, str] | None = None,
     new_session: bool = False,
@@ -56,6 +57,7 @@ def launch(
         repository: The model repository.
         arguments: Further ones for the server.
         log: File for what it prints.
+        host: The address that it listens on.
         ports: HTTP, gRPC and metrics; free ones if not given.
         environment: Variables added to this process's own.
         new_session: Whether it outlives this process's terminal.
@@ -71,7 +73,7 @@ def launch(
     ports = ports or free_ports(len(SERVICES))
     options = [f"--{name}-port={port}" for name, port in zip(SERVICES, ports, strict=True)]
     # Triton asks nobody who they are.
-    options += [f"--{name}-address={HOST}" for name in SERVICES]
+    options += [f"--{name}-address={host}" for name in SERVICES]
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [command, f"--model-repository={repository}", *options, *arguments],
@@ -80,7 +82,7 @@ def launch(
             env={**os.environ, **(environment or {})},
             start_new_session=new_session,
         )
-    http, grpc, metrics = (f"{HOST}:{port}" for port in ports)
+    http, grpc, metrics = (f"{host}:{port}" for port in ports)
     return Server(http, grpc, metrics, process, log)
 
 

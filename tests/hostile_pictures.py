@@ -5,10 +5,11 @@ import re
 import struct
 import zlib
 
+import cv2
 import numpy as np
 from pictures import encode, picture
 from PIL import Image
-from seed_pictures import png, text_pnm, tiff
+from seed_pictures import interlaced_png, png, run_length_bmp, text_pnm, tiff, tiled_tiff
 
 
 def photograph(height: int, width: int) -> np.ndarray:
@@ -84,6 +85,9 @@ def refused(side: int = 8000, many: int = 2_000_000) -> dict[str, bytes]:
     webp = b"VP8X\x0a\0\0\0" + bytes(4) + canvas + b"JUNK\0\0\0\0" * many
     grey = {259: (3, [1]), 258: (3, [8]), 262: (3, [1]), 256: (4, [side]), 257: (4, [side]), 277: (3, [1])}
     tile = {322: (4, [45_000]), 323: (4, [45_000]), 324: (4, [8]), 325: (4, [8])}
+    dots = {322: (4, [1]), 323: (4, [1]), 324: (4, [8] * many), 325: (4, [1] * many)}
+    bomb = zlib.compress(bytes(100 * many))
+    strip = {273: (4, [8]), 278: (4, [side]), 279: (4, [8])}
     return {
         "JPEG of 1000 scans": many_scans(side, side, 1000),
         "JPEG without its end": jpeg[: len(jpeg) // 2],
@@ -100,17 +104,33 @@ def refused(side: int = 8000, many: int = 2_000_000) -> dict[str, bytes]:
             grey | {273: (4, [8] * side), 279: (4, [side] * side), 278: (4, [1])}, bytes(side)
         ),
         "TIFF of a tile of 2 gigapixels": tiff(grey | tile, bytes(8)),
+        "TIFF of tiles of a pixel": tiff(grey | dots, bytes(many)),
+        "TIFF of a bomb": tiff(
+            grey | {259: (3, [8]), 278: (4, [side]), 273: (4, [8]), 279: (4, [len(bomb)])}, bomb
+        ),
+        "TIFF of bits": tiff(grey | strip | {258: (3, [8] * many)}, bytes(8)),
+        "TIFF LZW without pixels": tiff(grey | strip | {259: (3, [5])}, bytes(8)),
+        "TIFF PackBits without pixels": tiff(grey | strip | {259: (3, [32773])}, bytes(8)),
         "TIFF of 60000 tags": tiff({tag: (4, [0, 0]) for tag in range(60_000)}, bytes(8)),
         "BMP without pixels": encode(np.zeros((side, side, 3), np.uint8), "BMP")[:1000],
         "PPM without pixels": b"P6 %d %d 255\n" % (side, side) + bytes(1000),
         "PPM text without pixels": b"P3 %d %d 255\n" % (side, side) + b"1 " * 1000,
+        "PPM of spaces": b"P6" + b" " * many,
+        "PPM of comments": b"P2 %d %d 255\n" % (side, side) + b"#\n" * many,
+        "base64 of nothing": b"data:image/png;base64," + b"A" * many,
     }
+
+
+def written(image: np.ndarray, compression: int) -> bytes:
+    """A TIFF as OpenCV writes it, with a predictor."""
+    options = [cv2.IMWRITE_TIFF_COMPRESSION, compression, cv2.IMWRITE_TIFF_PREDICTOR, 2]
+    return cv2.imencode(".tiff", image, options)[1].tobytes()
 
 
 def costly(width: int, height: int) -> dict[str, bytes]:
     """Each is accepted, of `width` x `height` pixels."""
     image = photograph(height, width)
-    rows = height * (1 + 8 * width)
+    black = zlib.compress(bytes(height * (1 + 8 * width)))
     flags = {"save_all": True, "duration": 10}
     tiny = [Image.fromarray(image[:, :, ::-1].copy()) for _ in range(20)]
     for index, frame in enumerate(tiny):
@@ -125,7 +145,11 @@ def costly(width: int, height: int) -> dict[str, bytes]:
         "JPEG with a restart at each block": encode(image, "JPEG", restart_marker_blocks=1),
         "PNG": first,
         "PNG RGBA 16 bits, Paeth": png(width, height, (b"IDAT", paeth), bits=16, color=6),
-        "PNG RGBA 16 bits": png(width, height, (b"IDAT", zlib.compress(bytes(rows))), bits=16, color=6),
+        "PNG RGBA 16 bits": png(width, height, (b"IDAT", black), bits=16, color=6),
+        "PNG in chunks of a byte": png(
+            width, height, *((b"IDAT", black[at : at + 1]) for at in range(len(black))), bits=16, color=6
+        ),
+        "PNG interlaced": interlaced_png(image),
         "PNG with 256 MB in its profile": first[:33] + png(1, 1, (b"iCCP", zipped))[33:-12] + first[33:],
         "PNG animated": encode(image, append_images=tiny, **flags),
         "WEBP": encode(image, "WEBP"),
@@ -133,9 +157,20 @@ def costly(width: int, height: int) -> dict[str, bytes]:
         "WEBP animated": encode(image, "WEBP", append_images=tiny, **flags),
         "GIF": encode(image, "GIF"),
         "GIF animated": encode(image, "GIF", append_images=tiny, **flags),
-        "TIFF Deflate": black_tiff(width, height),
+        "GIF interlaced": encode(image, "GIF", interlace=1),
+        "TIFF Deflate": encode(image, "TIFF", compression="tiff_adobe_deflate"),
+        "TIFF LZW": encode(image, "TIFF", compression="tiff_lzw"),
+        "TIFF PackBits": encode(image, "TIFF", compression="packbits"),
+        "TIFF Deflate, predictor": written(image, cv2.IMWRITE_TIFF_COMPRESSION_ADOBE_DEFLATE),
+        "TIFF LZW, predictor, 16 bits": written(
+            image.astype(np.uint16) * 257, cv2.IMWRITE_TIFF_COMPRESSION_LZW
+        ),
+        "TIFF in strips of a row": encode(image, "TIFF", tiffinfo={278: 1}),
+        "TIFF in tiles of 16x16": tiled_tiff(image),
+        "TIFF Deflate, black": black_tiff(width, height),
         "TIFF Deflate RGBA 16 bits": black_tiff(width, height, samples=4, bits=16),
         "BMP": encode(image, "BMP"),
+        "BMP run lengths": run_length_bmp(image[..., 1]),
         "PPM": encode(image, "PPM"),
         "PPM text": text_pnm(3, image, 255),
     }

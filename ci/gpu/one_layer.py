@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from dcnv2.library import Kernels, Layer
 
-from benchmarks.dcnv2_contenders import Inputs
+from benchmarks.dcnv2_layers import Inputs
 from benchmarks.roofline import Shape
 
 

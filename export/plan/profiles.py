@@ -83,10 +83,11 @@ def _by_batch(
     name: str, sides: list[int | str], batch: tuple[int, int, int] | None
 ) -> tuple[tuple[int, ...], ...]:
     if any(isinstance(side, str) for side in sides[1:]):
-        example = ",".join(
-            "x".join(str(side if isinstance(side, int) else size) for side in sides)
-            for size in (64, 512, 1024)
+        kinds = (
+            (side if isinstance(side, int) else size if index else batch for index, side in enumerate(sides))
+            for batch, size in ((1, 64), (4, 512), (8, 1024))
         )
+        example = ",".join("x".join(map(str, kind)) for kind in kinds)
         raise UsageError(
             f"input {name} has shape {sides}, expected no open dimension but the first (batch): "
             f"say its sizes by --shapes, in the form {name}={example}, or export it with fixed ones"

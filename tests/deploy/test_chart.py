@@ -7,50 +7,8 @@ import subprocess
 
 import pytest
 import yaml
-from chart import BIN, CHART, KUBERNETES, ROOT, helm, set_options
+from chart import BIN, CHART, KUBERNETES, ROOT, SETS, helm, set_options
 
-SETS = {
-    "defaults": {},
-    "cpu": {
-        "variant": "cpu",
-        "autoscaling.kind": "hpa",
-        "monitoring.monitor": "pod",
-        "networkPolicy.enabled": "false",
-    },
-    "s3-keda": {
-        "model.source": "s3",
-        "model.s3.uri": "s3://models/centernet",
-        "model.s3.endpoint": "https://minio.local:9000",
-        "model.s3.credentialsSecret": "s3",
-        "autoscaling.kind": "keda",
-        "monitoring.monitor": "service",
-        "monitoring.rules.enabled": "true",
-        "monitoring.dashboard.enabled": "true",
-        "server.adminKeySecret": "admin",
-    },
-    "image-cuda-route": {
-        "variant": "cuda",
-        "model.source": "image",
-        "model.image.reference": "registry.local/network:1",
-        "route.enabled": "true",
-        "route.gateway": "gateway",
-        "route.gatewayNamespace": "infra",
-        "route.hostnames[0]": "detect.example.org",
-        "serviceAccount.name": "reader",
-    },
-    "int8-envoy-web": {
-        "plan.precision": "int8",
-        "plan.calibration": "pictures",
-        "plan.cache.existingClaim": "plans",
-        "envoy.enabled": "true",
-        "web.enabled": "true",
-        "web.image": "centernet-web:1",
-        "gpu.count": "2",
-        "gpu.runtimeClassName": "nvidia",
-        "image.pullSecrets[0].name": "registry",
-        "service.type": "LoadBalancer",
-    },
-}
 EVERY = pytest.mark.parametrize("values", SETS.values(), ids=SETS)
 
 

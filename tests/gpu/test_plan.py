@@ -97,7 +97,7 @@ def test_preloaded_plugin_is_enough(model, plugin, tmp_path):
     done = to_plan(model, plan, "--batch", "1,2,4", "--optimization-level", "1", LD_PRELOAD=str(plugin))
     assert done.returncode == 0, done.stderr
     read = (
-        "import sys; from export.plan_engine import load_tensorrt; trt = load_tensorrt(); "
+        "import sys; from export.plan.builder import load_tensorrt; trt = load_tensorrt(); "
         "runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR)); "
         "sys.exit(runtime.deserialize_cuda_engine(open(sys.argv[1], 'rb').read()) is None)"
     )

@@ -167,7 +167,7 @@ def test_lopsided_layer(operator, batch, far):
 @pytest.mark.parametrize("dtype", list(LIMITS), ids=["tf32", "fp16"])
 @pytest.mark.parametrize("tactic", [32, 34, 96, 97], ids=["64x64", "64x64 by 4", "64x32", "64x32 by 2"])
 def test_tensor_core_tiles(operator, tactic, dtype, warpgroups):
-    """Tactics are 16 * shape + log2(blocks that split the depth): tactic.h."""
+    """Tactics are 16 * block tile + log2(split-K): tile_shape.h."""
     geometry = Geometry(channels=64, outs=70, offset_groups=2, **LOPSIDED)
     tensors = geometry.draw(2, far=True, dtype=dtype)
     output = operator(geometry, tensors, tactic, warpgroups=warpgroups, allow_tf32=True)

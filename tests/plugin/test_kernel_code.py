@@ -13,7 +13,7 @@ pytestmark = pytest.mark.plugin
 
 LIBRARY = Path(__file__).parents[2] / "build/dcnv2/trt10/libdcnv2.so"
 TILE_SHAPES = 8
-"""Of `DCNV2_TILES` in tactic.h."""
+"""Of `DCNV2_TILES` in tile_shape.h."""
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 

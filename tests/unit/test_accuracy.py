@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import accuracy, accuracy_report
-from benchmarks.report import BenchmarkError
+from benchmarks import accuracy
 
 
 @pytest.fixture
@@ -52,17 +51,6 @@ def test_broken_checkpoint(run):
     code, message = run(["a.jpg"], ["b.jpg"])
     assert code == 1
     assert message.splitlines()[-1].startswith("benchmarks.accuracy: ")
-
-
-def test_page_without_a_place_for_tables(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("# Accuracy\n")
-    with pytest.raises(BenchmarkError, match="has no line <!--"):
-        accuracy_report.update(page, "| table |\n")
-    page.write_text(f"# Accuracy\n{accuracy_report.MARK}")
-    for text in ("first\n", "second\n"):
-        accuracy_report.update(page, text)
-    assert page.read_text() == f"# Accuracy\n{accuracy_report.MARK}\nsecond\n"
 
 
 def test_calibration_is_spread_over_the_set(tmp_path):

@@ -2,18 +2,18 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import perf_analyzer, report, serving_report, tensorrt_engine
-from benchmarks.triton_server import Statistics, breakdown
+from benchmarks import perf_analyzer, report, server, serving, tensorrt_engine
 
 pytestmark = pytest.mark.wide
 
 
 def test_markdown_table_aligns_numbers():
-    table = report.markdown_table(["name", "ms"], [["a", 1.2345], ["b", None], ["c", 1234.5]])
+    table = report.table(["name", "ms"], [["a", 1.2345], ["b", None], ["c", 1234.5]])
     assert table == "| name | ms |\n| --- | --: |\n| a | 1.23 |\n| b | - |\n| c | 1234 |\n"
 
 
@@ -22,7 +22,7 @@ def test_environment_names_machine_versions_and_command():
     assert described["machine"]["cores"] >= 1
     assert described["versions"]["numpy"] == np.__version__
     assert described["command"]
-    assert f"numpy {np.__version__}" in report.environment_lines(described)
+    assert f"numpy {np.__version__}" in report.page({"environment": described}, lambda _: "")
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,x", "-1"])
@@ -36,26 +36,6 @@ def test_numbers_and_choices():
     assert report.choices(("a", "b"))("b,a") == ["b", "a"]
     with pytest.raises(argparse.ArgumentTypeError, match="found c, expected some of a, b"):
         report.choices(("a", "b"))("a,c")
-
-
-SUMMARY = """
-Request concurrency: 4
-  Client:
-    Request count: 128
-    Avg latency: 223495 usec (standard deviation 85809 usec)
-  Server:
-    Inference count: 128
-    Execution count: 128
-    Successful request count: 128
-    Avg request latency: 220534 usec (overhead 0 usec + queue 70512 usec + compute 150334 usec)
-
-  Composing models:
-  centernet_network, version: 1
-      Inference count: 128
-      Execution count: 60
-      Successful request count: 128
-      Avg request latency: 165252 usec (overhead 8 usec + queue 52629 usec + compute input 332 usec)
-"""
 
 
 def test_server_without_shared_memory(monkeypatch, tmp_path):
@@ -74,25 +54,40 @@ def test_server_without_shared_memory(monkeypatch, tmp_path):
         perf_analyzer.run("centernet", shared_memory="system", **options)
 
 
-def test_time_inside_the_server_as_perf_analyzer_prints_it():
-    assert perf_analyzer.server_mean_ms(SUMMARY) == 220.534
-    with pytest.raises(report.BenchmarkError, match="nothing of the server"):
-        perf_analyzer.server_mean_ms(SUMMARY.replace("  Server:", "  Client:"))
+HEAD = "Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,"
+HEAD += "Server Compute Infer,Server Compute Output,Client Recv"
+LATENCIES = ",p50 latency,p90 latency,p95 latency,p99 latency,Avg latency,request/response,response wait"
 
 
-def test_statistics_are_differences_per_request():
-    counters = {"inferences": 10, "executions": 5, "requests": 10, "success": 70_000_000, "queue": 10_000_000}
-    counters |= {"compute_input": 0, "compute_infer": 50_000_000, "compute_output": 10_000_000}
-    before = Statistics({"centernet_network": counters, "idle": counters})
-    after = Statistics({"centernet_network": {k: 3 * v for k, v in counters.items()}, "idle": counters})
-    (usage,) = after.since(before).values()
-    assert usage.requests == 20
-    assert usage.batch == 2
-    assert usage.total_ms == pytest.approx(7)
-    assert usage.parts_ms == {"queue": 1, "compute_input": 0, "compute_infer": 5, "compute_output": 1}
-    ensemble = Statistics({"centernet_frames": counters | {"success": 90_000_000}, **before.counters})
-    parts = breakdown("centernet_frames", ensemble.since(Statistics()), transport_ms=0.5)
-    assert parts == pytest.approx({"transport": 0.5, "handover": 3, "network_queue": 1, "network": 5})
+def test_load_as_perf_analyzer_writes_it(tmp_path):
+    """An ensemble's own row sums up its models', each of which has a file beside it."""
+    own = "4,11.5,10,100998,1,610,216428,5831,4"
+    (tmp_path / "load.csv").write_text(
+        f"{HEAD}{LATENCIES}\n{own},289000,759000,850000,851000,323000,14,323826\n"
+    )
+    for name, figures in (("network", "93000,500,175500,2799"), ("postprocess", "4000,0,11000,1084")):
+        (tmp_path / f"centernet_{name}_v1.load.csv").write_text(f"{HEAD}\n4,11.7,0,5,{figures},0\n")
+    client = {"throughput": 11.5, "mean_ms": 323, "p50_ms": 289, "p95_ms": 850, "p99_ms": 851}
+    steps = {"centernet_network_queue": 93, "centernet_network": 176}
+    steps |= {"centernet_postprocess_queue": 4, "centernet_postprocess": 11}
+    assert perf_analyzer.read(tmp_path, "centernet") == pytest.approx(client | steps)
+    for path in tmp_path.glob("centernet*"):
+        path.unlink()
+    alone = {"centernet_network_queue": 0.001, "centernet_network": 217.038}
+    assert perf_analyzer.read(tmp_path, "centernet_network") == pytest.approx(client | alone)
+
+
+def test_loads_of_several_clients_are_one(monkeypatch, tmp_path):
+    shares = []
+
+    def run(command, concurrency, *_):
+        shares.append(concurrency)
+        return {"throughput": 10.0 * concurrency, "p50_ms": float(concurrency)}
+
+    monkeypatch.setattr(perf_analyzer, "_run", run)
+    found = perf_analyzer.run("m", url="u", input_data=tmp_path, concurrency=4, seconds=1, clients=3)
+    assert sorted(shares) == [1, 1, 2]
+    assert found == pytest.approx({"throughput": 40, "p50_ms": 1.5}), "weighted by the requests"
 
 
 @pytest.fixture
@@ -122,7 +117,7 @@ def serving_rows():
 
 
 def test_ratios_lie_between_those_of_the_repeats(serving_rows):
-    (found,) = serving_report.compare(serving_rows)
+    (found,) = serving.compare(serving_rows)
     assert found["latency"] == pytest.approx(
         {"server": 28, "without": 20, "ratio": 1.4, "low": 1.2, "high": 1.4}
     )
@@ -134,7 +129,7 @@ def test_ratios_lie_between_those_of_the_repeats(serving_rows):
 
 
 def test_server_without_a_process_beside_it(serving_rows):
-    (found,) = serving_report.compare([row for row in serving_rows if "concurrency" in row])
+    (found,) = serving.compare([row for row in serving_rows if "concurrency" in row])
     assert found["latency"] == {"server": 28, "without": None, "ratio": None, "low": None, "high": None}
 
 
@@ -145,21 +140,42 @@ def test_serving_report_has_every_figure(serving_rows, tmp_path):
             "coins": {"arch": "resdcn_18", "input_size": (512, 512), "variant": "ONNX Runtime, CPU"}
         },
         "changes": ["centernet_network: max_batch_size: 8"],
-        "minutes": 7.25,
         "rows": serving_rows,
+        "comparison": serving.compare(serving_rows),
     }
-    serving_report.write(tmp_path, results)
-    text = (tmp_path / "server.md").read_text()
+    report.write(tmp_path / "coins", "server", results, server.tables)
+    text = (tmp_path / "coins/server.md").read_text()
     assert "Medians of 3 repeats" in text
     ratios = "| 28 | 20 | 1.40 (1.20 to 1.40) | 57 | 8 | 60 | 4 | 0.95 (0.95 to 0.95) | 1.12 (1.12 to 1.12) |"
     assert f"| coins | jpeg | none {ratios}\n" in text
     assert "- Changed: `centernet_network: max_batch_size: 8`\n" in text
-    assert "| without server |  | 90 | 45 | 45 | 45 | 16 | 4 | 4 |" in text
-    assert "| 8 | none | 85.5 | 105 | 105 | 105 | 18 | 4.2 | 4 |" in text
-    assert "| 8 | none | 1 | 0.1 | 2 | 7.7 | 0.25 |" in text
-    assert json.loads((tmp_path / "server.json").read_text())["comparison"] == serving_report.compare(
-        serving_rows
-    )
+    assert "| without server |  | 4 | 45 | 45 | 45 | 45 | 90 | 16 | 4 | - | - | - | - | - |" in text
+    assert "| 8 | none | 4 | 105 | 105 | 105 | 105 | 85.5 | 18 | 4.2 | 1 | 0.1 | 2 | 7.7 | 0.25 |" in text
+
+
+def test_runs_are_summed_up(serving_rows, tmp_path, monkeypatch):
+    results = {"comparison": serving.compare(serving_rows), "rows": serving_rows}
+    (tmp_path / "coins-cpu").mkdir()
+    (tmp_path / "coins-cpu/server.json").write_text(json.dumps(results))
+    for row in serving_rows:
+        row["repeat"] = row.get("repeat", 1) - 1  # as `benchmarks.server` counts them
+    (row,) = serving.summary({"coins-cpu": results})
+    assert row["run"] == "coins-cpu"
+    assert (row["in_flight"], row["throughput"], row["p50_ms"]) == (8, 57, 28)
+    assert row["share"] == pytest.approx(0.95)
+    assert (row["batch"], row["network_queue_ms"]) == (4.2, 2)
+    monkeypatch.setattr("sys.argv", ["serving", str(tmp_path)])
+    assert serving.main() == 0
+    assert "| coins-cpu | jpeg | none | 8 | 57 | 0.95 | 28 |" in (tmp_path / "serving.md").read_text()
+
+
+def test_results_that_are_kept_have_tables(capsys):
+    files = sorted((Path(__file__).parents[2] / "docs/gpu").glob("*/*.json"))
+    assert len(files) >= 8
+    assert report.main(list(map(str, files))) == 0
+    text = capsys.readouterr().out
+    assert "| dcnv2 | 197 | 1 | 689 | 1 | 2328 | 1 | 681 | 1 |" in text
+    assert report.main([__file__]) == 1
 
 
 def test_layer_names_of_dcn_nodes():

@@ -1,13 +1,12 @@
 """A contender's process, and what its parent hears of it."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 
-from benchmarks.workers import Worker, with_cublas_12
-from export.plan.builder import loaded_library
+from benchmarks import workers
+from benchmarks.workers import Worker, working
 
 pytestmark = pytest.mark.wide
 
@@ -55,12 +54,30 @@ def test_a_worker_is_answered():
     assert found[-1] == {"event": "heard", "line": "go\n"}
 
 
-def test_cublas_is_found_under_the_name_of_cuda_12(tmp_path):
-    pytest.importorskip("torch")
-    if loaded_library("libcublas.so") is None:
-        pytest.skip("a PyTorch without CUDA")
-    environment = with_cublas_12(tmp_path)
-    script = "import torch; from benchmarks.tensorrt_engine import load_cublas; load_cublas()"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, stderr=subprocess.PIPE)
-    assert done.returncode == 0, done.stderr
+def test_a_module_does_its_work():
+    """Without a GPU or without TensorRT: it says why it cannot, as its last words."""
+    spec = {"contender": "nvidia", "precision": "fp32", "layers": [], "repeats": 1, "device": "cpu"}
+    with working("dcnv2_worker", spec, timeout_s=300) as worker:
+        (said,) = worker.events()
+    if said["event"] == "skipped":
+        assert "tensorrt" in said["reason"]
+
+
+def test_cublas_is_found_under_the_name_of_cuda_12(monkeypatch, tmp_path):
+    library = tmp_path / "libcublas.so.13"
+    library.write_bytes(b"")
+    monkeypatch.setattr(workers, "loaded_library", lambda name: library)
+    script = "import json, os; print(json.dumps({'event': 'path', 'is': os.environ['LD_LIBRARY_PATH']}))"
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/theirs")
+    for contender, expected in (("nvidia", [library.resolve(), "/theirs"]), ("dcnv2", ["/theirs"])):
+        worker = workers.Worker
+
+        def run(command, *, timeout_s, environment, worker=worker):
+            return worker(["-c", script], timeout_s=timeout_s, environment=environment)
+
+        monkeypatch.setattr(workers, "Worker", run)
+        with working("none", {"contender": contender}, timeout_s=60) as made:
+            (said,) = made.events()
+            *first, last = said["is"].split(os.pathsep)
+            assert [*((Path(one) / "libcublas.so.12").resolve() for one in first), last] == expected
+        monkeypatch.setattr(workers, "Worker", worker)

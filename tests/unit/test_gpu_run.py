@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import dcnv2, engine
-from export import to_onnx
 from export.plan import command_line
 
 pytestmark = pytest.mark.wide
@@ -58,7 +57,6 @@ def test_what_is_required_comes_first(gpu_run):
 
 def test_programs_know_the_options(gpu_run):
     parsers = {
-        "export.to_onnx": to_onnx._parser().parse_args,
         "export.to_plan": command_line.parse,
         "benchmarks.engine": engine._parser().parse_args,
         "benchmarks.dcnv2": dcnv2._parser().parse_args,
@@ -77,7 +75,20 @@ def test_programs_know_the_options(gpu_run):
             parsers[words[2]](words[3:])
             parsed.append(words[2])
     assert set(parsed) == set(parsers)
-    assert len(parsed) == 13
+    assert len(parsed) == 9
+
+
+@pytest.mark.parametrize("part", ["kernels", "engines", "plans"])
+def test_precisions_are_steps(gpu_run, part):
+    environment = {**os.environ, "PYTHON": "echo"}
+    done = subprocess.run(
+        ["ci/gpu/precisions", part, "--resume"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    program, *steps, option = done.stdout.split()
+    assert Path(program) == Path("ci/gpu/run")
+    assert steps
+    assert set(steps) <= set(steps_of(gpu_run))
+    assert option == "--resume"
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])

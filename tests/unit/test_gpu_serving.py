@@ -61,7 +61,7 @@ def test_unknown_step():
 
 
 def test_measuring_needs_no_pytorch():
-    modules = ("server", "streams", "serving_goals", "triton_server")
+    modules = ("server", "streams", "serving", "triton_server")
     imports = ", ".join(f"benchmarks.{module}" for module in modules)
     code = f"import sys; sys.modules['torch'] = None; import {imports}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,6 +1,7 @@
 """What people and attackers send is refused for what it is, at once, and never ends the process."""
 
 import base64
+import tracemalloc
 import zlib
 
 import fuzz_pictures
@@ -31,10 +32,18 @@ REFUSALS = {
     "WEBP of chunks": "more than 65536 chunks",
     "TIFF of strips in one place": "its parts overlap",
     "TIFF of a tile of 2 gigapixels": "tiles of 45000x45000 pixels",
+    "TIFF of tiles of a pixel": "tiles of 1x1 pixels",
+    "TIFF of a bomb": "a part of 1000000 bytes decompresses to",
+    "TIFF of bits": "too few bytes for its pixels",
+    "TIFF LZW without pixels": "too few bytes for its pixels",
+    "TIFF PackBits without pixels": "too few bytes for its pixels",
     "TIFF of 60000 tags": "0x0 pixels",
     "BMP without pixels": "need 3000000 bytes, 946 are there",
     "PPM without pixels": "need 3000000 bytes",
-    "PPM text without pixels": "need 3000000 bytes",
+    "PPM text without pixels": "need 5999999 bytes",
+    "PPM of spaces": "no width and height",
+    "PPM of comments": "more than 4096 comments",
+    "base64 of nothing": "found 225000 bytes beginning",
 }
 OTHERS = {
     "an AVIF picture": b"\0\0\0\x1cftypavif",
@@ -83,6 +92,18 @@ def test_hostile_pictures_are_refused_for_what_they_are(refused, name):
         decode(refused[name])
 
 
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals_cost_no_memory(refused, name):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError):
+            decode(refused[name])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 2**20
+
+
 def test_refusals_come_before_any_pixel(refused, monkeypatch):
     """What would decode is not reached: it is there that time and memory go."""
 
@@ -93,9 +114,35 @@ def test_refusals_come_before_any_pixel(refused, monkeypatch):
     monkeypatch.setattr(gif.Image, "open", reached)
     monkeypatch.setattr(tiff_codec.zlib, "decompressobj", reached)
     monkeypatch.setattr("cv2.imdecode", reached)
-    for name in REFUSALS.keys() - {"PNG without pixels"}:
+    for name in REFUSALS.keys() - {"PNG without pixels", "TIFF of a bomb"}:
         with pytest.raises(ImageError):
             decode(refused[name])
+
+
+def test_a_scan_header_does_not_cost_a_copy(monkeypatch):
+    """Some encoders leave the spectrum empty: it is filled in for all scans at once."""
+    copies = []
+    monkeypatch.setattr(jpeg, "_with_spectra", lambda data, ends: copies.append(len(ends)) or data)
+    header = b"\xff\xc0\0\x11\x08\0\x40\0\x40\x03" + b"\1\x11\0\2\x11\0\3\x11\0"
+    scans = b"".join(b"\xff\xda\0\x08\1" + bytes([component]) + bytes(4) for component in (1, 2, 3) * 10)
+    with pytest.raises(ImageError):
+        decode(b"\xff\xd8" + header + scans + bytes(100) + b"\xff\xd9")
+    assert copies == [30]
+
+
+@pytest.mark.parametrize(("name", "module"), [("PNG", png_codec), ("WEBP", webp)])
+def test_one_orientation_is_read(monkeypatch, name, module):
+    reads = []
+    monkeypatch.setattr(module, "exif_orientation", lambda exif: reads.append(exif) or 6)
+    data = encode(BIG, name, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0")
+    kind = b"eXIf" if name == "PNG" else b"EXIF"
+    at = data.index(kind)
+    start, end = (at - 4, at + 18) if name == "PNG" else (at, at + 8 + 16)
+    again = data[:end] + data[start:end] * 9 + data[end:]
+    if name == "WEBP":
+        again = again[:4] + (len(again) - 8).to_bytes(4, "little") + again[8:]
+    assert decode(again).shape == (240, 200, 3)
+    assert len(reads) == 1
 
 
 def test_as_many_scans_as_encoders_write():

@@ -69,7 +69,7 @@ def test_twice_and_unlike():
 
 def test_open_sides_say_what_to_do():
     with pytest.raises(
-        UsageError, match=r"say its sizes by --shapes, in the form x=64x3x64x64,512x3x512x512,"
+        UsageError, match=r"say its sizes by --shapes, in the form x=1x3x64x64,4x3x512x512,8x3x1024x1024,"
     ):
         profiles_of(model_of(x=["n", 3, "h", "w"]))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import soak, soak_pictures
-from benchmarks.memory import Sample, growth
+from benchmarks.memory import Sample, growth_of_last_third
 from benchmarks.soak_load import ANSWERED, FULL, UNEXPLAINED, WRONG, Outcomes
 
 
@@ -43,7 +43,8 @@ def test_memory_that_rose_before_and_varies_is_flat():
 
 
 def test_growth_is_of_the_mean():
-    assert growth([0, 1, 2], [90, 100, 110]) == pytest.approx(0.2)
+    samples = [Sample(float(i), {"server": mib}) for i, mib in enumerate([0, 0, 0, 0, 0, 0, 90, 100, 110])]
+    assert growth_of_last_third(samples) == pytest.approx(0.2)
 
 
 ROWS = np.array([[0, 0, 10, 10, 0.9, 0], [20, 20, 30, 30, 0.8, 1]], float)

@@ -37,8 +37,7 @@ struct Problem {
   // The offset convolution's own output [N, 3 * offset_groups * taps, H, W] is given as `offset`, and `mask`
   // is null: the first two thirds are offsets, the last third is the mask before its sigmoid.
   bool packed_offset_mask;
-  // Weights are [out_channels, kernel_h, kernel_w, channels / groups] instead of [.., channels / groups, kh,
-  // kw].
+  // Weights are [out_channels, kernel_h, kernel_w, channels / groups] instead of [.., channels / groups, kh, kw].
   bool weight_ohwi;
   bool relu;  // NaN stays NaN
   bool allow_tf32;

@@ -1,4 +1,4 @@
-// Arithmetic on 16 bytes of channels: the sum of four corners times their weights, and packing.
+// Bilinear interpolation of 16 bytes of channels: the sum of four corners times their weights.
 #pragma once
 
 #include <type_traits>
@@ -7,11 +7,11 @@
 
 namespace dcnv2 {
 
-// Four weights of the tensors' type; beside INT8 16-bit parts of 65536.
+// Of the tensors' type; for INT8, 16 bits in units of 1/65536.
 template <class T>
 using CornerWeights = std::conditional_t<T::kType == DataType::kFloat, Vec16, Vec8>;
 
-// Of a sample that counts nothing: it lies outside the image, or its mask is zero.
+// The sample lies outside the image, or its mask is zero.
 DCNV2_DEVICE bool allZero(const Vec8& weights) {
   return ((weights.words[0] | weights.words[1]) & 0x7fff7fffu) == 0;
 }
@@ -19,7 +19,7 @@ DCNV2_DEVICE bool allZero(const Vec16& weights) {
   return (weights.words[0] | weights.words[1] | weights.words[2] | weights.words[3]) << 1 == 0;
 }
 
-// Products and sums are FP32, and rounded once; FP16 has its own, below.
+// In FP32, rounded once. FP16 has its own, below.
 template <class T>
 DCNV2_DEVICE Vec16 blend(const Vec16 (&corners)[4], const Vec8& weights) {
   Vec16 blended;
@@ -59,15 +59,14 @@ DCNV2_DEVICE Vec16 blend<Half>(const Vec16 (&corners)[4], const Vec8& weights) {
   for (int32_t k = 0; k < 4; ++k) {
     const uint32_t twice = repeatHalf(weights.words[k / 2], k % 2);
 #pragma unroll
-    for (int32_t i = 0; i < 4; ++i)
-      blended.words[i] = halfMultiplyAdd(twice, corners[k].words[i], blended.words[i]);
+    for (int32_t i = 0; i < 4; ++i) blended.words[i] = hfma2(twice, corners[k].words[i], blended.words[i]);
   }
   return blended;
 }
 #endif
 
-// Left and right corners side by side, channel by channel, for products of two by two. Sums are parts of
-// 65536 and rounded to the nearest; they stay within a byte, since the weights are at most 1 in all.
+// dp2a takes the left and right corners of a channel at once. Sums are in units of 1/65536, rounded to the nearest, and
+// fit a byte: the weights add up to 1 at most.
 template <>
 DCNV2_DEVICE Vec16 blend<Int8>(const Vec16 (&corners)[4], const Vec8& weights) {
   Vec16 blended;
@@ -77,38 +76,16 @@ DCNV2_DEVICE Vec16 blend<Int8>(const Vec16 (&corners)[4], const Vec8& weights) {
 #pragma unroll
     for (int32_t pair = 0; pair < 2; ++pair) {
       const uint32_t selector = pair == 0 ? 0x5140 : 0x7362;
-      const uint32_t top = permute(corners[0].words[i], corners[1].words[i], selector);
-      const uint32_t bottom = permute(corners[2].words[i], corners[3].words[i], selector);
-      sums[2 * pair] =
-          dotProduct<false>(weights.words[1], bottom, dotProduct<false>(weights.words[0], top, 0x8000));
-      sums[2 * pair + 1] =
-          dotProduct<true>(weights.words[1], bottom, dotProduct<true>(weights.words[0], top, 0x8000));
+      const uint32_t top = bytePermute(corners[0].words[i], corners[1].words[i], selector);
+      const uint32_t bottom = bytePermute(corners[2].words[i], corners[3].words[i], selector);
+      sums[2 * pair] = dp2a<false>(weights.words[1], bottom, dp2a<false>(weights.words[0], top, 0x8000));
+      sums[2 * pair + 1] = dp2a<true>(weights.words[1], bottom, dp2a<true>(weights.words[0], top, 0x8000));
     }
-    blended.words[i] =
-        permute(permute(static_cast<uint32_t>(sums[0]), static_cast<uint32_t>(sums[1]), 0x0062),
-                permute(static_cast<uint32_t>(sums[2]), static_cast<uint32_t>(sums[3]), 0x0062), 0x5410);
+    blended.words[i] = bytePermute(
+        bytePermute(static_cast<uint32_t>(sums[0]), static_cast<uint32_t>(sums[1]), 0x0062),
+        bytePermute(static_cast<uint32_t>(sums[2]), static_cast<uint32_t>(sums[3]), 0x0062), 0x5410);
   }
   return blended;
-}
-
-template <class T>
-DCNV2_DEVICE Vec16 packVector(const float (&values)[8]) {
-  return {{pack<T>(values[0], values[1]), pack<T>(values[2], values[3]), pack<T>(values[4], values[5]),
-           pack<T>(values[6], values[7])}};
-}
-template <class T>
-DCNV2_DEVICE Vec16 packVector(const float (&values)[4]) {
-  return {{bitsOf(values[0]), bitsOf(values[1]), bitsOf(values[2]), bitsOf(values[3])}};
-}
-
-template <class T>
-DCNV2_DEVICE Vec16 packVector(const float (&values)[16]) {
-  Vec16 packed = {};
-#pragma unroll
-  for (int32_t i = 0; i < 16; ++i) {
-    packed.words[i / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(T::store(values[i]))) << i % 4 * 8;
-  }
-  return packed;
 }
 
 }  // namespace dcnv2

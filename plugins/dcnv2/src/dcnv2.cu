@@ -3,7 +3,7 @@
 
 #include "dcnv2.h"
 #include "plan.h"
-#include "repack.h"
+#include "transpose.h"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define DCNV2_WARPGROUPS true
@@ -28,10 +28,10 @@ __global__ void __launch_bounds__(Transpose<Storage>::kThreads)
   Transpose<Storage>::run(from, to, rows, columns);
 }
 
-template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps, int32_t kResident>
+template <class T, int32_t kM, int32_t kN, int32_t kWarps, int32_t kResident>
 __global__ void __launch_bounds__(kWarps * 32, kResident)
-    tileKernel(const __grid_constant__ TileArguments arguments) {
-  Tile<T, kOut, kPixels, kWarps, DCNV2_WARPGROUPS>::run(arguments);
+    tileKernel(const __grid_constant__ TileParams params) {
+  Tile<T, kM, kN, kWarps, DCNV2_WARPGROUPS>::run(params);
 }
 
 Device currentDevice() {
@@ -92,14 +92,15 @@ cudaError_t transpose(const void* from, void* to, int32_t batch, int32_t rows, i
       rows, columns);
 }
 
-template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps, int32_t kResident>
+template <class T, int32_t kM, int32_t kN, int32_t kWarps, int32_t kResident>
 cudaError_t launchTile(const Problem& problem, const Tensors& tensors, const Plan& plan,
                        cudaStream_t stream) {
-  using Shape = TileShape<T, kOut, kPixels, kWarps>;
-  const TileArguments arguments = Shape::arguments(problem, tensors, plan.tactic % 16);
+  using Shape = TileShape<T, kM, kN, kWarps>;
+  const TileParams params = Tiling<Shape>::params(problem, tensors, logSplitKOf(plan.tactic));
   return launchKernel(
-      tileKernel<T, kOut, kPixels, kWarps, kResident>,
-      {plan.blocks, Shape::kThreads, Shape::sharedBytes(arguments), splitOf(plan.tactic), stream}, arguments);
+      tileKernel<T, kM, kN, kWarps, kResident>,
+      {plan.blocks, Shape::kThreads, Tiling<Shape>::sharedBytes(params), splitKOf(plan.tactic), stream},
+      params);
 }
 
 template <class T>
@@ -130,7 +131,7 @@ cudaError_t launch(const Problem& problem, const Tensors& tensors, int32_t tacti
     if (error != cudaSuccess) return error;
     packed.input = workspace;
   }
-  switch (shapeOf(tactic)) {
+  switch (tileOf(tactic)) {
 #define DCNV2_LAUNCH(number, ...) \
   case number:                    \
     return launchTile<T, __VA_ARGS__>(packedProblem(problem), packed, plan, stream);

@@ -1,5 +1,5 @@
-// What the kernels ask of the machine. tests/emulation.h answers the same names on the host, so that a whole
-// block of either kernel runs there, thread by thread.
+// The instructions that the kernels are made of. tests/emulation.h has the same functions for the host, so that whole
+// blocks run there, thread by thread.
 #pragma once
 
 #include "numeric.h"
@@ -24,14 +24,14 @@ DCNV2_DEVICE int32_t thread() { return static_cast<int32_t>(threadIdx.x); }
 DCNV2_DEVICE int32_t block() { return static_cast<int32_t>(blockIdx.x); }
 DCNV2_DEVICE void barrier() { __syncthreads(); }
 
-// A value that all threads of the warp have, for the compiler to know so.
-DCNV2_DEVICE int32_t uniform(int32_t value) { return __shfl_sync(0xffffffffu, value, 0); }
-// Keeps the compiler from taking the sum apart again, or from computing it again.
-DCNV2_DEVICE const char* whole(const char* sum) {
+// Tells the compiler that all threads of the warp have the same value.
+DCNV2_DEVICE int32_t warpUniform(int32_t value) { return __shfl_sync(0xffffffffu, value, 0); }
+// Keeps the compiler from splitting the sum, or computing it again.
+DCNV2_DEVICE const char* opaque(const char* sum) {
   asm volatile("" : "+l"(sum));
   return sum;
 }
-DCNV2_DEVICE int32_t whole(int32_t sum) {
+DCNV2_DEVICE int32_t opaque(int32_t sum) {
   asm volatile("" : "+r"(sum));
   return sum;
 }
@@ -60,13 +60,13 @@ DCNV2_DEVICE void store(char* address, const Vector& value) {
   *reinterpret_cast<Vector*>(address) = value;
 }
 
-// Sixteen zero bytes instead where `valid` is false; nothing is read then.
-DCNV2_DEVICE void copyAsync(char* shared, const char* global, bool valid) {
+// Copies 16 bytes; if not `valid`, reads nothing and writes zeros.
+DCNV2_DEVICE void cpAsync(char* shared, const char* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(sharedAddress(shared)), "l"(global),
                "r"(valid ? 16 : 0)
                : "memory");
 }
-DCNV2_DEVICE void copyAsyncWait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+DCNV2_DEVICE void cpAsyncWait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 template <class T>
 DCNV2_DEVICE uint32_t pack(float low, float high);
@@ -82,7 +82,7 @@ DCNV2_DEVICE uint32_t pack<Bfloat16>(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
 }
-// Two weights of corners, as 16-bit parts of 65536; what is outside 0 and 1 is clipped.
+// Two corner weights in units of 1/65536, clipped to 0 and 1.
 template <>
 DCNV2_DEVICE uint32_t pack<Int8>(float low, float high) {
   uint16_t parts[2];
@@ -91,15 +91,14 @@ DCNV2_DEVICE uint32_t pack<Int8>(float low, float high) {
   return parts[0] | static_cast<uint32_t>(parts[1]) << 16;
 }
 
-// Bytes of `low` (0 to 3) and `high` (4 to 7), the lowest hexadecimal digit of `selector` for the lowest
-// byte.
-DCNV2_DEVICE uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
+// PRMT: each hexadecimal digit of `selector` picks a byte, 0 to 3 of `low` and 4 to 7 of `high`.
+DCNV2_DEVICE uint32_t bytePermute(uint32_t low, uint32_t high, uint32_t selector) {
   return __byte_perm(low, high, selector);
 }
 
-// c + a's two halves, unsigned, times two signed bytes of b: the lower ones or the upper ones.
+// c + the two unsigned halves of a times the lower or the upper two signed bytes of b.
 template <bool kUpper>
-DCNV2_DEVICE int32_t dotProduct(uint32_t a, uint32_t b, int32_t c) {
+DCNV2_DEVICE int32_t dp2a(uint32_t a, uint32_t b, int32_t c) {
   int32_t sum;
   if constexpr (kUpper) {
     asm("dp2a.hi.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
@@ -109,14 +108,14 @@ DCNV2_DEVICE int32_t dotProduct(uint32_t a, uint32_t b, int32_t c) {
   return sum;
 }
 
-// Of two halves each.
-DCNV2_DEVICE uint32_t halfMultiplyAdd(uint32_t a, uint32_t b, uint32_t c) {
+// a * b + c of two FP16 numbers each.
+DCNV2_DEVICE uint32_t hfma2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t sum;
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
   return sum;
 }
 
-// The lower or the upper half of a word, twice.
+// The lower or the upper half of a word, in both halves.
 DCNV2_DEVICE uint32_t repeatHalf(uint32_t word, int32_t upper) {
   return __byte_perm(word, 0, upper ? 0x3232 : 0x1010);
 }
@@ -128,22 +127,22 @@ DCNV2_DEVICE uint32_t roundToTf32(float value) {
 }
 
 // Four 8x8 matrices of 16-bit elements (8x4 of 32-bit ones), one row address per lane.
-DCNV2_DEVICE void loadMatrices(uint32_t (&matrices)[4], const char* row) {
+DCNV2_DEVICE void ldmatrix(uint32_t (&matrices)[4], const char* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
                : "r"(sharedAddress(row))
                : "memory");
 }
 
-// d += a * b over one 16x8 tile: 32 deep for INT8, 16 for 16-bit elements, 8 for TF32.
+// mma.sync: d += a * b, m16n8 and 32 bytes deep.
 template <class T>
-DCNV2_DEVICE void multiply(typename T::Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
-#define DCNV2_MMA(Type, kind, name)                                                                      \
-  template <>                                                                                            \
-  DCNV2_DEVICE void multiply<Type>(Type::Sum(&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { \
-    asm("mma.sync.aligned." name " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"      \
-        : kind(d[0]), kind(d[1]), kind(d[2]), kind(d[3])                                                 \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                 \
+DCNV2_DEVICE void mma(typename T::Accumulator (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+#define DCNV2_MMA(Type, kind, name)                                                                         \
+  template <>                                                                                               \
+  DCNV2_DEVICE void mma<Type>(Type::Accumulator(&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { \
+    asm("mma.sync.aligned." name " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"         \
+        : kind(d[0]), kind(d[1]), kind(d[2]), kind(d[3])                                                    \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                    \
   }
 DCNV2_MMA(Half, "+f", "m16n8k16.row.col.f32.f16.f16.f32")
 DCNV2_MMA(Bfloat16, "+f", "m16n8k16.row.col.f32.bf16.bf16.f32")
@@ -151,14 +150,15 @@ DCNV2_MMA(Float, "+f", "m16n8k8.row.col.f32.tf32.tf32.f32")
 DCNV2_MMA(Int8, "+r", "m16n8k32.row.col.s32.s8.s8.s32")
 #undef DCNV2_MMA
 
-// Blocks of one cluster (SM90 and later) see each other's shared memory.
+// Of the blocks of a cluster (SM90 and later).
 DCNV2_DEVICE void clusterBarrier() {
 #if __CUDA_ARCH__ >= 900
   __syncwarp();  // `aligned` wants all lanes at once, and some return early from what comes before.
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }
-DCNV2_DEVICE Vec16 loadCluster(const char* shared, int32_t rank) {
+// Distributed shared memory: what `shared` is in the cluster's block `rank`.
+DCNV2_DEVICE Vec16 loadDistributed(const char* shared, int32_t rank) {
   Vec16 value = {};
 #if __CUDA_ARCH__ >= 900
   uint32_t remote;

@@ -1,5 +1,4 @@
-// 16-bit floating-point numbers by their bits, so that the same source compiles for the device and for the
-// host.
+// The tensors' element types. 16-bit numbers are handled by their bits: the same source compiles for device and host.
 #pragma once
 
 #include <cmath>
@@ -46,26 +45,10 @@ DCNV2_FN Value loadReadOnly(const Value* address) {
 #endif
 }
 
-// Division by a number that the host knows: a multiplication.
-struct Divisor {
-  int32_t value;
-  uint32_t reciprocal;
-
-  static Divisor of(int32_t value) {
-    return {value, static_cast<uint32_t>(((UINT64_C(1) << 31) + static_cast<uint32_t>(value) - 1) /
-                                         static_cast<uint32_t>(value))};
-  }
-  // Whether every number up to `number` is divided exactly.
-  static constexpr bool exact(int64_t number, int64_t value) { return number * value <= INT64_C(1) << 31; }
-  DCNV2_FN int32_t divide(int32_t number) const {
-    return static_cast<int32_t>(static_cast<uint64_t>(static_cast<uint32_t>(number)) * reciprocal >> 31);
-  }
-};
-
-// `Sum` is what products add up to, `Coordinate` the type of offsets that are not FP32.
+// `Accumulator`: of the products. `Coordinate`: type of offsets that are not FP32.
 struct Float {
   using Storage = float;
-  using Sum = float;
+  using Accumulator = float;
   using Coordinate = Float;
   static constexpr DataType kType = DataType::kFloat;
 
@@ -75,7 +58,7 @@ struct Float {
 
 struct Half {
   using Storage = uint16_t;
-  using Sum = float;
+  using Accumulator = float;
   using Coordinate = Half;
   static constexpr DataType kType = DataType::kHalf;
 
@@ -115,7 +98,7 @@ struct Half {
 
 struct Bfloat16 {
   using Storage = uint16_t;
-  using Sum = float;
+  using Accumulator = float;
   using Coordinate = Bfloat16;
   static constexpr DataType kType = DataType::kBfloat16;
 
@@ -130,7 +113,7 @@ struct Bfloat16 {
 
 struct Int8 {
   using Storage = int8_t;
-  using Sum = int32_t;
+  using Accumulator = int32_t;
   using Coordinate = Half;
   static constexpr DataType kType = DataType::kInt8;
 

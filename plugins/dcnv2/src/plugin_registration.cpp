@@ -1,9 +1,8 @@
-// How the library meets TensorRT, however it was loaded. It links to no TensorRT: preloaded, it is in
-// processes that have none, and most never load one.
+// How the library meets TensorRT, however it was loaded. It links to no TensorRT: preloaded, it is in processes that
+// have none, and most never load one.
 //
 // - TensorRT is there already (Triton's plugins=, dlopen): registered at load.
-// - TensorRT comes later, perhaps opened with RTLD_LOCAL (LD_PRELOAD into Triton): the two functions with
-// which all use
+// - TensorRT comes later, perhaps opened with RTLD_LOCAL (LD_PRELOAD into Triton): the two functions with which all use
 //   of TensorRT begins are found here first, register, and go on to the real ones.
 // - TensorRT's loadLibrary: it registers what getCreators returns.
 
@@ -82,8 +81,7 @@ void refuse(const char* name, void* library) {
                             "); load the build for that");
 }
 
-// Registers, once, with the TensorRT that we were built for if the process has it; says so if it has another
-// one alone.
+// Registers, once, with the TensorRT that we were built for if the process has it; says so if it has only another one.
 void meetTensorRt(ILogger* logger) noexcept {
   const char* other = nullptr;
   void* other_library = nullptr;
@@ -103,8 +101,7 @@ void meetTensorRt(ILogger* logger) noexcept {
   std::call_once(once, refuse, other, other_library);
 }
 
-// Calls TensorRT's function of this name, of the major that the caller was compiled for, or of the one there
-// is.
+// Calls TensorRT's function of this name, of the major that the caller was compiled for, or of the one there is.
 void* create(const char* function, void* logger, int32_t version) noexcept {
   const int32_t major = version / 10000;
   meetTensorRt(major == DCNV2_TENSORRT_MAJOR ? static_cast<ILogger*>(logger) : nullptr);

@@ -1,4 +1,4 @@
-// Bilinear sampling as arithmetic on one coordinate pair: where to read, and with which weights.
+// Bilinear sampling: where to read for a pair of coordinates, and with which weights.
 #pragma once
 
 #include "numeric.h"
@@ -61,8 +61,7 @@ DCNV2_FN int64_t elementIndex(Layout layout, int32_t stride, int32_t count, int3
                                  : ((static_cast<int64_t>(n) * count + c) * height + y) * width + x;
 }
 
-// Offsets and mask of one image. The samples of a pixel are numbered offset group by offset group, tap by
-// tap.
+// Offsets and mask of one image. The samples of a pixel are numbered offset group by offset group, tap by tap.
 template <class T>
 class Offsets {
   const Problem& problem_;
@@ -103,8 +102,8 @@ class Offsets {
     pairs_ = p.packed_offset_mask && nhwc_ && !single_ && p.offset_stride % 2 == 0;
   }
 
-  // Whether a sample is a word of offsets and an element of the mask of the same pixel, as in a network of
-  // this project's export. Then a caller may read several before it uses the first.
+  // Whether the two offsets of a sample are one word, as this project exports them: a caller then reads several samples
+  // before it uses the first.
   DCNV2_FN bool inPairs() const { return pairs_; }
   struct Pair {
     uint32_t offset;
@@ -115,8 +114,7 @@ class Offsets {
     return {loadReadOnly(reinterpret_cast<const uint32_t*>(offset_) + word),
             loadReadOnly(reinterpret_cast<const typename T::Storage*>(mask_) + (2 * word - number))};
   }
-  // `y` and `x` are where the sample lies without its offset. Coordinates and weights are FP32 whatever the
-  // tensors are.
+  // `y` and `x`: where the sample lies without its offset. Coordinates and weights are FP32 whatever the tensors are.
   DCNV2_FN Sample sampleAt(const Pair& pair, float y, float x) const {
     return sample(y + T::load(static_cast<typename T::Storage>(pair.offset)),
                   x + T::load(static_cast<typename T::Storage>(pair.offset >> 16)),

@@ -1,119 +1,115 @@
-// The samples that a block keeps in shared memory: where each one lies, and the weights of its corners.
+// The sample table in a block's shared memory: where each sample lies in the image, and the weights of its corners.
 #pragma once
 
 #include "sampling.h"
-#include "tile_depth.h"
+#include "tile_iterator.h"
 
 namespace dcnv2 {
 
-// One tile's place: which of its cluster's parts of the depth a block computes, and of which tile.
-struct TilePlace {
-  int32_t rank, out_first, x, y, image;
-};
-
-// `kept` is where they are kept: slot by slot, kSlotBytes each.
 template <class T, class Shape>
-class TileSamples {
+class SampleTable {
   using Coordinates = Offsets<typename T::Coordinate>;
-  static constexpr int32_t kPixels = Shape::kPixels;
+  static constexpr int32_t kN = Shape::kN;
 
-  const TileArguments& arguments_;
+  const TileParams& params_;
   const Problem& problem_;
-  const TilePlace& place_;
-  const TileDepth<Shape>& depth_;
-  char* kept_;
+  const BlockCoord& coord_;
+  const TileIterator<Shape>& iterator_;
+  char* table_;
 
-  // A sample that this thread prepares: where it is kept, and where it lies without its offset.
-  struct Item {
-    uint32_t slot, pixel;
-    int32_t number, out_pixel;  // of its offsets
-    float y, x;
-    bool inside;
-  };
-  // Threads take neighbours in the order in which the offsets lie in memory: of a pixel, or of a row.
-  template <Layout kLayout>
-  DCNV2_DEVICE Item itemAt(int32_t index) const {
-    const Problem& p = problem_;
-    Item item;
-    int32_t slot = index;
-    if (kLayout == Layout::kNHWC) {
-      item.pixel = static_cast<uint32_t>(arguments_.slots.divide(index));
-      slot -= static_cast<int32_t>(item.pixel) * arguments_.slots.value;
-    } else {
-      item.pixel = static_cast<uint32_t>(index) % kPixels;
-      slot = static_cast<int32_t>(static_cast<uint32_t>(index) / kPixels);
+ public:
+  DCNV2_DEVICE SampleTable(const TileParams& params, const BlockCoord& coord,
+                           const TileIterator<Shape>& iterator, char* table)
+      : params_(params), problem_(params.problem), coord_(coord), iterator_(iterator), table_(table) {}
+
+  DCNV2_DEVICE void fill() const {
+    const Coordinates offsets(problem_, params_.tensors, coord_.image);
+    const int32_t count = params_.slots.divisor * kN;
+    if constexpr (Shape::kBytes < 4) {
+      if (offsets.inPairs()) return fillPairs(offsets, count);
     }
-    item.slot = static_cast<uint32_t>(slot);
-    const int32_t y = place_.y + static_cast<int32_t>(item.pixel / Shape::kColumns);
-    const int32_t x = place_.x + static_cast<int32_t>(item.pixel % Shape::kColumns);
-    item.inside = y < p.out_height && x < p.out_width && slot < depth_.samples.count;
-    item.out_pixel = y * p.out_width + x;
-    int32_t group = depth_.samples.per_step ? depth_.begin + slot : depth_.samples.first + slot;
-    const int32_t quotient = arguments_.taps.divide(group);
-    const int32_t tap = group - quotient * arguments_.taps.value;
-    group = depth_.samples.per_step ? depth_.offsetGroup(quotient) : quotient;
-    item.number = group * arguments_.taps.value + tap;
-    const int32_t kernel_y = arguments_.kernel_w.divide(tap);
-    const int32_t kernel_x = tap - kernel_y * p.kernel_w;
-    item.y = Coordinates::position(y, p.stride_h, p.padding_h, kernel_y, p.dilation_h);
-    item.x = Coordinates::position(x, p.stride_w, p.padding_w, kernel_x, p.dilation_w);
-    return item;
+    const bool nhwc = problem_.offset_layout == Layout::kNHWC;
+#pragma unroll 2
+    for (int32_t i = thread(); i < count; i += Shape::kThreads) {
+      const Entry entry = nhwc ? entryAt<Layout::kNHWC>(i) : entryAt<Layout::kNCHW>(i);
+      Sample sample = {};
+      if (entry.inside) sample = offsets.sampleAt(entry.number, entry.out_pixel, entry.y, entry.x);
+      write(entry, sample);
+    }
   }
 
-  DCNV2_DEVICE void preparePairs(const Coordinates& offsets, int32_t count) const {
-    // As many as a thread has of a 3x3 kernel in the usual tile: read all, then use them.
+ private:
+  struct Entry {
+    uint32_t slot, pixel;       // of the tile
+    int32_t number, out_pixel;  // of its offsets
+    float y, x;                 // where it lies without its offset
+    bool inside;
+  };
+  // Neighbouring threads take neighbours in the memory of the offsets: of a pixel, or of a row.
+  template <Layout kLayout>
+  DCNV2_DEVICE Entry entryAt(int32_t index) const {
+    const Problem& p = problem_;
+    Entry entry;
+    int32_t slot = index;
+    if (kLayout == Layout::kNHWC) {
+      entry.pixel = static_cast<uint32_t>(params_.slots.div(index));
+      slot -= static_cast<int32_t>(entry.pixel) * params_.slots.divisor;
+    } else {
+      entry.pixel = static_cast<uint32_t>(index) % kN;
+      slot = static_cast<int32_t>(static_cast<uint32_t>(index) / kN);
+    }
+    entry.slot = static_cast<uint32_t>(slot);
+    const int32_t y = coord_.y + static_cast<int32_t>(entry.pixel / Shape::kColumns);
+    const int32_t x = coord_.x + static_cast<int32_t>(entry.pixel % Shape::kColumns);
+    entry.inside = y < p.out_height && x < p.out_width && slot < iterator_.samples.count;
+    entry.out_pixel = y * p.out_width + x;
+    int32_t group = iterator_.samples.per_k_tile ? iterator_.first + slot : iterator_.samples.first + slot;
+    const int32_t quotient = params_.taps.div(group);
+    const int32_t tap = group - quotient * params_.taps.divisor;
+    group = iterator_.samples.per_k_tile ? iterator_.offsetGroup(quotient) : quotient;
+    entry.number = group * params_.taps.divisor + tap;
+    const int32_t kernel_y = params_.kernel_w.div(tap);
+    const int32_t kernel_x = tap - kernel_y * p.kernel_w;
+    entry.y = Coordinates::position(y, p.stride_h, p.padding_h, kernel_y, p.dilation_h);
+    entry.x = Coordinates::position(x, p.stride_w, p.padding_w, kernel_x, p.dilation_w);
+    return entry;
+  }
+
+  DCNV2_DEVICE void fillPairs(const Coordinates& offsets, int32_t count) const {
+    // All loads before their first use; as many as a thread has for a 3x3 kernel in the usual tile.
     constexpr int32_t kAhead = 5;
 #pragma unroll 1
     for (int32_t first = thread(); first < count; first += kAhead * Shape::kThreads) {
-      Item items[kAhead];
+      Entry entries[kAhead];
       typename Coordinates::Pair pairs[kAhead];
 #pragma unroll
       for (int32_t i = 0; i < kAhead; ++i) {
-        items[i] = itemAt<Layout::kNHWC>(first + i * Shape::kThreads);
+        entries[i] = entryAt<Layout::kNHWC>(first + i * Shape::kThreads);
         pairs[i] = {};
-        if (items[i].inside && first + i * Shape::kThreads < count) {
-          pairs[i] = offsets.read(items[i].number, items[i].out_pixel);
+        if (entries[i].inside && first + i * Shape::kThreads < count) {
+          pairs[i] = offsets.read(entries[i].number, entries[i].out_pixel);
         }
       }
 #pragma unroll
       for (int32_t i = 0; i < kAhead; ++i) {
         if (first + i * Shape::kThreads >= count) break;
-        keep(items[i], offsets.sampleAt(pairs[i], items[i].y, items[i].x));
+        write(entries[i], offsets.sampleAt(pairs[i], entries[i].y, entries[i].x));
       }
     }
   }
 
-  DCNV2_DEVICE void keep(const Item& item, const Sample& at) const {
-    char* slot = kept_ + item.slot * Shape::kSlotBytes;
-    char* target = slot + kPixels * 4 + item.pixel * Shape::kWeightBytes;
-    reinterpret_cast<uint32_t*>(slot)[item.pixel] =
-        static_cast<uint32_t>(at.top * problem_.width + at.left) * Shape::pixelBytes(problem_);
-    if constexpr (Shape::kWeightBytes == 8) {
-      store(target, Vec8{{pack<T>(at.weights[0], at.weights[1]), pack<T>(at.weights[2], at.weights[3])}});
+  DCNV2_DEVICE void write(const Entry& entry, const Sample& sample) const {
+    char* slot = table_ + entry.slot * Shape::kSlotBytes;
+    char* weights = slot + kN * 4 + entry.pixel * Shape::kCornerWeightBytes;
+    reinterpret_cast<uint32_t*>(slot)[entry.pixel] =
+        static_cast<uint32_t>(sample.top * problem_.width + sample.left) *
+        Tiling<Shape>::pixelBytes(problem_);
+    if constexpr (Shape::kCornerWeightBytes == 8) {
+      store(weights, Vec8{{pack<T>(sample.weights[0], sample.weights[1]),
+                           pack<T>(sample.weights[2], sample.weights[3])}});
     } else {
-      store(target, Vec16{{bitsOf(at.weights[0]), bitsOf(at.weights[1]), bitsOf(at.weights[2]),
-                           bitsOf(at.weights[3])}});
-    }
-  }
-
- public:
-  DCNV2_DEVICE TileSamples(const TileArguments& arguments, const TilePlace& place,
-                           const TileDepth<Shape>& depth, char* kept)
-      : arguments_(arguments), problem_(arguments.problem), place_(place), depth_(depth), kept_(kept) {}
-
-  DCNV2_DEVICE void prepare() const {
-    const Coordinates offsets(problem_, arguments_.tensors, place_.image);
-    const int32_t count = arguments_.slots.value * kPixels;
-    if constexpr (Shape::kBytes < 4) {
-      if (offsets.inPairs()) return preparePairs(offsets, count);
-    }
-    const bool nhwc = problem_.offset_layout == Layout::kNHWC;
-#pragma unroll 2
-    for (int32_t i = thread(); i < count; i += Shape::kThreads) {
-      const Item item = nhwc ? itemAt<Layout::kNHWC>(i) : itemAt<Layout::kNCHW>(i);
-      Sample at = {};
-      if (item.inside) at = offsets.sampleAt(item.number, item.out_pixel, item.y, item.x);
-      keep(item, at);
+      store(weights, Vec16{{bitsOf(sample.weights[0]), bitsOf(sample.weights[1]), bitsOf(sample.weights[2]),
+                            bitsOf(sample.weights[3])}});
     }
   }
 };

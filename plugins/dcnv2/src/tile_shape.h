@@ -1,122 +1,71 @@
-// The sizes of the tensor-core kernel, for the host that launches it and for the kernel itself.
+// The block tiles that exist, and how a block lays out its shared memory.
+//
+// The layer is a GEMM: out[M, N] = weights[M, K] * samples[N, K]^T, where M are output channels, N output pixels, and
+// K input channels times taps of the kernel.
 #pragma once
 
 #include "numeric.h"
 
 namespace dcnv2 {
 
-// `tensors.weight` is [out_channels, kernel_h, kernel_w, channels].
-struct TileArguments {
-  Problem problem;
-  Tensors tensors;
-  int32_t
-      log_split;  // of the number of blocks that share a tile, each a part of the depth; they form a cluster
-  int32_t steps;
-  int32_t vectors;  // of a pixel's channels, 16 bytes each
-  bool narrow;      // a step reads several taps, since a pixel has less than 128 bytes
-  bool spread;      // and several offset groups
-  Divisor taps, kernel_w, slots;
-  Divisor group;  // vectors of an offset group if `spread`, else steps at one tap
-  Divisor row;    // vectors that a step reads at one tap
-  Divisor out_tiles, column_tiles, row_tiles;
+// X(number, M, N, warps, blocks that the registers of a multiprocessor must hold). K is 128 bytes: TileShape.
+// A number never gets another shape: plans and timing caches hold it.
+#define DCNV2_TILES(X)  \
+  X(1, 64, 128, 8, 2)   \
+  X(2, 64, 64, 4, 3)    \
+  X(3, 128, 128, 8, 2)  \
+  X(4, 128, 64, 8, 2)   \
+  X(5, 256, 32, 8, 2)   \
+  X(6, 64, 32, 4, 4)    \
+  X(7, 128, 256, 16, 1) \
+  X(8, 256, 128, 16, 1)
 
-  // Of a block of the cluster; of the one behind the last: how many steps there are.
-  DCNV2_FN int32_t firstStep(int32_t rank) const { return (steps * rank) >> log_split; }
+// A tactic is the plain kernel, or a block tile and a split-K: 16 * number + log2(split-K).
+constexpr int32_t kGeneric = 1;
+constexpr int32_t kMaxLogSplitK = 3;  // 8 blocks, the largest portable cluster
+constexpr int32_t tacticNumber(int32_t tile, int32_t log_split_k) { return 16 * tile + log_split_k; }
+constexpr int32_t tileOf(int32_t tactic) { return tactic / 16; }
+constexpr int32_t logSplitKOf(int32_t tactic) { return tactic % 16; }
+constexpr int32_t splitKOf(int32_t tactic) { return 1 << logSplitKOf(tactic); }
 
-  // Samples, by their numbers in `Offsets`, that a block keeps for `count` steps from `begin` on: those of
-  // the steps, one of each, or all from `first` on that the steps read.
-  struct Samples {
-    bool per_step;
-    int32_t first, count;
-  };
-  DCNV2_FN Samples samples(int32_t begin, int32_t count) const {
-    const int32_t all = taps.value * problem.offset_groups;
-    const int32_t last = begin + count - 1;
-    if (!narrow && !spread) return {count <= all, 0, count <= all ? count : all};
-    if (narrow && spread) return {false, 0, all};
-    if (narrow) {
-      const int32_t first_tap = row.divide(begin * 8);
-      const int32_t last_tap = row.divide(last * 8 + 7);
-      return {false, first_tap, (last_tap < taps.value ? last_tap + 1 : taps.value) - first_tap};
-    }
-    const int32_t end = (taps.divide(last) + 1) * 8;
-    const int32_t first_group = group.divide(taps.divide(begin) * 8);
-    const int32_t last_group = group.divide((end < vectors ? end : vectors) - 1);
-    return {false, first_group * taps.value, (last_group - first_group + 1) * taps.value};
-  }
-};
+#define DCNV2_COUNT(...) +1
+constexpr int32_t kTileTactics = (DCNV2_TILES(DCNV2_COUNT)) * (kMaxLogSplitK + 1);
+#undef DCNV2_COUNT
 
-template <class T, int32_t kOut, int32_t kTilePixels, int32_t kWarps>
+// Shared memory of a block, in the mainloop:
+//
+//   | stage 0                   | stage 1                   | sample table          |
+//   | samples, N | weights, M   | samples, N | weights, M   | slot 0 | slot 1 | ... |
+//
+//     rows of 128 bytes, swizzled     a slot: a sample of each pixel, as N byte offsets and N x 4 corner weights
+//
+// and in the epilogue:
+//
+//   | accumulators, FP32: N rows of M + 4   |
+template <class T, int32_t kTileM, int32_t kTileN, int32_t kWarps>
 struct TileShape {
-  static constexpr int32_t kPixels = kTilePixels;
-  static constexpr int32_t kThreads = kWarps * 32;
-  static constexpr int32_t kBytes = sizeof(typename T::Storage);
-  static constexpr int32_t kVector = 16 / kBytes;
+  static constexpr int32_t kM = kTileM;
+  static constexpr int32_t kN = kTileN;
   static constexpr int32_t kRowBytes = 128;
-  static constexpr int32_t kDepth = kRowBytes / kBytes;  // channels of one step, at one tap
-  static constexpr int32_t kColumns = kPixels >= 128 ? 16 : 8;
-  static constexpr int32_t kRows = kPixels / kColumns;
-  static constexpr int32_t kStageBytes = (kPixels + kOut) * kRowBytes;
-  static constexpr int32_t kPitch = kOut + 4;  // of the FP32 sums: pixels two apart fall into different banks
-  // The samples of a tap: for each pixel the offset in bytes from the image to the first corner, then four
-  // weights. One vector more than that, so that taps fall into different banks.
-  static constexpr int32_t kWeightBytes = kBytes == 4 ? 16 : 8;
-  static constexpr int32_t kSlotBytes = kPixels * (4 + kWeightBytes) + 16;
+  static constexpr int32_t kBytes = sizeof(typename T::Storage);
+  static constexpr int32_t kK = kRowBytes / kBytes;
+  static constexpr int32_t kStages = 2;
+  static constexpr int32_t kThreads = kWarps * 32;
 
-  static TileArguments arguments(const Problem& p, const Tensors& tensors, int32_t log_split) {
-    TileArguments a = {};
-    a.problem = p;
-    a.tensors = tensors;
-    a.log_split = log_split;
-    a.steps = steps(p);
-    a.vectors = vectors(p);
-    a.narrow = narrow(p);
-    a.spread = spread(p);
-    a.taps = Divisor::of(taps(p));
-    a.kernel_w = Divisor::of(p.kernel_w);
-    a.group = Divisor::of((a.spread ? a.vectors : chunks(p)) / p.offset_groups);
-    a.row = Divisor::of(a.narrow ? a.vectors : 8);
-    int32_t most = 0;
-    for (int32_t rank = 0; rank < 1 << log_split; ++rank) {
-      const int32_t begin = a.firstStep(rank);
-      const int32_t count = a.samples(begin, a.firstStep(rank + 1) - begin).count;
-      most = count > most ? count : most;
-    }
-    a.slots = Divisor::of(most);
-    a.out_tiles = Divisor::of(outTiles(p));
-    a.column_tiles = Divisor::of(columnTiles(p));
-    a.row_tiles = Divisor::of(rowTiles(p));
-    return a;
-  }
-  static DCNV2_FN int32_t taps(const Problem& p) { return p.kernel_h * p.kernel_w; }
-  static DCNV2_FN int32_t chunks(const Problem& p) { return (p.channels + kDepth - 1) / kDepth; }
-  static DCNV2_FN int32_t vectors(const Problem& p) { return p.channels / kVector; }
-  static DCNV2_FN bool narrow(const Problem& p) { return vectors(p) < 8; }
-  static DCNV2_FN bool spread(const Problem& p) {
-    return p.offset_groups > 1 && p.channels / p.offset_groups % kDepth != 0;
-  }
-  static DCNV2_FN int32_t steps(const Problem& p) {
-    return narrow(p) ? (taps(p) * vectors(p) + 7) / 8 : chunks(p) * taps(p);
-  }
-  // From one pixel to the next, and from a pixel to one of its channels; in kNCHW32 both are within a plane.
-  static DCNV2_FN int32_t pixelBytes(const Problem& p) {
-    return p.layout == Layout::kNCHW32 ? 32 : p.input_stride * kBytes;
-  }
-  static DCNV2_FN uint32_t channelBytes(const Problem& p, int32_t channel) {
-    if (p.layout != Layout::kNCHW32) return static_cast<uint32_t>(channel * kBytes);
-    return static_cast<uint32_t>(channel / 32 * (p.height * p.width)) * 32 +
-           static_cast<uint32_t>(channel % 32);
-  }
-  static DCNV2_FN int32_t outTiles(const Problem& p) { return (p.out_channels + kOut - 1) / kOut; }
-  static DCNV2_FN int32_t columnTiles(const Problem& p) { return (p.out_width + kColumns - 1) / kColumns; }
-  static DCNV2_FN int32_t rowTiles(const Problem& p) { return (p.out_height + kRows - 1) / kRows; }
-  static DCNV2_FN int64_t blocks(const Problem& p, int32_t split) {
-    return static_cast<int64_t>(p.batch) * rowTiles(p) * columnTiles(p) * outTiles(p) * split;
-  }
-  static int64_t sharedBytes(const TileArguments& a) {
-    const int64_t loop = 2 * kStageBytes + static_cast<int64_t>(a.slots.value) * kSlotBytes;
-    const int64_t sums = static_cast<int64_t>(kPixels) * kPitch * sizeof(float);
-    return loop > sums ? loop : sums;
+  static constexpr int32_t kVector = 16 / kBytes;  // elements that a thread loads or stores at once
+  // The N pixels of a tile are a rectangle of the output.
+  static constexpr int32_t kColumns = kN >= 128 ? 16 : 8;
+  static constexpr int32_t kRows = kN / kColumns;
+
+  static constexpr int32_t kStageBytes = (kN + kM) * kRowBytes;
+  static constexpr int32_t kCornerWeightBytes = kBytes == 4 ? 16 : 8;        // of a sample
+  static constexpr int32_t kSlotBytes = kN * (4 + kCornerWeightBytes) + 16;  // padded against bank conflicts
+  static constexpr int32_t kAccumulatorPitch = kM + 4;                       // likewise
+  static constexpr int64_t kAccumulatorBytes = INT64_C(4) * kN * kAccumulatorPitch;
+
+  // Where a 16-byte vector of a row lies: wgmma's 128-byte swizzle, which spares ldmatrix bank conflicts, too.
+  static DCNV2_FN int32_t swizzle(int32_t row, int32_t vector) {
+    return row * kRowBytes + ((vector ^ (row & 7)) << 4);
   }
 };
 

@@ -1,24 +1,24 @@
-// Warpgroup products of SM90: both operands in shared memory, in 128-byte rows with the 128-byte swizzle.
+// wgmma, SM90's products: both operands in shared memory, in 128-byte rows with the 128-byte swizzle.
 #pragma once
 
 #include <cstdint>
 
 namespace dcnv2 {
 
-DCNV2_DEVICE void warpgroupBegin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DCNV2_DEVICE void warpgroupCommit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+DCNV2_DEVICE void warpgroupArrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DCNV2_DEVICE void warpgroupCommitBatch() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 DCNV2_DEVICE void warpgroupWait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 // Makes this thread's stores to shared memory visible to the tensor cores.
-DCNV2_DEVICE void warpgroupFence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DCNV2_DEVICE void fenceProxyAsync() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// PTX ISA, "Matrix descriptor": address, stride of 1024 bytes between groups of eight rows, 128-byte swizzle.
-DCNV2_DEVICE uint64_t matrixDescriptor(const char* tile) {
+// PTX ISA, "Matrix descriptor": address, 1024 bytes from one group of eight rows to the next, 128-byte swizzle.
+DCNV2_DEVICE uint64_t smemDescriptor(const char* tile) {
   return ((sharedAddress(tile) & 0x3ffffu) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
 
-// d += a * b: 64 rows of a by kTiles * 8 rows of b, 32 bytes deep.
+// d += a * b, m64 by n(kTiles * 8) and 32 bytes deep.
 template <class T, int kTiles>
-DCNV2_DEVICE void warpgroupMultiply(typename T::Sum (&d)[kTiles][4], uint64_t a, uint64_t b);
+DCNV2_DEVICE void wgmma(typename T::Accumulator (&d)[kTiles][4], uint64_t a, uint64_t b);
 
 #define DCNV2_D(kind, i) kind(d[i][0]), kind(d[i][1]), kind(d[i][2]), kind(d[i][3])
 #define DCNV2_D4(kind, i) DCNV2_D(kind, i), DCNV2_D(kind, i + 1), DCNV2_D(kind, i + 2), DCNV2_D(kind, i + 3)
@@ -39,7 +39,7 @@ DCNV2_DEVICE void warpgroupMultiply(typename T::Sum (&d)[kTiles][4], uint64_t a,
 
 #define DCNV2_WGMMA(Type, tiles, shape, tail, registers, a_register, b_register, ...)                  \
   template <>                                                                                          \
-  DCNV2_DEVICE void warpgroupMultiply<Type, tiles>(Type::Sum(&d)[tiles][4], uint64_t a, uint64_t b) {  \
+  DCNV2_DEVICE void wgmma<Type, tiles>(Type::Accumulator(&d)[tiles][4], uint64_t a, uint64_t b) {      \
     asm volatile("wgmma.mma_async.sync.aligned." shape " {" registers "}, " a_register ", " b_register \
                  ", " tail ";"                                                                         \
                  : __VA_ARGS__                                                                         \

@@ -47,17 +47,17 @@ inline auto element<Float>(uint32_t word, size_t) {
 }
 
 // Adds the products of two words' elements.
-template <class T, class Sum>
-void addProducts(Sum& sum, uint32_t a, uint32_t b) {
+template <class T, class Accumulator>
+void addProducts(Accumulator& sum, uint32_t a, uint32_t b) {
   for (size_t i = 0; i < 4 / sizeof(typename T::Storage); ++i) {
-    sum += static_cast<Sum>(element<T>(a, i) * element<T>(b, i));
+    sum += static_cast<Accumulator>(element<T>(a, i) * element<T>(b, i));
   }
 }
 
 // NaN, or a number that no sum of a test is.
-template <class Sum>
-void poison(Sum* sums, size_t count) {
-  std::memset(sums, std::is_floating_point_v<Sum> ? 0xff : 0x5a, count * sizeof(Sum));
+template <class Accumulator>
+void poison(Accumulator* sums, size_t count) {
+  std::memset(sums, std::is_floating_point_v<Accumulator> ? 0xff : 0x5a, count * sizeof(Accumulator));
 }
 
 // Seen by threads at once, by the asynchronous proxy after a fence: until then it sees NaN.
@@ -74,10 +74,10 @@ inline void write(char* address, const void* value, size_t bytes) {
 
 inline int32_t thread() { return emulation::self().thread; }
 inline int32_t block() { return emulation::self().block->index; }
-inline int32_t uniform(int32_t value) { return value; }
-template <class Sum>
-Sum whole(Sum sum) {
-  return sum;
+inline int32_t warpUniform(int32_t value) { return value; }
+template <class Value>
+Value opaque(Value value) {
+  return value;
 }
 inline char* sharedMemory() { return emulation::self().block->shared.data(); }
 inline void barrier() {
@@ -103,19 +103,19 @@ inline Vec16 loadGlobal(const char* address) {
   loadShared(value, address);
   return value;
 }
-inline Vec16 loadCluster(const char* shared, int32_t rank) {
+inline Vec16 loadDistributed(const char* shared, int32_t rank) {
   const emulation::Block& block = emulation::machine.blocks[static_cast<size_t>(rank)];
   return loadGlobal(block.shared.data() + (shared - sharedMemory()));
 }
 
-inline void copyAsync(char* shared, const char* global, bool valid) {
+inline void cpAsync(char* shared, const char* global, bool valid) {
   const Vec16 value = valid ? loadGlobal(global) : Vec16{};
   emulation::Copy copy{shared, {}};
   std::memcpy(copy.bytes.data(), &value, sizeof(value));
   emulation::self().copies.push_back(copy);
   store(shared, Vec16{{UINT32_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX}});
 }
-inline void copyAsyncWait() {
+inline void cpAsyncWait() {
   auto& copies = emulation::self().copies;
   for (const emulation::Copy& copy : copies) emulation::write(copy.to, copy.bytes.data(), copy.bytes.size());
   copies.clear();
@@ -132,7 +132,7 @@ inline uint32_t pack<Int8>(float low, float high) {
   };
   return part(low) | part(high) << 16;
 }
-inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
+inline uint32_t bytePermute(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t bytes = low | static_cast<uint64_t>(high) << 32;
   uint32_t result = 0;
   for (int32_t i = 0; i < 4; ++i) {
@@ -141,14 +141,14 @@ inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
   return result;
 }
 template <bool kUpper>
-int32_t dotProduct(uint32_t a, uint32_t b, int32_t c) {
+int32_t dp2a(uint32_t a, uint32_t b, int32_t c) {
   for (int32_t i = 0; i < 2; ++i) {
     const auto byte = static_cast<int8_t>(b >> ((kUpper ? 16 : 0) + 8 * i));
     c += static_cast<int32_t>(a >> 16 * i & 0xffff) * byte;
   }
   return c;
 }
-inline uint32_t halfMultiplyAdd(uint32_t a, uint32_t b, uint32_t c) {
+inline uint32_t hfma2(uint32_t a, uint32_t b, uint32_t c) {
   using emulation::element;
   return pack<Half>(element<Half>(a, 0) * element<Half>(b, 0) + element<Half>(c, 0),
                     element<Half>(a, 1) * element<Half>(b, 1) + element<Half>(c, 1));
@@ -158,7 +158,7 @@ inline uint32_t repeatHalf(uint32_t word, int32_t upper) {
 }
 inline uint32_t roundToTf32(float value) { return (bitsOf(value) + 0x1000u) & ~0x1fffu; }
 
-inline void loadMatrices(uint32_t (&matrices)[4], const char* row) {
+inline void ldmatrix(uint32_t (&matrices)[4], const char* row) {
   const auto address = reinterpret_cast<uintptr_t>(row);
   const auto& rows =
       emulation::exchange({static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32)});
@@ -171,8 +171,8 @@ inline void loadMatrices(uint32_t (&matrices)[4], const char* row) {
 }
 
 // Fragments of mma.m16n8k8 (TF32), m16n8k16 (16-bit) and m16n8k32 (8-bit): the same registers.
-template <class T, class Sum>
-void multiply(Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+template <class T, class Accumulator>
+void mma(Accumulator (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const auto& lanes = emulation::exchange({a[0], a[1], a[2], a[3], b0, b1});
   const auto lane = static_cast<size_t>(thread() % 32);
   for (size_t i = 0; i < 4; ++i) {
@@ -186,8 +186,8 @@ void multiply(Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 }
 
 // wgmma.fence, commit_group, wait_group 0.
-inline void warpgroupBegin() { emulation::self().registers_fenced = true; }
-inline void warpgroupCommit() {
+inline void warpgroupArrive() { emulation::self().registers_fenced = true; }
+inline void warpgroupCommitBatch() {
   for (emulation::Product& product : emulation::self().products) product.committed = true;
 }
 inline void warpgroupWait() {
@@ -206,7 +206,7 @@ inline void warpgroupWait() {
   products.resize(left);
 }
 // fence.proxy.async
-inline void warpgroupFence() {
+inline void fenceProxyAsync() {
   emulation::Fiber& fiber = emulation::self();
   const emulation::Block& block = *fiber.block;
   for (const emulation::Write& write : fiber.writes) {
@@ -215,7 +215,7 @@ inline void warpgroupFence() {
   fiber.writes.clear();
 }
 
-inline uint64_t matrixDescriptor(const char* tile) { return reinterpret_cast<uint64_t>(tile) >> 4; }
+inline uint64_t smemDescriptor(const char* tile) { return reinterpret_cast<uint64_t>(tile) >> 4; }
 
 namespace emulation {
 
@@ -233,8 +233,8 @@ inline uint32_t matrixWord(uint64_t descriptor, size_t row, size_t word) {
 
 }  // namespace emulation
 
-template <class T, class Sum, size_t kTiles>
-void warpgroupMultiply(Sum (&d)[kTiles][4], uint64_t a, uint64_t b) {
+template <class T, class Accumulator, size_t kTiles>
+void wgmma(Accumulator (&d)[kTiles][4], uint64_t a, uint64_t b) {
   using emulation::matrixWord;
   emulation::Fiber& fiber = emulation::self();
   if (!fiber.registers_fenced) emulation::fail("a warpgroup's product without wgmma.fence");
@@ -259,7 +259,7 @@ void warpgroupMultiply(Sum (&d)[kTiles][4], uint64_t a, uint64_t b) {
   for (const emulation::Product& other : fiber.products) {
     if (other.sums == &d) before = other.result.data();
   }
-  Sum sums[kTiles][4];
+  Accumulator sums[kTiles][4];
   std::memcpy(sums, before, sizeof(d));
   for (size_t tile = 0; tile < kTiles; ++tile) {
     for (size_t i = 0; i < 4; ++i) {

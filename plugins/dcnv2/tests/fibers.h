@@ -1,6 +1,5 @@
-// One fiber per thread, a cluster of blocks at a time. Threads run until they meet others; whoever came last
-// goes on first, and now and then anyone, so that one warp runs as far ahead of the others as the kernel lets
-// it.
+// One fiber per thread, a cluster of blocks at a time. Threads run until they meet others; whoever came last goes on
+// first, and now and then anyone, so that one warp runs as far ahead of the others as the kernel lets it.
 #pragma once
 
 #include <ucontext.h>

@@ -7,16 +7,16 @@ using namespace dcnv2;
 
 namespace {
 
-template <class T, int32_t kOut, int32_t kPixels, int32_t kWarps>
+template <class T, int32_t kM, int32_t kN, int32_t kWarps>
 void runTile(const Problem& problem, const Tensors& tensors, const Plan& plan, bool warpgroups) {
-  using Shape = TileShape<T, kOut, kPixels, kWarps>;
-  const TileArguments arguments = Shape::arguments(problem, tensors, plan.tactic % 16);
-  emulation::launch(plan.blocks, splitOf(plan.tactic), Shape::kThreads,
-                    static_cast<size_t>(Shape::sharedBytes(arguments)), [&] {
+  using Shape = TileShape<T, kM, kN, kWarps>;
+  const TileParams params = Tiling<Shape>::params(problem, tensors, logSplitKOf(plan.tactic));
+  emulation::launch(plan.blocks, splitKOf(plan.tactic), Shape::kThreads,
+                    static_cast<size_t>(Tiling<Shape>::sharedBytes(params)), [&] {
                       if (warpgroups) {
-                        Tile<T, kOut, kPixels, kWarps, true>::run(arguments);
+                        Tile<T, kM, kN, kWarps, true>::run(params);
                       } else {
-                        Tile<T, kOut, kPixels, kWarps, false>::run(arguments);
+                        Tile<T, kM, kN, kWarps, false>::run(params);
                       }
                     });
 }
@@ -32,10 +32,10 @@ int32_t run(const Problem& problem, const Tensors& tensors, int32_t tactic, bool
     return 0;
   }
   if (problem.layout == Layout::kNCHW || !problem.weight_ohwi) return 1;
-  switch (shapeOf(tactic)) {
-#define DCNV2_RUN(number, out, pixels, warps, ...)                      \
-  case number:                                                          \
-    runTile<T, out, pixels, warps>(problem, tensors, plan, warpgroups); \
+  switch (tileOf(tactic)) {
+#define DCNV2_RUN(number, m, n, warps, ...)                      \
+  case number:                                                   \
+    runTile<T, m, n, warps>(problem, tensors, plan, warpgroups); \
     return 0;
     DCNV2_TILES(DCNV2_RUN)
 #undef DCNV2_RUN

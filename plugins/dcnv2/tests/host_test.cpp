@@ -1,5 +1,4 @@
-// The kernels' own source, run on the host over generated layers, against a loop that follows the definition
-// in FP64.
+// The kernels' own source, run on the host over generated layers, against a loop that follows the definition in FP64.
 #include "host.h"
 
 #include <cstdio>
@@ -48,7 +47,7 @@ int32_t testGenerated() {
   constexpr int32_t kEnough = 10;  // a kernel that fails does so in every second case
   std::mt19937 random(20261123);
   int32_t failures = 0;
-  int32_t splits[kMaxLogSplit + 1] = {};
+  int32_t splits[kMaxLogSplitK + 1] = {};
   for (int32_t index = 0; index < kCases && failures < kEnough; ++index) {
     const Case c = generate(random, index);
     const std::vector<double> truth = define(c);
@@ -58,17 +57,17 @@ int32_t testGenerated() {
     if (!tileRuns(tiled) || !tiled.weight_ohwi) continue;
     // Small shapes more often than large ones: a block of those takes long here.
     const int32_t number = index / 2;
-    const int32_t shape = number % 4 == 0 ? 1 + number / 4 % 8 : (number % 2 == 0 ? 2 : 6);
-    int32_t log_split = index % 8 == 6 ? kMaxLogSplit : number % 3;
-    while (log_split > 0 && planTactic(tiled, kHostDevice, tacticNumber(shape, log_split)).blocks == 0) {
-      --log_split;
+    const int32_t tile = number % 4 == 0 ? 1 + number / 4 % 8 : (number % 2 == 0 ? 2 : 6);
+    int32_t log_split_k = index % 8 == 6 ? kMaxLogSplitK : number % 3;
+    while (log_split_k > 0 && planTactic(tiled, kHostDevice, tacticNumber(tile, log_split_k)).blocks == 0) {
+      --log_split_k;
     }
-    ++splits[log_split];
-    const int32_t tactic = tacticNumber(shape, log_split);
+    ++splits[log_split_k];
+    const int32_t tactic = tacticNumber(tile, log_split_k);
     failures += !close("case", index, tactic, run(c, truth, tactic, number / 32 % 2 == 0), tileLimit(type));
   }
-  std::printf("%d cases, %d of them on whole tiles, on tiles split by two %d, by four %d, by eight %d\n",
-              kCases, splits[0], splits[1], splits[2], splits[3]);
+  std::printf("%d cases, %d of them on tiles without split-K, split-K 2: %d, 4: %d, 8: %d\n", kCases,
+              splits[0], splits[1], splits[2], splits[3]);
   for (const int32_t count : splits) failures += count < 10;
   return failures;
 }
@@ -92,7 +91,7 @@ int32_t testInt8() {
     const int32_t number = index / 2;
     int32_t tactic =
         tacticNumber(number % 8 == 0 ? 1 + number / 8 % 8 : (number % 2 == 0 ? 2 : 6), number % 3);
-    while (splitOf(tactic) > 1 && planTactic(tiled, kHostDevice, tactic).blocks == 0) --tactic;
+    while (splitKOf(tactic) > 1 && planTactic(tiled, kHostDevice, tactic).blocks == 0) --tactic;
     for (const bool warpgroups : {false, true}) {
       // A weight that FP32 rounds the other way moves a sample by one, now and then.
       failures +=

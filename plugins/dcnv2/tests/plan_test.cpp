@@ -22,24 +22,24 @@ void check(bool condition, const char* what, int64_t found, int64_t expected) {
 }
 
 // Numbers around every multiple that can go wrong, up to the largest that is exact.
-void testDivisor() {
+void testFastDivmod() {
   std::mt19937_64 random(7);
   for (int32_t i = 0; i < 200000; ++i) {
     const int64_t value = i < 2000 ? i + 1 : 1 + static_cast<int64_t>(random() >> (33 + random() % 31));
     const int64_t largest = std::min<int64_t>((INT64_C(1) << 31) / value, INT32_MAX);
-    const Divisor divisor = Divisor::of(static_cast<int32_t>(value));
+    const FastDivmod divmod = FastDivmod::of(static_cast<int32_t>(value));
     const int64_t multiple =
         static_cast<int64_t>(random() % static_cast<uint64_t>(largest + 1)) / value * value;
     for (const int64_t number : {largest, largest - 1, largest / value * value - 1, multiple, multiple - 1}) {
       if (number < 0) continue;
-      check(Divisor::exact(number, value), "exact", 0, 1);
-      const int32_t quotient = divisor.divide(static_cast<int32_t>(number));
+      check(FastDivmod::exact(number, value), "exact", 0, 1);
+      const int32_t quotient = divmod.div(static_cast<int32_t>(number));
       check(quotient == number / value, "quotient", quotient, number / value);
     }
   }
   // The least product that goes wrong: not far beyond.
-  check(!Divisor::exact(1016833, 2114), "exact", 1, 0);
-  check(Divisor::of(2114).divide(1016833) == 481, "1016833 by 2114", 481, 480);
+  check(!FastDivmod::exact(1016833, 2114), "exact", 1, 0);
+  check(FastDivmod::of(2114).div(1016833) == 481, "1016833 by 2114", 481, 480);
 }
 
 // A 3x3 layer of halves, 64 -> 64 channels on 16x16, channels-last.
@@ -72,10 +72,10 @@ void testLimits() {
 
   checkBlocks("a cluster on SM80", tacticNumber(2, 1), 0, kAmpere, same);
   checkBlocks("a cluster on SM90", tacticNumber(2, 1), 8, kHopper, same);
-  checkBlocks("9 steps for 4 blocks", tacticNumber(2, 2), 16, kHopper, same);
-  checkBlocks("9 steps for 8 blocks", tacticNumber(2, 3), 0, kHopper, same);
+  checkBlocks("9 K tiles for 4 blocks", tacticNumber(2, 2), 16, kHopper, same);
+  checkBlocks("9 K tiles for 8 blocks", tacticNumber(2, 3), 0, kHopper, same);
   const auto deep = [](Problem& p) { p.channels = p.input_stride = 128; };
-  checkBlocks("18 steps for 8 blocks", tacticNumber(2, 3), 32, kHopper, deep);
+  checkBlocks("18 K tiles for 8 blocks", tacticNumber(2, 3), 32, kHopper, deep);
   checkBlocks("a cluster of 16", tacticNumber(2, 4), 0, kHopper, deep);
 
   checkBlocks("shared memory of SM86", tacticNumber(7, 0), 0, kAmpere, same);
@@ -94,7 +94,7 @@ void testLimits() {
     };
   };
   checkBlocks("the widest image", whole, 46340, kHopper, wide(46340 * 8));
-  checkBlocks("beyond what Divisor divides", whole, 0, kHopper, wide(46341 * 8));
+  checkBlocks("beyond what FastDivmod divides", whole, 0, kHopper, wide(46341 * 8));
   checkBlocks("and the plain kernel", kGeneric, 46344 * 8 / 64, kHopper, wide(46344 * 8));
 
   const auto large = [](Problem& p) { p.height = p.width = 4096, p.channels = p.input_stride = 64; };
@@ -112,7 +112,7 @@ void testLimits() {
   };
   checkBlocks("2 GiB of weights for a tile", whole, 0, kHopper, depth(1 << 19, 3));
   checkBlocks("the deepest image", whole, 4, kHopper, depth(64 * 46340, 1));
-  checkBlocks("beyond what Divisor divides", whole, 0, kHopper, depth(64 * 46341, 1));
+  checkBlocks("beyond what FastDivmod divides", whole, 0, kHopper, depth(64 * 46341, 1));
   const auto sides = [](int32_t side) {
     return [side](Problem& p) { p.channels = p.input_stride = 8, p.height = 1, p.width = side; };
   };
@@ -139,11 +139,11 @@ void testLimits() {
   checkBlocks("TF32", whole, 4, kHopper, single(true));
 }
 
-// What a block keeps of the samples: all that its steps read, and no more than it has room for.
+// A block's sample table: all samples that its K tiles read, and no more than it has room for.
 void testSamples() {
   using Shape = TileShape<Half, 64, 64, 4>;
   const struct {
-    int32_t channels, groups, kernel, log_split, steps, slots;
+    int32_t channels, groups, kernel, log_split_k, k_tiles, slots;
   } cases[] = {{64, 1, 3, 0, 9, 9},    {64, 1, 3, 2, 9, 3},      {256, 1, 3, 0, 36, 9},
                {128, 2, 3, 0, 18, 18}, {128, 16, 3, 0, 18, 144}, {128, 16, 3, 1, 18, 72},
                {96, 4, 3, 0, 18, 36},  {72, 3, 3, 1, 18, 27},    {8, 1, 3, 0, 2, 9},
@@ -154,9 +154,9 @@ void testSamples() {
     p.channels = p.input_stride = c.channels;
     p.offset_groups = c.groups;
     p.kernel_h = p.kernel_w = c.kernel;
-    const TileArguments a = Shape::arguments(p, {}, c.log_split);
-    check(a.steps == c.steps, "steps", a.steps, c.steps);
-    check(a.slots.value == c.slots, "slots", a.slots.value, c.slots);
+    const TileParams params = Tiling<Shape>::params(p, {}, c.log_split_k);
+    check(params.k_tiles == c.k_tiles, "K tiles", params.k_tiles, c.k_tiles);
+    check(params.slots.divisor == c.slots, "slots", params.slots.divisor, c.slots);
   }
 }
 
@@ -171,12 +171,12 @@ void testRanking() {
     check(planTactic(p, kHopper, plans[i].tactic).blocks > 0, "a ranked tactic", plans[i].tactic, 0);
     check(i == 0 || plans[i - 1].cost <= plans[i].cost, "the order", plans[i].tactic, 0);
   }
-  // 36 steps are enough for every split.
+  // 36 K tiles are enough for every split.
   check(count == kTileTactics, "tactics on SM90", count, kTileTactics);
   check(static_cast<int32_t>(numbers.size()) == count, "different ones", static_cast<int64_t>(numbers.size()),
         count);
   const int32_t ampere = rankTiles(p, kAmpere, plans);
-  for (int32_t i = 0; i < ampere; ++i) check(splitOf(plans[i].tactic) == 1, "SM80", plans[i].tactic, 0);
+  for (int32_t i = 0; i < ampere; ++i) check(splitKOf(plans[i].tactic) == 1, "SM80", plans[i].tactic, 0);
   check(ampere > 0 && ampere < count, "tactics on SM80", ampere, 6);
   p.groups = 2;
   check(rankTiles(p, kHopper, plans) == 0, "tiles for two groups", 1, 0);
@@ -185,7 +185,7 @@ void testRanking() {
 }  // namespace
 
 int main() {
-  testDivisor();
+  testFastDivmod();
   testLimits();
   testSamples();
   testRanking();

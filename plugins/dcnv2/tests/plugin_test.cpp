@@ -174,8 +174,7 @@ void testFormats() {
   };
   std::string supported;
   auto tensors = layer();
-  // Input and output alike, offset and mask alike, weight and bias as the input's type: every other choice is
-  // refused.
+  // Input and output alike, offset and mask alike, weight and bias as the input's type: every other choice is refused.
   for (const DataType type : types) {
     for (const TensorFormat format : formats) {
       for (const DataType offset_type : types) {

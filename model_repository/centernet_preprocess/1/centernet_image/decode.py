@@ -11,7 +11,7 @@ from PIL import Image
 
 from centernet_image.codecs import CODECS, FORMATS
 from centernet_image.codecs.common import CheckSize, DamagedError, ImageError
-from centernet_image.codecs.signatures import describe, format_of
+from centernet_image.codecs.signatures import MAX_START, describe, format_of
 
 MAX_SIDE = 32766
 """Pixels; OpenCV's warp addresses its source with 16 bits."""
@@ -38,7 +38,8 @@ class Limits:
 
     Attributes:
         max_bytes: Size of the encoded picture.
-        max_pixels: Width times height; decoding takes three bytes for each, progressive JPEG up to nine.
+        max_pixels: Width times height; decoding takes three bytes for each, progressive JPEG up to
+            nine, TIFF up to twelve.
         min_side: Pixels of the shorter side; less holds no object.
     """
 
@@ -72,7 +73,7 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
         data = _without_base64(data)
         name = format_of(data)
     if name is None:
-        raise ImageError(f"found {describe(data)}, expected one of {', '.join(FORMATS)}")
+        raise _unknown(data[:MAX_START], len(data))
     try:
         image, orientation = CODECS[name](data, _size_check(name, limits))
     except ImageError:
@@ -105,13 +106,24 @@ def _size_check(name: str, limits: Limits) -> CheckSize:
     return check
 
 
+def _unknown(start: bytes, size: int) -> ImageError:
+    return ImageError(f"found {describe(start, size)}, expected one of {', '.join(FORMATS)}")
+
+
 def _without_base64(data: bytes) -> bytes:
     """What base64 text stands for; anything else as it is."""
-    uri = _DATA_URI.match(data)
-    if uri is None and _BASE64.match(data) is None:
+    uri = _DATA_URI.match(data, 0, MAX_START)
+    if uri is None and _BASE64.match(data, 0, MAX_START) is None:
         return data
     text = data[uri.end() if uri else 0 :].translate(None, b" \t\r\n")
+    start = text[: MAX_START // 3 * 4]
     try:
-        return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
+        if format_of(_from_base64(start)) is None:
+            raise _unknown(_from_base64(start), len(text) * 3 // 4)
+        return _from_base64(text)
     except binascii.Error as error:
         raise ImageError(f"found {len(data)} bytes of damaged base64 text: {error}") from error
+
+
+def _from_base64(text: bytes) -> bytes:
+    return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)

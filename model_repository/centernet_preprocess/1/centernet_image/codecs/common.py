@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+from PIL import Image
 
 CheckSize = Callable[[int, int], None]
 """Takes width and height; raises ImageError if they are beyond the limits."""
@@ -19,6 +20,9 @@ Codec = Callable[[bytes, CheckSize], tuple[np.ndarray, int]]
 
 MAX_PARTS = 65_536
 """Chunks or blocks that one file may have: walking them costs time, whatever their size."""
+
+MAX_EXIF_TAGS = 4096
+ROWS_AT_ONCE = 64
 
 _ORIENTATION = 0x0112
 _SHORT = 3
@@ -35,7 +39,7 @@ class DamagedError(ValueError):
     """Bytes are missing or contradict each other; the text says which."""
 
 
-def opencv(data: bytes) -> np.ndarray:
+def opencv(data: bytes | memoryview) -> np.ndarray:
     """Decodes without looking at the orientation.
 
     Raises:
@@ -47,6 +51,16 @@ def opencv(data: bytes) -> np.ndarray:
     return image
 
 
+def to_bgr(picture: Image.Image) -> np.ndarray:
+    """Pillow's pixels, a band of rows at a time: each copy is three or four bytes for a pixel."""
+    width, height = picture.size
+    image = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, ROWS_AT_ONCE):
+        band = picture.crop((0, top, width, min(top + ROWS_AT_ONCE, height))).convert("RGB")
+        cv2.cvtColor(np.asarray(band), cv2.COLOR_RGB2BGR, dst=image[top : top + ROWS_AT_ONCE])
+    return image
+
+
 def exif_orientation(exif: bytes) -> int:
     """The orientation in an EXIF block (a TIFF header and its first directory); 1 if there is none."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
@@ -55,7 +69,7 @@ def exif_orientation(exif: bytes) -> int:
     try:
         (directory,) = struct.unpack_from(f"{order}I", exif, 4)
         (count,) = struct.unpack_from(f"{order}H", exif, directory)
-        for index in range(count):
+        for index in range(min(count, MAX_EXIF_TAGS)):
             tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, directory + 2 + 12 * index)
             if (tag, kind) == (_ORIENTATION, _SHORT):
                 return value if 1 <= value <= 8 else 1

@@ -31,6 +31,7 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
     orientation = None
     components = frame = blocks = height = width = 0
     scans: Counter[int] = Counter()
+    empty_spectra: list[int] = []
     for marker, start, end in _segments(data):
         if marker in _OTHER_FRAMES:
             raise ImageError(f"found {_OTHER_FRAMES[marker]} JPEG picture, expected baseline or progressive")
@@ -51,7 +52,7 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
             if frame != _PROGRESSIVE:
                 # Some encoders leave these empty where they have only one meaning.
                 if data[end - 3 : end] != _WHOLE_SPECTRUM:
-                    data = data[: end - 3] + _WHOLE_SPECTRUM + data[end:]
+                    empty_spectra.append(end)
                 if count == components:
                     # The only scan there may be; without an end there is no need to decode it.
                     if data.rfind(b"\xff\xd9", end) < 0:
@@ -60,11 +61,23 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
             scans.update(data[start + 1 : start + 1 + 2 * count : 2])
             if scans and max(scans.values()) > MAX_SCANS:
                 raise ImageError(f"found a JPEG picture of more than {MAX_SCANS} scans, limit is {MAX_SCANS}")
-    return _pixels(data, (height, width)), orientation or 1
+    return _pixels(_with_spectra(data, empty_spectra), (height, width)), orientation or 1
+
+
+def _with_spectra(data: bytes, ends: list[int]) -> bytes:
+    """The file with a whole spectrum in the headers of the scans that end there."""
+    if not ends:
+        return data
+    filled = bytearray(data)
+    for end in ends:
+        filled[end - 3 : end] = _WHOLE_SPECTRUM
+    return bytes(filled)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, start and end of each segment's content up to the end marker; what scans hold is skipped."""
+    if data.rfind(b"\xff\xd9") < 0:
+        raise DamagedError("it has no end")
     position = 2
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(data, position)

@@ -21,7 +21,7 @@ _ANIMATION = {b"acTL", b"fcTL", b"fdAT"}
 
 def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
     """Decodes the still picture; that of an animation is its first where it is shown at all."""
-    orientation, position, kind = 1, len(SIGNATURE), b""
+    orientation, position, kind = None, len(SIGNATURE), b""
     kept: list[bytes | memoryview] = [SIGNATURE]
     view = memoryview(data)
     for _ in range(MAX_PARTS):
@@ -40,9 +40,9 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
             check(*struct.unpack_from(">II", data, content))
         if kind in _PIXELS:
             kept.append(view[position:end])
-        elif kind == b"eXIf":
+        elif kind == b"eXIf" and orientation is None:
             orientation = exif_orientation(data[content : end - 4])
         position = end
         if kind == b"IEND":
-            return opencv(b"".join(kept)), orientation
+            return opencv(b"".join(kept)), orientation or 1
     raise ImageError(f"found a PNG picture of more than {MAX_PARTS} chunks, limit is {MAX_PARTS}")

@@ -41,6 +41,9 @@ _OTHERS = (
 )
 
 
+MAX_START = 4096
+"""Bytes that say what the data are: white space may be in front of text."""
+
 _TEXT_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*")
 
 
@@ -49,11 +52,11 @@ def format_of(data: bytes) -> str | None:
     return _first(_SIGNATURES, data, 0)
 
 
-def describe(data: bytes) -> str:
-    """What data of none of the formats are, for an error's text."""
-    text = _TEXT_START.match(data)
-    name = _first(_OTHERS, data, 0) or _first(_OTHERS, data, text.end() if text else 0)
-    return name or f"{len(data)} bytes beginning {data[:8]!r}"
+def describe(start: bytes, size: int) -> str:
+    """What data of none of the formats are, by their first `MAX_START` bytes, for an error's text."""
+    text = _TEXT_START.match(start)
+    name = _first(_OTHERS, start, 0) or _first(_OTHERS, start, text.end() if text else 0)
+    return name or f"{size} bytes beginning {start[:8]!r}"
 
 
 def _first(rules: tuple[tuple[bytes, str], ...], data: bytes, start: int) -> str | None:

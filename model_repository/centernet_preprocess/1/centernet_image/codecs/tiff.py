@@ -3,12 +3,13 @@
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from centernet_image.codecs.common import CheckSize, DamagedError, ImageError, opencv
+from centernet_image.codecs.common import CheckSize, DamagedError, ImageError, opencv, to_bgr
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 274, 277, 278, 279
@@ -31,6 +32,9 @@ _COMPRESSIONS = {
     50001: "WebP",
     50002: "JPEG XL",
 }
+_OFFSET_TYPES = {4: 4, 8: 16}
+"""Field types of offsets, by their bytes."""
+_USUAL_MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK")
 _SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _UNSIGNED, _VOID = 1, 4
 _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
@@ -38,8 +42,14 @@ _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
 MAX_TAGS = 65_535
 MAX_SAMPLES = 5
-INFLATED_AT_ONCE = 2**14
-"""Bytes of Deflate, which become at most a thousand times as many."""
+AT_ONCE = 2**18
+"""Bytes of Deflate, and of what it stands for."""
+
+MAX_PARTS = 2**18
+"""Strips or tiles: those of 16x16 pixels in a picture of 64 megapixels."""
+
+_EXPANSION = {_NONE: 1, _LZW: 3641, **dict.fromkeys(_DEFLATE, 1032), _PACKBITS: 64}
+"""How many bytes one byte stands for at most: with LZW, 9 bits for 4096 bytes."""
 
 LARGE_TILE = 1024
 """Pixels of a side that a tile may have in any picture."""
@@ -95,23 +105,32 @@ class _Directory:
         """A tag's first value."""
         return int(self.all(tag, default)[0])
 
-    def alone(self) -> bytes:
-        """The file with another directory, of the kept tags, behind its end."""
-        kept = [self._entries[tag] for tag in sorted(self._entries.keys() & _KEPT)]
-        padding = bytes(-len(self._data) % 8)
-        head = self._data[: self._header_size - self._inline]
-        head += struct.pack(self._offset, len(self._data) + len(padding))
-        directory = [struct.pack(self._count, len(kept))]
-        directory += [self._data[entry : entry + self._entry_size] for entry in kept]
-        return b"".join([head, self._data[self._header_size :], padding, *directory, bytes(self._inline)])
+    def write_alone(self, file: io.BytesIO, values: dict[int, np.ndarray]) -> None:
+        """Gives a file that begins with these data a directory of the kept tags, some with new values."""
+        file.write(bytes(-file.seek(0, io.SEEK_END) % 8))
+        entries = []
+        for tag in sorted(self._entries.keys() & _KEPT):
+            entry = self._data[self._entries[tag] : self._entries[tag] + self._entry_size]
+            if tag in values:
+                packed = values[tag].astype(self._order + self._offset[1]).tobytes()
+                entry = struct.pack(self._entry, tag, _OFFSET_TYPES[self._inline], len(values[tag]))
+                if len(packed) > self._inline:
+                    packed, position = struct.pack(self._offset, file.tell()), packed
+                    file.write(position)
+                entry += packed
+            entries.append(entry)
+        start = file.tell()
+        file.write(b"".join([struct.pack(self._count, len(entries)), *entries, bytes(self._inline)]))
+        file.seek(self._header_size - self._inline)
+        file.write(struct.pack(self._offset, start))
 
 
 class _Parts(NamedTuple):
     """Strips or tiles: where each is, its bytes in the file and of pixels, and the pixels' of a whole one."""
 
-    offsets: list[int]
-    sizes: list[int]
-    needed: list[int]
+    offsets: np.ndarray
+    sizes: np.ndarray
+    needed: np.ndarray
     whole: int
 
 
@@ -123,16 +142,19 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
     _check_samples(directory)
     parts = _parts(directory, width, height, len(data))
     compression = directory.one(_COMPRESSION, _NONE)
-    alone = directory.alone()
-    if compression == _NONE:
-        if any(size < needed for size, needed in zip(parts.sizes, parts.needed, strict=True)):
-            raise DamagedError("a part has fewer bytes than pixels")
-    elif compression in _DEFLATE:
-        _check_deflate(data, parts)
-    else:
-        _check_by_pillow(alone)
+    if (parts.sizes * float(_EXPANSION[compression]) < parts.needed).any():
+        raise DamagedError("a part has too few bytes for its pixels")
+    # Transparency is dropped: no decoder is to multiply by it.
+    values = {_EXTRA_SAMPLES: np.zeros_like(directory.all(_EXTRA_SAMPLES, 0))}
+    file = io.BytesIO(data)
+    if compression in _DEFLATE:
+        tags = (_TILE_OFFSETS, _TILE_BYTES) if _TILE_WIDTH in directory else (_STRIP_OFFSETS, _STRIP_BYTES)
+        values |= zip(tags, _store(file, data, parts), strict=True)
+    directory.write_alone(file, values)
+    usual = directory.one(_PLANAR, 1) == directory.one(_FILL_ORDER, 1) == 1
+    image = _by_pillow(file, usual=usual, strict=compression in (_LZW, _PACKBITS))
     orientation = directory.one(_ORIENTATION, 1)
-    return opencv(alone), orientation if 1 <= orientation <= 8 else 1
+    return opencv(file.getbuffer()) if image is None else image, orientation if 1 <= orientation <= 8 else 1
 
 
 def _check_samples(directory: _Directory) -> None:
@@ -142,11 +164,11 @@ def _check_samples(directory: _Directory) -> None:
         raise ImageError(
             f"found a TIFF picture of {name} compression, expected none, LZW, Deflate or PackBits"
         )
-    for number in set(directory.all(_SAMPLE_FORMAT, _UNSIGNED).tolist()):
+    for number in set(directory.all(_SAMPLE_FORMAT, _UNSIGNED)[:MAX_SAMPLES].tolist()):
         if number not in (_UNSIGNED, _VOID):
             name = _SAMPLE_FORMATS.get(number, f"unknown ({number})")
             raise ImageError(f"found a TIFF picture of {name} samples, expected unsigned integers")
-    bits, samples = set(directory.all(_BITS, 1).tolist()), directory.one(_SAMPLES, 1)
+    bits, samples = set(directory.all(_BITS, 1)[:MAX_SAMPLES].tolist()), directory.one(_SAMPLES, 1)
     if len(bits) != 1 or not bits <= {1, 2, 4, 8, 16} or not 1 <= samples <= MAX_SAMPLES:
         raise ImageError(
             f"found a TIFF picture of {samples} samples of {'/'.join(map(str, sorted(bits)[:4]))} bits, "
@@ -160,7 +182,8 @@ def _parts(directory: _Directory, width: int, height: int, file_size: int) -> _P
     if _TILE_WIDTH in directory:
         columns, rows = directory.one(_TILE_WIDTH), directory.one(_TILE_HEIGHT)
         # A tile is decoded as a whole, however little of it is the picture.
-        if not (0 < columns <= max(width, LARGE_TILE) + 15 and 0 < rows <= max(height, LARGE_TILE) + 15):
+        fits = 0 < columns <= max(width, LARGE_TILE) + 15 and 0 < rows <= max(height, LARGE_TILE) + 15
+        if not fits or columns % 16 or rows % 16:
             raise DamagedError(f"it has tiles of {columns}x{rows} pixels")
         offsets, sizes = directory.all(_TILE_OFFSETS), directory.all(_TILE_BYTES)
         last_rows = rows
@@ -171,6 +194,8 @@ def _parts(directory: _Directory, width: int, height: int, file_size: int) -> _P
         offsets, sizes = directory.all(_STRIP_OFFSETS), directory.all(_STRIP_BYTES)
         last_rows = height - (height - 1) // rows * rows
     parts = -(-width // columns) * -(-height // rows)
+    if parts * planes > MAX_PARTS:
+        raise ImageError(f"found a TIFF picture of {parts * planes} strips or tiles, limit is {MAX_PARTS}")
     if not len(offsets) == len(sizes) == parts * planes:
         raise DamagedError(f"it has {len(offsets)} parts of {len(sizes)} sizes, expected {parts * planes}")
     ends = offsets.astype(np.float64) + sizes
@@ -180,33 +205,66 @@ def _parts(directory: _Directory, width: int, height: int, file_size: int) -> _P
     if sizes.sum(dtype=np.float64) > file_size:
         raise DamagedError("its parts overlap")
     stride = -(-columns * directory.one(_BITS, 1) * (1 if planes > 1 else samples) // 8)
-    needed = ([rows * stride] * (parts - 1) + [last_rows * stride]) * planes
-    return _Parts(offsets.tolist(), sizes.tolist(), needed, rows * stride)
+    needed = np.full((planes, parts), rows * stride)
+    needed[:, -1] = last_rows * stride
+    return _Parts(offsets, sizes, needed.ravel(), rows * stride)
 
 
-def _check_deflate(data: bytes, parts: _Parts) -> None:
-    """OpenCV reads on behind damage; zlib compares the checksum at the end of each part."""
-    view = memoryview(data)
-    for offset, size, needed in zip(parts.offsets, parts.sizes, parts.needed, strict=True):
-        stream, length = zlib.decompressobj(), 0
-        try:
-            # Bit by bit: a strip may be the whole picture.
-            for start in range(offset, offset + size, INFLATED_AT_ONCE):
-                length += len(stream.decompress(view[start : min(start + INFLATED_AT_ONCE, offset + size)]))
-                if stream.eof or length > parts.whole:
-                    break
-        except zlib.error as error:
-            raise DamagedError(str(error)) from error
-        if not (stream.eof and needed <= length <= parts.whole):
+def _store(file: io.BytesIO, data: bytes, parts: _Parts) -> tuple[np.ndarray, np.ndarray]:
+    """Undoes Deflate: writes the parts behind the file, stored, and returns their places and sizes.
+
+    libtiff would not hold them against their checksums.
+    """
+    view, end = memoryview(data), file.seek(0, io.SEEK_END)
+    places = [end]
+    for offset, size, needed in zip(*(array.tolist() for array in parts[:3]), strict=True):
+        store, length = zlib.compressobj(0, wbits=9, memLevel=1), 0
+        for pixels in _inflated(view[offset : offset + size]):
+            length += len(pixels)
+            if length > parts.whole:
+                break
+            end += file.write(store.compress(pixels))
+        if not needed <= length <= parts.whole:
             raise DamagedError(f"a part of {needed} bytes decompresses to {length}")
+        end += file.write(store.flush())
+        places.append(end)
+    return np.array(places[:-1]), np.diff(places)
 
 
-def _check_by_pillow(data: bytes) -> None:
-    """As `_check_deflate`; Pillow asks the same libtiff and listens to its errors."""
+def _inflated(part: memoryview) -> Iterator[bytes]:
+    """What Deflate stands for, bit by bit: a strip may be the whole picture."""
+    stream = zlib.decompressobj()
     try:
-        with Image.open(io.BytesIO(data), formats=["TIFF"]) as picture:
-            picture.load()
+        for start in range(0, len(part), AT_ONCE):
+            pending: bytes | memoryview = part[start : start + AT_ONCE]
+            while pending and not stream.eof:
+                yield stream.decompress(pending, AT_ONCE)
+                pending = stream.unconsumed_tail
+        yield stream.flush()
+    except zlib.error as error:
+        raise DamagedError(str(error)) from error
+    if not stream.eof:
+        raise DamagedError("a part has no end")
+
+
+def _by_pillow(file: io.BytesIO, *, usual: bool, strict: bool) -> np.ndarray | None:
+    """The picture, or None if it is of a kind that OpenCV knows better.
+
+    Args:
+        file: The whole file.
+        usual: Whether its samples are in the usual order.
+        strict: Whether it must be decoded in any case: OpenCV would read on behind damage.
+    """
+    file.seek(0)
+    try:
+        with Image.open(file, formats=["TIFF"]) as picture:
+            usual = usual and picture.mode in _USUAL_MODES
+            if usual or strict:
+                picture.load()
+            return to_bgr(picture) if usual else None
     except UnidentifiedImageError as error:
-        raise ImageError(
-            "found a TIFF picture of unusual samples and LZW or PackBits compression, expected Deflate"
-        ) from error
+        if strict:
+            raise ImageError(
+                "found a TIFF picture of unusual samples and LZW or PackBits compression, expected Deflate"
+            ) from error
+        return None

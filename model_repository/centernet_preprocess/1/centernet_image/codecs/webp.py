@@ -23,12 +23,13 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
     if size + 8 > len(data):
         raise DamagedError(f"it claims {size + 8} bytes, {len(data)} are there")
     canvas: tuple[int, int] | None = None
-    place, orientation, picture = (0, 0), 1, b""
+    orientation: int | None = None
+    place, picture = (0, 0), b""
     for kind, start, end in _chunks(data, 12, size + 8):
         if kind == b"VP8X":
             canvas = _uint24(data, start + 4) + 1, _uint24(data, start + 7) + 1
             check(*canvas)
-        elif kind == b"EXIF":
+        elif kind == b"EXIF" and orientation is None:
             exif = data[start:end]
             orientation = exif_orientation(exif.removeprefix(b"Exif\0\0"))
         elif kind == b"ANMF" and not picture:
@@ -45,13 +46,13 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
     padded = picture + bytes(len(picture) % 2)
     image = opencv(b"RIFF" + struct.pack("<I", len(padded) + 4) + b"WEBP" + padded)
     if canvas is None or canvas == (width, height):
-        return image, orientation
+        return image, orientation or 1
     (left, top), (canvas_width, canvas_height) = place, canvas
     if left + width > canvas_width or top + height > canvas_height:
         raise DamagedError("its first picture is larger than its canvas")
     whole = np.zeros((canvas_height, canvas_width, 3), np.uint8)
     whole[top : top + height, left : left + width] = image
-    return whole, orientation
+    return whole, orientation or 1
 
 
 def _chunks(data: bytes, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:

@@ -1,0 +1,133 @@
+"""A picture is decoded once, and costs little more memory than its pixels."""
+
+import io
+import tracemalloc
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from centernet_image.codecs import pnm
+from centernet_image.codecs import tiff as tiff_codec
+from centernet_image.codecs.common import ImageError
+from centernet_image.decode import decode
+from pictures import encode, picture
+from PIL import Image
+from seed_pictures import text_pnm, tiff
+
+IMAGE = picture(300, 400)
+COMPRESSIONS = ("raw", "tiff_lzw", "packbits", "tiff_adobe_deflate")
+
+
+def noise(height, width, channels, dtype):
+    top = np.iinfo(dtype).max
+    return np.random.default_rng(0).integers(0, top, (height, width, channels), dtype, endpoint=True)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_a_tiff_has_one_decoder(monkeypatch, compression):
+    def reached(_data):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(tiff_codec, "opencv", reached)
+    np.testing.assert_array_equal(decode(encode(IMAGE, "TIFF", compression=compression)), IMAGE)
+
+
+def test_deflate_is_undone_once(monkeypatch):
+    files = []
+    opened = Image.open
+    monkeypatch.setattr(
+        tiff_codec.Image, "open", lambda file, **names: files.append(file.getvalue()) or opened(file, **names)
+    )
+    decode(encode(IMAGE, "TIFF", compression="tiff_adobe_deflate"))
+    assert IMAGE[0, :, ::-1].tobytes() in files[0]
+
+
+@pytest.mark.parametrize("predictor", [1, 2])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deflate_with_a_predictor(channels, dtype, predictor):
+    image = noise(70, 90, channels, dtype)
+    options = [
+        cv2.IMWRITE_TIFF_COMPRESSION,
+        cv2.IMWRITE_TIFF_COMPRESSION_ADOBE_DEFLATE,
+        cv2.IMWRITE_TIFF_PREDICTOR,
+        predictor,
+    ]
+    data = cv2.imencode(".tiff", image, options)[1].tobytes()
+    expected = image if dtype is np.uint8 else image >> 8
+    # OpenCV, which reads grey of 16 bits, divides by 257.
+    tolerance = 1 if (channels, dtype) == (1, np.uint16) else 0
+    np.testing.assert_allclose(decode(data).astype(int), expected.repeat(3 // channels, 2), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"), [("RGB", {"big_tiff": True}), ("I;16B", {}), ("I;16B", {"big_tiff": True})]
+)
+def test_deflate_of_other_bytes_orders_and_widths(mode, options):
+    grey = noise(70, 90, 1, np.uint8)
+    if mode == "RGB":
+        image = Image.fromarray(grey.repeat(3, 2))
+    else:
+        image = Image.frombytes(mode, (90, 70), (grey.astype(">u2") * 257).tobytes())
+    file = io.BytesIO()
+    image.save(file, "TIFF", compression="tiff_adobe_deflate", **options)
+    np.testing.assert_array_equal(decode(file.getvalue()), grey.repeat(3, 2))
+
+
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_transparency_is_dropped(compression, kind, planar):
+    """Neither multiplied by nor divided by, in any order of the samples."""
+    pixels = noise(70, 90, 4, np.uint8)
+    planes = [pixels[..., plane].tobytes() for plane in range(4)] if planar == 2 else [pixels.tobytes()]
+    strips = [zlib.compress(plane) if compression == 8 else plane for plane in planes]
+    sizes = [len(strip) for strip in strips]
+    entries = {256: [90], 257: [70], 258: [8] * 4, 259: [compression], 262: [2], 277: [4], 278: [70]}
+    entries |= {273: (8 + np.cumsum([0, *sizes[:-1]])).tolist(), 279: sizes, 284: [planar], 338: [kind]}
+    data = tiff(
+        {tag: (4 if tag in (273, 279) else 3, values) for tag, values in entries.items()}, b"".join(strips)
+    )
+    np.testing.assert_array_equal(decode(data), pixels[..., 2::-1])
+
+
+def test_the_number_of_tiles_is_bounded(monkeypatch):
+    count = 300 // 16 * 25
+    entries = {256: (4, [400]), 257: (4, [288]), 258: (3, [8]), 262: (3, [1]), 277: (3, [1])}
+    tiles = {322: (3, [16]), 323: (3, [16]), 324: (4, list(range(8, 8 + 256 * count, 256)))}
+    data = tiff(entries | tiles | {325: (4, [256] * count)}, bytes(256 * count))
+    assert decode(data).shape == (288, 400, 3)
+    monkeypatch.setattr(tiff_codec, "MAX_PARTS", count - 1)
+    with pytest.raises(ImageError, match=f"{count} strips or tiles, limit is {count - 1}"):
+        decode(data)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 64, 2**17])
+@pytest.mark.parametrize(("kind", "maximum"), [(1, 1), (2, 9), (2, 65535), (3, 255), (3, 1023)])
+def test_text_is_read_in_parts(monkeypatch, kind, maximum, at_once):
+    samples = np.random.default_rng(0).integers(0, maximum + 1, (12, 10, 3 if kind == 3 else 1))
+    data = text_pnm(kind, samples, None if kind == 1 else maximum)
+    expected = decode(data)
+    monkeypatch.setattr(pnm, "READ_AT_ONCE", at_once)
+    np.testing.assert_array_equal(decode(data), expected)
+    with pytest.raises(ImageError, match="damaged"):
+        decode(data[: data.rindex(b" ")])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [encode(IMAGE, "TIFF", compression="tiff_adobe_deflate"), text_pnm(3, IMAGE, 255)],
+    ids=["TIFF", "PPM"],
+)
+def test_memory(monkeypatch, data):
+    monkeypatch.setattr(pnm, "READ_AT_ONCE", 2**12)
+    decode(data)
+    tracemalloc.start()
+    try:
+        decode(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Samples, picture, BGR; of a TIFF what is stored behind its end.
+    assert peak < 4 * IMAGE.nbytes
