@@ -28,7 +28,11 @@ def waves(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def network(arch: str) -> CenterNet:
-    made = create(arch, HEADS, width=ARCHITECTURES[arch]).eval()
+    return with_formulas(create(arch, HEADS, width=ARCHITECTURES[arch]))
+
+
+def with_formulas(made: CenterNet) -> CenterNet:
+    """Gives a network its weights."""
     state = made.state_dict()
     for name, tensor in state.items():
         if not tensor.dtype.is_floating_point:
@@ -45,7 +49,7 @@ def network(arch: str) -> CenterNet:
             wave = wave / 4
         state[name] = wave
     made.load_state_dict(state)
-    return made
+    return made.eval()
 
 
 @torch.inference_mode()

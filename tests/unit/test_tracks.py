@@ -7,6 +7,7 @@ import pytest
 import reference
 from centernet_image.streams import Streams, TooManyError
 from centernet_image.tasks.tracks import Tracker, heat
+from served_family import naive_heat
 
 PICTURE = "16004479832"
 NETWORKS = ("tracking_dla_34", "tracking_amodal_dla_34")
@@ -61,29 +62,6 @@ def test_a_track_that_is_missed_once_is_gone():
     assert follow([(0, 0)]) == [1]
     assert follow([]) == []
     assert follow([(0, 0)]) == [2]
-
-
-def naive_heat(boxes, frame_size):
-    height, width = frame_size
-    found = np.zeros(frame_size)
-    for box in boxes:
-        x1, x2 = (min(max(x, 0), width - 1) for x in box[::2])
-        y1, y2 = (min(max(y, 0), height - 1) for y in box[1::2])
-        if x2 - x1 <= 0 or y2 - y1 <= 0:
-            continue
-        h, w, o = np.ceil(y2 - y1), np.ceil(x2 - x1), 0.7
-        roots = (
-            (h + w + np.sqrt((h + w) ** 2 - 4 * h * w * (1 - o) / (1 + o))) / 2,
-            (2 * (h + w) + np.sqrt(4 * (h + w) ** 2 - 16 * (1 - o) * h * w)) / 2,
-            (-2 * o * (h + w) + np.sqrt(4 * o * o * (h + w) ** 2 - 16 * o * (o - 1) * h * w)) / 2,
-        )
-        r = int(np.floor(min(roots)))
-        column, row = int((x1 + x2) / 2), int((y1 + y2) / 2)
-        for y in range(max(row - r, 0), min(row + r, height - 1) + 1):
-            for x in range(max(column - r, 0), min(column + r, width - 1) + 1):
-                value = np.exp(-((x - column) ** 2 + (y - row) ** 2) / (2 * ((2 * r + 1) / 6) ** 2))
-                found[y, x] = max(found[y, x], value)
-    return found
 
 
 def test_heat_against_a_loop():

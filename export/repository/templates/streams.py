@@ -16,17 +16,24 @@ from centernet_image.selection import score_threshold
 from centernet_image.streams import Streams, TooManyError
 from centernet_image.tasks.tracks import heat
 
-START, END = (
-    pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START,
-    pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END,
-)
-HOST = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
 PEAKS = [*tasks.DETECTOR, *(tensor.name for tensor in TASKS["tracks"].peaks)]
 PREVIOUS_FRAME, PREVIOUS_HEAT = (tensor.name for tensor in TASKS["tracks"].inputs)
 
 
 class FailedError(Exception):
-    """What another model answered in place of tensors."""
+    """What another model answered in place of tensors.
+
+    Triton's Python backend gives its words, but not its status (24.10).
+    """
+
+    @property
+    def code(self):
+        """The status that the words are of."""
+        text = str(self)
+        if "image: " in text:
+            return pb_utils.TritonError.INVALID_ARG
+        overload = any(words in text for words in ("maximum queue size", "timeout expired"))
+        return pb_utils.TritonError.UNAVAILABLE if overload else pb_utils.TritonError.INTERNAL
 
 
 class TritonPythonModel:
@@ -40,11 +47,12 @@ class TritonPythonModel:
         parameters = self.network.parameters
         self.threshold = score_threshold(parameters.get("score_threshold"))
         self.outputs = [tensor["name"] for tensor in config["output"]]
-        self.gauge = pb_utils.MetricFamily(
+        self.family = pb_utils.MetricFamily(
             name="centernet_streams",
             description="Videos that a model keeps the last frame of",
             kind=pb_utils.MetricFamily.GAUGE,
-        ).Metric(labels={"model": args["model_name"]})
+        )
+        self.gauge = self.family.Metric(labels={"model": args["model_name"]})
         self.streams = Streams(
             max_streams=int(parameters["max_streams"]),
             idle_s=int(config["sequence_batching"]["max_sequence_idle_microseconds"]) / 1e6,
@@ -62,16 +70,17 @@ class TritonPythonModel:
     def finalize(self):
         """Ends the threads."""
         self.streams.close()
+        del self.gauge  # before its family
 
     async def _respond(self, request):
         flags = request.flags()
+        start = bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START)
+        end = bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END)
         try:
-            with self.streams.frame(
-                request.correlation_id(), start=bool(flags & START), end=bool(flags & END)
-            ) as stream:
+            with self.streams.frame(request.correlation_id(), start=start, end=end) as stream:
                 found = await self._track(request, stream)
         except FailedError as error:
-            return pb_utils.InferenceResponse(error=error.args[0])
+            return _error(error, error.code)
         except ValueError as error:
             return _error(error, pb_utils.TritonError.INVALID_ARG)
         except (OSError, TooManyError) as error:
@@ -114,12 +123,13 @@ class TritonPythonModel:
 
 async def _ask(model, inputs, outputs):
     """What another model makes of inputs, in the host's memory."""
+    host = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
     request = pb_utils.InferenceRequest(
-        model_name=model, inputs=inputs, requested_output_names=outputs, preferred_memory=HOST
+        model_name=model, inputs=inputs, requested_output_names=outputs, preferred_memory=host
     )
     response = await request.async_exec()
     if response.has_error():
-        raise FailedError(response.error())
+        raise FailedError(response.error().message())
     return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
 
 

@@ -47,7 +47,8 @@ class Streams:
         self._used: dict[int | str, float] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        threading.Thread(target=self._forget, daemon=True).start()
+        self._thread = threading.Thread(target=self._forget, daemon=True)
+        self._thread.start()
 
     @contextmanager
     def frame(self, sequence: int | str, *, start: bool, end: bool) -> Iterator[Stream]:
@@ -85,6 +86,7 @@ class Streams:
     def close(self) -> None:
         """Ends the thread."""
         self._closed.set()
+        self._thread.join()
 
     def _drop(self, sequence: int | str) -> None:
         if self._streams.pop(sequence, None):
