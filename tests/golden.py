@@ -29,7 +29,12 @@ def waves(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 def network(arch: str) -> CenterNet:
     stems = tuple(STEMS) if arch == "tracks" else ()
-    made = create("dla_34" if stems else arch, HEADS, width=ARCHITECTURES[arch], stems=stems).eval()
+    made = create("dla_34" if stems else arch, HEADS, width=ARCHITECTURES[arch], stems=stems)
+    return with_formulas(made)
+
+
+def with_formulas(made: CenterNet) -> CenterNet:
+    """Gives a network its weights."""
     state = made.state_dict()
     for name, tensor in state.items():
         if not tensor.dtype.is_floating_point:
@@ -46,7 +51,7 @@ def network(arch: str) -> CenterNet:
             wave = wave / 4
         state[name] = wave
     made.load_state_dict(state)
-    return made
+    return made.eval()
 
 
 @torch.inference_mode()

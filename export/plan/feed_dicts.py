@@ -125,6 +125,7 @@ def from_pictures(
     is_frame = tensor.name == contract.FRAME.name
     frame_size = (shape[1], shape[2]) if is_frame else (shape[2], shape[3])
     description = _description(model)
+    fit = description.fit if description else "whole"
     for path in paths:
         try:
             image = decode(path.read_bytes())
@@ -133,7 +134,7 @@ def from_pictures(
         if picture is not None:
             yield {tensor.name: picture.prepare(image)[None]}
             continue
-        frames = {tensor.name: warp(image, frame_size)[None]}
+        frames = {tensor.name: warp(image, frame_size, fit=fit)[None]}
         if len(inputs) > 1:
             frames |= previous(frames[tensor.name], names=[entry.name for entry in inputs[1:]])
         if not is_frame:

@@ -335,3 +335,11 @@ def test_precisions_keep_the_decode_in_fp32(name, precision, tmp_path):
         assert [each.output for each in wrong if not each.passed] == [output]
     if precision == "fp16":
         assert all(difference.passed for difference in differences), list(map(str, differences))
+
+
+def test_pictures_are_laid_as_the_task_says(tmp_path):
+    cv2.imwrite(str(tmp_path / "wide.png"), np.full((20, 60, 3), 255, np.uint8))
+    (feed,) = feed_dicts.from_pictures(exported("embeddings").model, [tmp_path / "wide.png"])
+    height, width = family.SIZE
+    rows = feed["frame"][0, :, width // 2, 0]
+    assert (rows[0], rows[height // 2], rows[-1]) == (128, 255, 128)

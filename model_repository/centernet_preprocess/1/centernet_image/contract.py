@@ -75,15 +75,6 @@ DETECTION_LABELS = Tensor("detection_labels", "STRING", (-1,))
 
 DETECTIONS = (NUM_DETECTIONS, DETECTION_BOXES, DETECTION_SCORES, DETECTION_CLASSES, DETECTION_LABELS)
 
-MODELS: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {
-    "centernet": ((IMAGE,), DETECTIONS),
-    "centernet_frames": ((FRAME, IMAGE_SIZE), DETECTIONS),
-    "centernet_preprocess": ((IMAGE,), (FRAME, IMAGE_SIZE)),
-    "centernet_network": ((FRAME,), (BOXES, SCORES, CLASSES)),
-    "centernet_postprocess": ((BOXES, SCORES, CLASSES, IMAGE_SIZE), DETECTIONS),
-}
-"""Inputs and outputs of each model of the repository."""
-
 FITS = ("whole", "width", "letterbox")
 """How a picture is laid into the frame.
 
@@ -155,6 +146,29 @@ TASKS = {
     ),
 }
 """By name; every network is one of them."""
+
+
+def models(name: str, task: Task) -> dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """Inputs and outputs of each model that serves a task under `name`.
+
+    The network's last model has the peaks of a picture, its size and the task's `requests` as inputs. With
+    inputs of its own (`Task.inputs`), the network wants a stream: `name` then is no ensemble but keeps them.
+    """
+    peaks = (BOXES, SCORES, CLASSES, *task.peaks)
+    answers = (*DETECTIONS, *task.answers)
+    served = {
+        name: ((IMAGE, *task.requests), answers),
+        f"{name}_preprocess": ((IMAGE,), (FRAME, IMAGE_SIZE)),
+        f"{name}_network": ((FRAME, *task.inputs), peaks),
+        f"{name}_postprocess": ((*peaks, IMAGE_SIZE, *task.requests), answers),
+    }
+    if task.inputs:
+        del served[f"{name}_postprocess"]
+    return served
+
+
+MODELS = models("centernet", TASKS["detect"]) | {"centernet_frames": ((FRAME, IMAGE_SIZE), DETECTIONS)}
+"""Of the detector's repository."""
 
 COCO_CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
