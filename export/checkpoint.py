@@ -1,6 +1,7 @@
 """From a checkpoint's weights to a network."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,16 @@ from torch import Tensor
 from export import weights
 from export.errors import ExportError, UsageError
 from export.files import sha256
-from export.networks import ARCHITECTURES, STEM_CHANNELS, CenterNet, create
+from export.networks import (
+    ARCHITECTURES,
+    HEAD_CHANNELS_IN,
+    STEM_CHANNELS,
+    STEMS,
+    WITH_STEMS,
+    CenterNet,
+    create,
+)
+from export.tasks import format_heads
 from export.weights import State
 
 
@@ -53,27 +63,25 @@ def load(path: Path, *, arch: str | None = None, heads: dict[str, int] | None = 
     found_weights = weights.load(path, [_expected_names(name) for name in ARCHITECTURES])
     state, classes = found_weights.state, found_weights.classes
     arch = _check_names(path, state, arch)
-    found = _heads(path, state, arch)
+    stems = [stem for stem in STEMS if arch in WITH_STEMS and f"base.{stem}_layer.0.weight" in state]
+    found = _heads(path, state, arch, stems)
     if heads is not None and heads != found:
         raise UsageError(f"{path}: found heads {format_heads(found)}, expected {format_heads(heads)}")
-    network = _build(path, state, arch, found)
-    if classes is not None and len(classes) != found["hm"]:
-        raise ExportError(f"{path}: found {len(classes)} class names, expected {found['hm']}, hm's channels")
+    network = _build(path, state, arch, found, stems)
+    if classes is not None and len(classes) != found.get("hm", 0):
+        raise ExportError(
+            f"{path}: found {len(classes)} class names, expected {found.get('hm', 0)}, hm's channels"
+        )
     return Checkpoint(
         network, arch, found, classes, sha256(path), found_weights.source, found_weights.left_out
     )
 
 
-def format_heads(heads: dict[str, int]) -> str:
-    """Writes heads as the command line does: `hm=80,reg=2,wh=2`."""
-    return ",".join(f"{name}={channels}" for name, channels in heads.items())
-
-
 @cache
-def _expected_names(arch: str) -> set[str]:
+def _expected_names(arch: str, stems: Sequence[str] = ()) -> set[str]:
     """Names of all weights but the heads'; not BatchNorm's counters, which old checkpoints lack."""
     with torch.device("meta"):
-        names = create(arch, {}).state_dict()
+        names = create(arch, {}, stems=stems).state_dict()
     return {name for name in names if not name.endswith("num_batches_tracked")}
 
 
@@ -102,8 +110,8 @@ def _some(names: set[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more weights"
 
 
-def _heads(path: Path, state: State, arch: str) -> dict[str, int]:
-    expected = _expected_names(arch)
+def _heads(path: Path, state: State, arch: str, stems: Sequence[str]) -> dict[str, int]:
+    expected = _expected_names(arch, tuple(stems))
     rest = {name for name in state if name not in expected and not name.endswith("num_batches_tracked")}
     heads = {}
     for name in sorted({name.split(".")[0] for name in rest}):
@@ -115,21 +123,19 @@ def _heads(path: Path, state: State, arch: str) -> dict[str, int]:
                 break
     if rest:
         raise ExportError(f"{path}: found weights that {arch} does not have: {_some(rest)}")
-    if not {"hm", "wh"} <= heads.keys():
-        raise ExportError(
-            f"{path}: found heads {format_heads(heads) or 'none'}, expected hm, wh and, mostly, reg: "
-            "is this a detector?"
-        )
+    if not heads:
+        raise ExportError(f"{path}: found a backbone without heads, expected hm, wh and, mostly, reg")
     return {name: heads[name] for name in (*HEADS, *sorted(heads.keys() - set(HEADS))) if name in heads}
 
 
-def _build(path: Path, state: State, arch: str, heads: dict[str, int]) -> CenterNet:
-    head = state.get("hm.0.bias")
+def _build(path: Path, state: State, arch: str, heads: dict[str, int], stems: Sequence[str]) -> CenterNet:
+    head = state.get(HEAD_CHANNELS_IN.get(arch, f"{next(iter(heads))}.0.bias"))
     with torch.device("meta"):
         names = create(arch, {}).state_dict()
         stem = state[next(iter(names))]
         width = (stem.shape[0] if stem.ndim == 4 else 0) / STEM_CHANNELS[arch]
-        network = create(arch, heads, width=width or 1, head_channels=0 if head is None else len(head))
+        head_channels = 0 if head is None else len(head)
+        network = create(arch, heads, width=width or 1, head_channels=head_channels, stems=stems)
     expected = network.state_dict()
     wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
     if wrong:

@@ -3,18 +3,18 @@
 import math
 import re
 
-from centernet_image.contract import COCO, NORMALISATIONS, Normalisation
+from centernet_image.contract import NORMALISATIONS, Normalisation
 
 from export.errors import UsageError
 
 EXPECTED = (
-    "three numbers for pixels / 255 in BGR order, for example 0.408,0.447,0.470, "
+    "three numbers for pixels / 255 in the order of --color, for example 0.408,0.447,0.470, "
     f"or a name: {', '.join(NORMALISATIONS)}"
 )
 
 
-def parse(mean: str | None, std: str | None) -> Normalisation:
-    """Makes a normalisation of the texts of `--mean` and `--std`.
+def parse(mean: str | None, std: str | None) -> Normalisation | None:
+    """Makes a normalisation of the texts of `--mean` and `--std`; None without them.
 
     A name stands for both; with numbers for one, the other must be given, too.
 
@@ -22,7 +22,7 @@ def parse(mean: str | None, std: str | None) -> Normalisation:
         UsageError: A text is no name and no three numbers of the right range, or one is missing.
     """
     if mean is None and std is None:
-        return COCO
+        return None
     named = NORMALISATIONS.get(mean or "") or NORMALISATIONS.get(std or "")
     if named is None and (mean is None or std is None):
         given, other = ("--mean", "--std") if std is None else ("--std", "--mean")

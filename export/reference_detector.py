@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from centernet_image.contract import COCO, COCO_CLASSES, TOP_K, Normalisation
+from centernet_image.contract import COCO_CLASSES, TOP_K, Normalisation
 
 from clients.annotations import Annotations, numbers_first
 from clients.errors import CenterNetError
 from clients.local import LocalDetector
-from export import checkpoint
+from export import checkpoint, tasks
 from export.detector import Detector
 
 
@@ -22,7 +22,7 @@ class Reference(LocalDetector):
         path: The checkpoint.
         arch: Its architecture, or None to infer it.
         frame_size: Height and width of the network's input, the server's.
-        normalisation: What it was trained on.
+        normalisation: What it was trained on; by default what the original's network of its task was.
         annotations: Name the classes if the checkpoint does not: in the order of their category ids, as
             CenterNet's trainer numbers them.
 
@@ -38,11 +38,11 @@ class Reference(LocalDetector):
         arch: str | None,
         frame_size: tuple[int, int],
         annotations: Annotations,
-        normalisation: Normalisation = COCO,
+        normalisation: Normalisation | None = None,
     ) -> None:
         loaded = checkpoint.load(path, arch=arch)
         self.sha256 = loaded.sha256
-        classes = loaded.heads["hm"]
+        classes = loaded.heads.get("hm", 0)
         ids = annotations.category_ids
         by_id = sorted(ids, key=lambda name: numbers_first(ids[name]))
         names = loaded.classes or (COCO_CLASSES if classes == len(COCO_CLASSES) else by_id)
@@ -52,7 +52,16 @@ class Reference(LocalDetector):
             )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cudnn.allow_tf32 = False  # PyTorch's default, which no FP32 engine is held to
-        detector = Detector(loaded.network, top_k=TOP_K, normalisation=normalisation).eval().to(device)
+        task = tasks.choose(loaded.heads, inputs=1 + len(loaded.network.stems))
+        kind = tasks.TASKS[task]
+        detector = Detector(
+            loaded.network,
+            top_k=TOP_K,
+            normalisation=normalisation or kind.normalisation,
+            color=kind.color,
+            task=task,
+        )
+        detector.eval().to(device)
 
         def network(frames: np.ndarray) -> list[np.ndarray]:
             with torch.inference_mode():

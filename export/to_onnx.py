@@ -6,22 +6,19 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from centernet_image.contract import (
-    BOXES,
-    CLASSES,
-    COCO,
-    COCO_CLASSES,
+    COLORS,
     FRAME,
     HEADS,
-    INPUT_SIZE,
     RAW_INPUT,
-    SCORES,
+    RAW_PREVIOUS,
     SIDE_MULTIPLE,
     STRIDE,
-    TOP_K,
+    TASKS,
     Normalisation,
 )
 from centernet_image.description import Description
@@ -29,12 +26,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from export import checkpoint, labels, normalisation
-from export.detector import Detector, RawHeads
+from export import checkpoint, labels, normalisation, tasks
+from export.detector import Detector, Normalise, RawHeads
 from export.errors import ExportError, UsageError, run
 from export.files import write_together
 from export.graphs import torch_export
 from export.graphs.rewrite import to_dcnv2
+from export.plan import feed_dicts
 from export.verify import against_pytorch
 
 FORMS = ("detector", "heads")
@@ -45,11 +43,19 @@ MAX_TOP_K = 3840
 
 @dataclass(frozen=True)
 class Export:
-    """An exported and checked network."""
+    """An exported and checked network.
+
+    Attributes:
+        model: The graph.
+        description: Facts about it.
+        differences: From PyTorch, by output.
+        left_out: Heads that the task does not read, and their channels.
+    """
 
     model: onnx.ModelProto
     description: Description
     differences: against_pytorch.Differences
+    left_out: dict[str, int]
 
 
 def to_onnx(
@@ -57,48 +63,63 @@ def to_onnx(
     *,
     form: str = "detector",
     dcn_op: str = "DeformConv",
-    input_size: tuple[int, int] = INPUT_SIZE,
-    top_k: int = TOP_K,
+    task: str | None = None,
+    input_size: tuple[int, int] | None = None,
+    top_k: int | None = None,
     classes: list[str] | None = None,
-    normalisation: Normalisation = COCO,
+    normalisation: Normalisation | None = None,
+    color: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Export:
     """Exports a network and checks the result.
 
     Args:
         source: The network.
-        form: `detector`: uint8 BGR `frame` [N, H, W, 3] in; `boxes` [N, K, 4], `scores` [N, K] and `classes`
-            [N, K] out. `heads`: normalised float `input` [N, 3, H, W] in; raw `hm`, `reg`, `wh` out.
+        form: `detector`: uint8 BGR `frame` [N, H, W, 3] in; `boxes` [N, K, 4], `scores` [N, K], `classes`
+            [N, K] and the task's further peaks out. `heads`: normalised float `input` [N, 3, H, W] in; all
+            raw heads out: `hm`, `reg`, `wh`, then the others by name.
         dcn_op: The node of a deformable convolution: the standard `DeformConv`, or `DCNv2`.
-        input_size: Height and width, pixels, multiples of 32.
+        task: One of the contract's `TASKS`; by default the one that the heads tell.
+        input_size: Height and width, pixels, multiples of 32. This and all below by default the task's.
         top_k: Detections per picture.
-        classes: Class names; else the checkpoint's own, COCO's for 80 classes, or numbers.
+        classes: Class names; else the checkpoint's own, the task's for their number, or numbers.
         normalisation: What the network was trained on; in the graph, or, for `heads`, left to the caller.
+        color: The order of channels that it was trained on: one of the contract's `COLORS`.
         progress: Is told what is done next.
 
     Raises:
-        UsageError: `input_size`, `top_k` or `classes` is impossible for this network.
+        UsageError: `task`, `input_size`, `top_k` or `classes` is impossible for this network.
         ExportError: The exported graph is not valid or does not compute what the network computes.
     """
-    height, width = input_size
-    names = classes if classes is not None else source.classes or _default_labels(source.heads["hm"])
-    _check_options(source, input_size, top_k, names)
-    frames = against_pytorch.pictures(height, width)
+    task = _task(source, form, task)
+    kind = tasks.TASKS[task]
+    height, width = input_size = input_size or kind.input_size
+    top_k = kind.default_top_k if top_k is None else top_k
+    normalisation, color = normalisation or kind.normalisation, color or kind.color
+    names = classes if classes is not None else source.classes or _default_labels(kind, source.heads)
+    _check_options(source, form, input_size, top_k, names)
+    frame = against_pytorch.pictures(height, width)
+    normalise = Normalise(normalisation, color)
     module: nn.Module
-    detector = Detector(source.network, top_k=top_k, normalisation=normalisation).eval()
     if form == "detector":
-        module, inputs, name = detector, frames, FRAME.name
-        outputs = [BOXES.name, SCORES.name, CLASSES.name]
+        module = Detector(
+            source.network, top_k=top_k, normalisation=normalisation, color=color, task=task
+        ).eval()
+        feeds = {FRAME.name: frame} | (feed_dicts.previous(frame) if TASKS[task].inputs else {})
+        outputs, heads = tasks.outputs_of(task), module.reads()
     else:
-        module, name, outputs = RawHeads(source.network).eval(), RAW_INPUT, []
-        inputs = detector.normalise(torch.from_numpy(frames)).numpy()
+        module, outputs, heads = RawHeads(source.network).eval(), [], list(source.heads)
+        feeds = {RAW_INPUT: normalise(torch.from_numpy(frame)).numpy()}
+        if source.network.stems:
+            feeds |= feed_dicts.previous(frame, feed_dicts.RAW_PREVIOUS)
+            before = torch.from_numpy(feeds[RAW_PREVIOUS])
+            feeds[RAW_PREVIOUS] = normalise(before).numpy()
 
     progress("exporting")
-    heads = [name for name in source.heads if form == "heads" or name in HEADS]
-    example = torch.from_numpy(inputs[:2])
+    examples = [torch.from_numpy(array[:2]) for array in feeds.values()]
     try:
         folded = torch_export.fold_batch_norm(module)
-        model = torch_export.trace(folded, example, input_name=name, output_names=[*outputs, *heads])
+        model = torch_export.trace(folded, examples, input_names=list(feeds), output_names=[*outputs, *heads])
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"PyTorch cannot export {source.arch}: {str(error).splitlines()[0]}") from error
     if dcn_op == "DCNv2":
@@ -113,6 +134,9 @@ def to_onnx(
         checkpoint_sha256=source.sha256,
         mean=normalisation.mean,
         std=normalisation.std,
+        task=task,
+        fit=TASKS[task].fit,
+        color=color,
     )
     onnx.helper.set_model_props(model, description.to_metadata())
 
@@ -124,35 +148,42 @@ def to_onnx(
         raise ExportError(
             f"the ONNX checker refuses the exported graph: {str(error).splitlines()[0]}"
         ) from error
-    differences = against_pytorch.compare(model, module, inputs, heads)
-    return Export(written, description, differences)
+    differences = against_pytorch.compare(model, module, feeds, heads, task=task)
+    left_out = {name: source.heads[name] for name in source.heads if name not in heads}
+    return Export(written, description, differences, left_out)
+
+
+def _task(source: checkpoint.Checkpoint, form: str, name: str | None) -> str:
+    """What the network is for; raw heads may be of anything."""
+    if form == "heads" and name is None:
+        candidates = tasks.recognise(source.heads)
+        return candidates[0] if len(candidates) == 1 else tasks.DETECT
+    return tasks.choose(source.heads, inputs=1 + len(source.network.stems), name=name)
 
 
 def _check_options(
-    source: checkpoint.Checkpoint, input_size: tuple[int, int], top_k: int, names: list[str]
+    source: checkpoint.Checkpoint, form: str, input_size: tuple[int, int], top_k: int, names: list[str]
 ) -> None:
     height, width = input_size
     if min(input_size) <= 0 or height % SIDE_MULTIPLE or width % SIDE_MULTIPLE:
         raise UsageError(f"input size: found {height}x{width}, expected multiples of {SIDE_MULTIPLE}")
-    classes = source.heads["hm"]
+    classes = source.heads.get("hm", 0)
     if len(names) != classes:
         raise UsageError(f"labels: found {len(names)} names, expected {classes}, the channels of hm")
     labels.check(names, where="labels")
+    if form == "heads":
+        return
     cells = classes * (height // STRIDE) * (width // STRIDE)
     if not 1 <= top_k <= min(MAX_TOP_K, cells):
         raise UsageError(
             f"top-k: found {top_k}, expected 1 to {min(MAX_TOP_K, cells)} "
             f"for {classes} classes at {height}x{width}"
         )
-    if source.heads["wh"] not in (2, 2 * classes) or source.heads.get("reg", 2) != 2:
-        raise ExportError(
-            f"heads: found {checkpoint.format_heads(source.heads)}, "
-            f"expected wh=2 or wh={2 * classes}, and reg=2 or none"
-        )
 
 
-def _default_labels(count: int) -> list[str]:
-    return list(COCO_CLASSES) if count == len(COCO_CLASSES) else [f"class {index}" for index in range(count)]
+def _default_labels(kind: type[tasks.Task], heads: dict[str, int]) -> list[str]:
+    count = heads.get("hm", 0)
+    return list(kind.labels(heads) or (f"class {index}" for index in range(count)))
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -183,20 +214,37 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dcn-op", choices=DCN_OPS, default=DCN_OPS[0], help="node of a DCN (default: %(default)s)"
     )
+    parser.add_argument("--task", choices=TASKS, help="what the network is for, where its heads do not tell")
     parser.add_argument(
-        "--input-size", type=_size, default=INPUT_SIZE, metavar="HxW", help="default: 512x512"
+        "--input-size", type=_size, metavar="HxW", help=f"default: {_defaults('input_size', _as_sides)}"
     )
     parser.add_argument(
-        "--top-k", type=int, default=TOP_K, help="detections per picture (default: %(default)s)"
+        "--top-k", type=int, help=f"detections per picture (default: {_defaults('default_top_k', str)})"
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line, UTF-8")
     parser.add_argument(
         "--mean",
         metavar="B,G,R",
-        help=f"what the checkpoint was trained with: {normalisation.EXPECTED} (default: coco)",
+        help=f"what the checkpoint was trained with: {normalisation.EXPECTED} (default: the task's own, "
+        "imagenet for boxes3d, none for embeddings, else coco)",
     )
     parser.add_argument("--std", metavar="B,G,R", help="as --mean, which may name both")
+    parser.add_argument(
+        "--color", choices=COLORS, help=f"channels as it was trained (default: {_defaults('color', str)})"
+    )
     return parser
+
+
+def _as_sides(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _defaults(name: str, text: Callable[[Any], str]) -> str:
+    """The detector's default, and those of the tasks that have another."""
+    usual = getattr(tasks.TASKS[tasks.DETECT], name)
+    others = {task: getattr(kind, name) for task, kind in tasks.TASKS.items()}
+    texts = [f"{task} {text(value)}" for task, value in others.items() if value != usual]
+    return ", ".join([text(usual), *texts])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -221,25 +269,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
             source,
             form=options.form,
             dcn_op=options.dcn_op,
+            task=options.task,
             input_size=options.input_size,
             top_k=options.top_k,
             classes=classes,
             normalisation=pixels,
+            color=options.color,
             progress=progress,
         )
         progress("writing")
         content = result.model.SerializeToString(deterministic=True)
         text = result.description.to_json(onnx_sha256=hashlib.sha256(content).hexdigest())
         write_together({options.output: content, options.output.with_suffix(".json"): text.encode()})
+    facts = result.description
+    kind = facts.form if facts.task == tasks.DETECT or facts.form == "heads" else facts.task
     print(
-        f"{options.output}: {source.arch}, {checkpoint.format_heads(source.heads)}, {options.form}, "
-        f"{'x'.join(map(str, options.input_size))}, {len(content) / 1e6:.1f} MB"
+        f"{options.output}: {source.arch}, {tasks.format_heads(source.heads)}, {kind}, "
+        f"{_as_sides(facts.input_size)}, {len(content) / 1e6:.1f} MB"
     )
+    if result.left_out:
+        print(f"  heads that {facts.task} does not read, left out: {tasks.format_heads(result.left_out)}")
+    if source.network.stems and len(result.model.graph.input) == 1:
+        print(f"  left out: what reads the frame before ({', '.join(source.network.stems)})")
     if source.source or source.left_out:
         print(
             f"  weights: {source.source or 'at the top'}; left out: {', '.join(source.left_out) or 'nothing'}"
         )
-    for name, indices in labels.repeated(list(result.description.classes)).items():
+    for name, indices in labels.repeated(list(facts.classes)).items():
         print(f"  warning: {name!r} is the name of classes {', '.join(map(str, indices))}")
     for name, difference in result.differences.items():
         reference = "PyTorch" if name in source.heads else "a decode of the same heads"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
+from centernet_image.description import Description
 from centernet_image.picture_tensor import PictureTensor
 from rich.console import Console
 
@@ -17,12 +18,10 @@ from export.errors import ExportError, UsageError
 from export.graphs import foreign_nodes, onnx_files, rewrite
 from export.plan import picture_options, provenance
 from export.plan.provenance import Profiles
-from export.repository import config_pbtxt, model_tensors
-from export.repository.model_tensors import ModelTensor, ModelTensors
+from export.repository import config_pbtxt, model_tensors, task_models, usage
+from export.repository.model_tensors import ModelTensors
 
-ROOT = Path(__file__).resolve().parent.parent
-PICTURES = ROOT / "model_repository" / "centernet_preprocess" / "1" / "centernet_image"
-TEMPLATE = Path(__file__).parent / "repository/templates" / "picture_preprocess.py"
+TEMPLATE = task_models.TEMPLATES / "picture_preprocess.py"
 MAX_BATCH = 8
 LARGEST = 2**31 - 2**20
 """Bytes of an ONNX file; weights of a larger one lie beside it."""
@@ -37,12 +36,14 @@ class Network:
         max_batch: 0 where it has no batch of its own.
         model: of an ONNX file.
         profiles: of a plan.
+        description: of a network that was exported by this project, with its decode.
     """
 
     tensors: ModelTensors
     max_batch: int
     model: onnx.ModelProto | None = None
     profiles: Profiles | None = None
+    description: Description | None = None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,10 +54,17 @@ def main(arguments: list[str] | None = None) -> None:
     """
     options = _parse(arguments)
     network = _read(options)
-    served = f"{options.name}_network" if options.picture else options.name
+    around = options.picture or network.description is not None
+    served = f"{options.name}_network" if around else options.name
     network = _beside(network, options.folder / served / "1" / "model.plan")
     picture = _picture(options, network) if options.picture else None
-    models = [served, *([f"{options.name}_preprocess", options.name] if picture else [])]
+    models = [served]
+    if picture:
+        models += [f"{options.name}_preprocess", options.name]
+    if network.description:
+        models = [*task_models.check(options.name, network.tensors, network.description)]
+        if not network.max_batch:
+            raise UsageError("--max-batch: found 0, expected 1 or more for a network of this project")
     for name in models:
         _check_place(options.folder / name)
     try:
@@ -66,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
             _write_network(new / served, options, network, options.folder / served / "1")
             if picture:
                 _write_picture(new, options.name, network, picture)
+            if network.description:
+                task_models.write(new, options.name, network.description, max_batch=network.max_batch)
             for name in models:
                 old = options.folder / name
                 if old.exists():
@@ -73,7 +83,17 @@ def main(arguments: list[str] | None = None) -> None:
                 (new / name).rename(old)
     except OSError as error:
         raise ExportError(f"{options.folder}: cannot be written: {error.strerror or error}") from None
-    _say(options, network, models, Console(stderr=True), picture)
+    console = Console(stderr=True)
+    for line in usage.lines(
+        options.name,
+        options.folder,
+        models,
+        asked=_asked(options, network),
+        onnx=options.model if network.model is not None else None,
+        max_batch=network.max_batch,
+        profiles=network.profiles,
+    ):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -102,6 +122,7 @@ def _read(options: argparse.Namespace) -> Network:
     path = options.model
     if path.suffix == ".plan":
         network = _read_plan(path)
+        _no_picture_option(options, network.description)
         return replace(network, max_batch=_max_batch(options, network.tensors, network.max_batch))
     model, _ = onnx_files.load(path)
     for name, operator in foreign_nodes.unknown_nodes(model):
@@ -117,8 +138,17 @@ def _read(options: argparse.Namespace) -> Network:
         tensors = model_tensors.of_model(model)
     except ExportError as error:
         raise type(error)(f"{path}: {error}") from None
+    metadata = {each.key: each.value for each in model.metadata_props}
+    description = Description.from_metadata(metadata) if metadata.get("form") == "detector" else None
+    _no_picture_option(options, description)
     default = MAX_BATCH if tensors.is_batched else 0
-    return Network(tensors=tensors, model=model, max_batch=_max_batch(options, tensors, default))
+    max_batch = _max_batch(options, tensors, default)
+    return Network(tensors=tensors, model=model, max_batch=max_batch, description=description)
+
+
+def _no_picture_option(options: argparse.Namespace, description: Description | None) -> None:
+    if description and options.picture:
+        raise UsageError(f"{options.model}: how it takes pictures is known: leave --picture out")
 
 
 def _read_plan(path: Path) -> Network:
@@ -134,7 +164,10 @@ def _read_plan(path: Path) -> Network:
     # Triton sends any batch from 1 on to a model that has batches.
     batched = tensors.is_batched and all(shape["min"][0] == 1 for shape in profiles.values())
     max_batch = min(shape["max"][0] for shape in profiles.values()) if batched else 0
-    return Network(tensors=tensors, profiles=profiles, max_batch=max_batch)
+    beside = path.with_suffix(".json")
+    known = json.loads(beside.read_text(encoding="utf-8")).get("form") == "detector"
+    description = Description.read(beside) if known else None
+    return Network(tensors=tensors, profiles=profiles, max_batch=max_batch, description=description)
 
 
 def _beside(network: Network, plan: Path) -> Network:
@@ -195,6 +228,14 @@ def _picture(options: argparse.Namespace, network: Network) -> PictureTensor:
     return picture
 
 
+def _asked(options: argparse.Namespace, network: Network) -> ModelTensors:
+    """What a client gives and gets."""
+    if network.description:
+        return task_models.asked(options.name, network.description)
+    image = (replace(config_pbtxt.IMAGE, shape=config_pbtxt.IMAGE.shape[not network.max_batch :]),)
+    return replace(network.tensors, inputs=image) if options.picture else network.tensors
+
+
 def _is_open(side: int | str) -> bool:
     return isinstance(side, str)
 
@@ -222,6 +263,8 @@ def _write_network(new: Path, options: argparse.Namespace, network: Network, bef
         shutil.copyfile(options.model.with_suffix(".json"), version / "model.json")
     else:
         _save(network.model, version / "model.onnx")
+        if network.description and not (version / "model.plan").is_file():
+            (version / "model.json").write_text(network.description.to_json(), encoding="utf-8")
     texts = {
         cpu: config_pbtxt.network(
             new.name,
@@ -249,86 +292,15 @@ def _write_picture(new: Path, name: str, network: Network, picture: PictureTenso
     (folder / "1").mkdir(parents=True)
     shutil.copyfile(TEMPLATE, folder / "1" / "model.py")
     ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(PICTURES, folder / "1" / "centernet_image", ignore=ignore)
+    shutil.copytree(task_models.PICTURES, folder / "1" / "centernet_image", ignore=ignore)
     (tensor,) = network.tensors.inputs
     text = config_pbtxt.preprocess(folder.name, tensor, picture, max_batch=network.max_batch)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
     (new / name / "1").mkdir(parents=True)
     # A folder without a file is lost by git and by object stores.
     (new / name / "1" / ".gitkeep").touch()
-    text = config_pbtxt.ensemble(name, network.tensors, max_batch=network.max_batch)
+    text = config_pbtxt.picture_ensemble(name, network.tensors, max_batch=network.max_batch)
     (new / name / "config.pbtxt").write_text(text, encoding="utf-8")
-
-
-def _say(
-    options: argparse.Namespace,
-    network: Network,
-    models: list[str],
-    console: Console,
-    picture: PictureTensor | None,
-) -> None:
-    folder, name = options.folder, options.name
-
-    def line(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
-
-    line(f"wrote {', '.join(str(folder / model) for model in models)}")
-    if network.model is not None:
-        line(f"serve on a CPU:   tritonserver --model-repository={folder} --model-config-name=cpu")
-        plan = folder / models[0] / "1" / "model.plan"
-        line(f"serve on a GPU:   python -m export.to_plan {options.model} {plan} --verify, then as below")
-    line(f"serve the plan:   LD_PRELOAD=…/libdcnv2.so tritonserver --model-repository={folder}")
-    inputs = [ModelTensor("image", "STRING", (1,))] if picture else network.tensors.inputs
-    shapes = " ".join(
-        f"--shape {each.name}:{','.join(map(str, _example(each, network)))}"
-        for each in inputs
-        if any(isinstance(side, str) for side in each.shape[bool(network.max_batch) :])
-    )
-    data = " --input-data data.json" if picture else ""
-    line(f"measure:          perf_analyzer -m {name} -u localhost:8001 -i grpc {shapes}{data}".rstrip())
-    line("ask:")
-    for text in _client(name, inputs, network, picture):
-        line(f"    {text}")
-
-
-def _example(tensor: ModelTensor, network: Network) -> list[int]:
-    """A shape to ask with, without the batch where Triton adds it."""
-    if network.profiles and tensor.name in network.profiles:
-        return network.profiles[tensor.name]["opt"][bool(network.max_batch) :]
-    sides = tensor.shape[bool(network.max_batch) :]
-    return [side if isinstance(side, int) else 512 if len(tensor.shape) > 3 else 1 for side in sides]
-
-
-def _client(
-    name: str,
-    inputs: tuple[ModelTensor, ...] | list[ModelTensor],
-    network: Network,
-    picture: PictureTensor | None,
-) -> list[str]:
-    lines = [
-        "import numpy as np, tritonclient.grpc as grpc",
-        'client = grpc.InferenceServerClient("localhost:8001")',
-    ]
-    made = []
-    for index, tensor in enumerate(inputs):
-        if picture:
-            shape = [1, 1] if network.max_batch else [1]
-            array = 'np.array([open("picture.jpg", "rb").read()], object)' + f".reshape({shape})"
-            dtype = "BYTES"
-        else:
-            shape = [*([1] if network.max_batch else []), *_example(tensor, network)]
-            kind = {"FP32": "float32", "FP16": "float16", "FP64": "float64"}.get(
-                tensor.dtype, tensor.dtype.lower()
-            )
-            array, dtype = f'np.zeros({shape}, "{kind}")', tensor.dtype
-        lines += [
-            f'x{index} = grpc.InferInput("{tensor.name}", {json.dumps(shape)}, "{dtype}")',
-            f"x{index}.set_data_from_numpy({array})",
-        ]
-        made.append(f"x{index}")
-    lines.append(f'answer = client.infer("{name}", [{", ".join(made)}])')
-    lines.append(f'print(answer.as_numpy("{network.tensors.outputs[0].name}").shape)')
-    return lines
 
 
 if __name__ == "__main__":

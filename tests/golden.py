@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export.networks import CenterNet, create
+from export.networks import STEMS, CenterNet, create
 
-ARCHITECTURES = {"dla_34": 0.25, "dlav0_34": 0.25, "resdcn_18": 0.125}
-"""Their width."""
+ARCHITECTURES = {"dla_34": 0.25, "dlav0_34": 0.25, "resdcn_18": 0.125, "mobilenetv2": 0.5, "tracks": 0.25}
+"""Their width; `tracks` is a dla_34 that reads the frame before, too."""
 
 HEADS = {"hm": 3, "reg": 2, "wh": 2}
 FILE = Path(__file__).parent / "data" / "golden.npz"
@@ -28,7 +28,13 @@ def waves(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def network(arch: str) -> CenterNet:
-    made = create(arch, HEADS, width=ARCHITECTURES[arch]).eval()
+    stems = tuple(STEMS) if arch == "tracks" else ()
+    made = create("dla_34" if stems else arch, HEADS, width=ARCHITECTURES[arch], stems=stems)
+    return with_formulas(made)
+
+
+def with_formulas(made: CenterNet) -> CenterNet:
+    """Gives a network its weights."""
     state = made.state_dict()
     for name, tensor in state.items():
         if not tensor.dtype.is_floating_point:
@@ -45,13 +51,15 @@ def network(arch: str) -> CenterNet:
             wave = wave / 4
         state[name] = wave
     made.load_state_dict(state)
-    return made
+    return made.eval()
 
 
 @torch.inference_mode()
 def outputs(arch: str) -> dict[str, np.ndarray]:
     """Raw heads [1, C, 16, 24] of one picture."""
-    found = network(arch)(waves("picture", (1, 3, 64, 96)))
+    made = network(arch)
+    previous = [waves(stem, (1, STEMS[stem], 64, 96)) for stem in made.stems]
+    found = made(waves("picture", (1, 3, 64, 96)), *previous)
     return {f"{arch}/{head}": values.numpy() for head, values in found.items()}
 
 

@@ -11,10 +11,18 @@ from export.networks import CenterNet, create
 HEADS = {"hm": 3, "reg": 2, "wh": 2}
 
 
-def network(arch: str, heads: dict[str, int] = HEADS, *, seed: int = 0) -> CenterNet:
+def network(
+    arch: str,
+    heads: dict[str, int] = HEADS,
+    *,
+    seed: int = 0,
+    width: float | None = None,
+    stems: tuple[str, ...] = (),
+) -> CenterNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = create(arch, heads, width=0.125 if arch.startswith("resdcn") else 0.25)
+        width = width or (0.125 if arch.startswith("resdcn") else 0.25)
+        made = create(arch, heads, width=width, stems=stems)
         for name, module in made.named_modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)

@@ -32,7 +32,7 @@ def detector() -> onnx.ModelProto:
             torch.nn.init.normal_(tensor, 0, 0.1)
     module = torch_export.fold_batch_norm(Detector(network, top_k=20).eval())
     example = torch.zeros(2, *SIZE, 3, dtype=torch.uint8)
-    return torch_export.trace(module, example, input_name="frame", output_names=[*OUTPUTS, *HEADS])
+    return torch_export.trace(module, [example], input_names=["frame"], output_names=[*OUTPUTS, *HEADS])
 
 
 def frames(count: int) -> list[dict[str, np.ndarray]]:

@@ -26,7 +26,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def trace(
-    module: nn.Module, example: Tensor, *, input_name: str, output_names: Sequence[str]
+    module: nn.Module, examples: Sequence[Tensor], *, input_names: Sequence[str], output_names: Sequence[str]
 ) -> onnx.ModelProto:
     """Exports `module` with its first dimension dynamic.
 
@@ -34,9 +34,9 @@ def trace(
     key in the state dict. The result depends on the module alone, to the byte.
 
     Args:
-        module: In evaluation mode, with one input.
-        example: An input of at least 2 pictures: PyTorch would take a 1 for a constant.
-        input_name: Name of the input.
+        module: In evaluation mode.
+        examples: Its inputs, of at least 2 pictures: PyTorch would take a 1 for a constant.
+        input_names: Names of the inputs.
         output_names: Names of the outputs.
     """
 
@@ -51,13 +51,13 @@ def trace(
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
-                (example,),
+                tuple(examples),
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
-                input_names=[input_name],
+                input_names=input_names,
                 output_names=output_names,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=({0: torch.export.Dim("batch")},) * len(examples),
                 custom_translation_table={torch.ops.aten.floor_divide.default: divide},
             )
     finally:
@@ -93,7 +93,8 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
                 norm.eps,
                 norm.weight,
                 norm.bias,
-                transpose=isinstance(conv, nn.ConvTranspose2d),
+                # Of channels each by itself the outputs are counted first, as in a plain convolution.
+                transpose=isinstance(conv, nn.ConvTranspose2d) and conv.groups == 1,
             )
             holder.add_module(name, nn.Identity())
     return copy

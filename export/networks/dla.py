@@ -1,5 +1,7 @@
 """Deep Layer Aggregation, the backbone of dla_34 and dlav0_34 (Yu et al., 2018)."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, cat, nn
 
 from export.networks.layers import BasicBlock, conv_bn
@@ -66,14 +68,22 @@ class Tree(nn.Module):
         return self.root(self.tree2(first), first, *children)
 
 
-class DLA(nn.Module):
-    """DLA-34 without classifier."""
+STEMS = {"pre_img": 3, "pre_hm": 1}
+"""CenterTrack's further inputs, the previous frame and its objects' heat, and their channels."""
 
-    def __init__(self, channels: int = 16) -> None:
+
+class DLA(nn.Module):
+    """DLA-34 without classifier; its first layer once more for each of `stems`, some of `STEMS`."""
+
+    def __init__(self, channels: int = 16, stems: Sequence[str] = ()) -> None:
         super().__init__()
         self.channels = tuple(channels * 2**level for level in range(6))
+        self.stems = tuple(f"{stem}_layer" for stem in STEMS if stem in stems)
         c = self.channels
         self.base_layer = nn.Sequential(*conv_bn(3, c[0], 7), nn.ReLU(inplace=True))
+        for stem in stems:
+            layer = nn.Sequential(*conv_bn(STEMS[stem], c[0], 7), nn.ReLU(inplace=True))
+            self.add_module(f"{stem}_layer", layer)
         self.level0 = nn.Sequential(*conv_bn(c[0], c[0], 3), nn.ReLU(inplace=True))
         self.level1 = nn.Sequential(*conv_bn(c[0], c[1], 3, stride=2), nn.ReLU(inplace=True))
         self.level2 = Tree(1, c[1], c[2], stride=2)
@@ -81,9 +91,16 @@ class DLA(nn.Module):
         self.level4 = Tree(2, c[3], c[4], stride=2, level_root=True)
         self.level5 = Tree(1, c[4], c[5], stride=2, level_root=True)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps [N, 3, H, W] to the features of strides 4, 8, 16 and 32."""
-        x = self.level2(self.level1(self.level0(self.base_layer(x))))
+    def forward(self, x: Tensor, *previous: Tensor) -> list[Tensor]:
+        """Maps [N, 3, H, W] to the features of strides 4, 8, 16 and 32.
+
+        What the first layers make of `previous`, the stems' inputs, is added. Without them the sum is the
+        picture's alone, which is not what zeros would give.
+        """
+        x = self.base_layer(x)
+        for stem, tensor in zip(self.stems, previous, strict=False):
+            x = x + self.get_submodule(stem)(tensor)
+        x = self.level2(self.level1(self.level0(x)))
         features = [x]
         for level in (self.level3, self.level4, self.level5):
             features.append(level(features[-1]))

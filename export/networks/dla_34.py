@@ -1,4 +1,4 @@
-"""CenterNet's two detectors on DLA-34: dla_34 (DCN in the up-sampling) and dlav0_34 (none)."""
+"""CenterNet's two networks on DLA-34: dla_34 (DCN in the up-sampling) and dlav0_34 (none)."""
 
 from collections.abc import Sequence
 
@@ -84,20 +84,23 @@ class DLAUp(nn.Module):
 
 
 class DLA34(CenterNet):
-    """dla_34: DCN in every up-sampling step."""
+    """dla_34: DCN in every up-sampling step; with `stems` CenterTrack's."""
 
-    def __init__(self, heads: Heads, *, channels: int = 16, head_channels: int = 256) -> None:
+    def __init__(
+        self, heads: Heads, *, channels: int = 16, head_channels: int = 256, stems: Sequence[str] = ()
+    ) -> None:
         super().__init__()
-        self.base = DLA(channels)
+        self.stems = tuple(stems)
+        self.base = DLA(channels, stems)
         levels = self.base.channels[2:]
         self.dla_up = DLAUp(IDAUp, levels)
         self.ida_up = IDAUp(levels[0], levels[:3], (1, 2, 4))
         init_backbone(self)
         self.add_heads(levels[0], heads, head_channels)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Maps normalised BGR [N, 3, H, W] to [N, channels, H/4, W/4]."""
-        return self.ida_up(self.dla_up(self.base(x))[:3])[-1]
+    def features(self, x: Tensor, *previous: Tensor) -> Tensor:
+        """Maps a normalised picture [N, 3, H, W] and the stems' inputs to [N, channels, H/4, W/4]."""
+        return self.ida_up(self.dla_up(self.base(x, *previous))[:3])[-1]
 
 
 class DLAv034(CenterNet):
@@ -113,6 +116,6 @@ class DLAv034(CenterNet):
         init_backbone(self)
         self.add_heads(levels[0], heads, head_channels)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, *previous: Tensor) -> Tensor:
         """Maps normalised BGR [N, 3, H, W] to [N, channels, H/4, W/4]."""
         return self.dla_up(self.base(x))[0]

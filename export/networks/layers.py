@@ -53,18 +53,25 @@ def upsample(channels: int, factor: int, *, groups: int) -> nn.ConvTranspose2d:
 
 
 class CenterNet(nn.Module):
-    """Base of the detectors: `features` at stride 4, then one small convolutional head per output.
+    """Base of the networks: `features` at stride 4, then one small convolutional head per output.
 
     Zhou et al., "Objects as Points", 2019.
+
+    Attributes:
+        channels: Of each output, by name, in their order.
+        stems: Names of the inputs beyond the picture, in their order.
     """
 
-    def features(self, x: Tensor) -> Tensor:
-        """Maps normalised BGR [N, 3, H, W] to [N, channels, H/4, W/4]."""
+    channels: dict[str, int]
+    stems: tuple[str, ...] = ()
+
+    def features(self, x: Tensor, *previous: Tensor) -> Tensor:
+        """Maps a normalised picture [N, 3, H, W] and the stems' inputs to [N, channels, H/4, W/4]."""
         raise NotImplementedError
 
     def add_heads(self, in_channels: int, heads: Heads, head_channels: int) -> None:
         """Adds the heads; `head_channels` 0 leaves out the 3x3 convolution in front of the output."""
-        self.heads = tuple(heads)
+        self.channels = dict(heads)
         for name, channels in heads.items():
             output = nn.Conv2d(head_channels or in_channels, channels, 1)
             if name == "hm":
@@ -79,10 +86,13 @@ class CenterNet(nn.Module):
                 head = nn.Sequential(conv, nn.ReLU(inplace=True), output)
             self.add_module(name, head)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps normalised BGR [N, 3, H, W] to the raw output [N, channels, H/4, W/4] of each head."""
-        x = self.features(x)
-        return {name: self.get_submodule(name)(x) for name in self.heads}
+    def forward(self, x: Tensor, *previous: Tensor) -> dict[str, Tensor]:
+        """Maps a normalised picture [N, 3, H, W] and the stems' inputs to the raw output of each head.
+
+        An output is [N, channels, H/4, W/4].
+        """
+        x = self.features(x, *previous)
+        return {name: self.get_submodule(name)(x) for name in self.channels}
 
 
 def init_backbone(network: nn.Module) -> None:

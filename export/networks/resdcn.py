@@ -72,7 +72,7 @@ class ResDCN(CenterNet):
         init_backbone(self)
         self.add_heads(width, heads, head_channels)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, *previous: Tensor) -> Tensor:
         """Maps normalised BGR [N, 3, H, W] to [N, channels, H/4, W/4]."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for stage in range(1, 5):

@@ -1,6 +1,6 @@
 """Inputs for calibration and comparison: pictures as the server would feed them, or smooth noise."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import onnx
 from centernet_image import contract
 from centernet_image.codecs.common import ImageError
 from centernet_image.decode import decode
+from centernet_image.description import Description
 from centernet_image.geometry import warp
 from centernet_image.picture_tensor import PictureTensor
 
@@ -19,6 +20,10 @@ from export.plan.profiles import inputs_of
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 ENOUGH = 8
 """Pictures that make up for any number of others that cannot be read."""
+
+PREVIOUS = tuple(tensor.name for tensor in contract.TASKS["tracks"].inputs)
+RAW_PREVIOUS = (contract.RAW_PREVIOUS, PREVIOUS[1])
+"""Inputs of a network that tracks, beyond the frame, and in the raw-heads form."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +63,40 @@ def find_pictures(folder: Path, *, limit: int = 500) -> Pictures:
     return found
 
 
+def previous(frame: np.ndarray, names: Sequence[str] = PREVIOUS) -> dict[str, np.ndarray]:
+    """What a network that tracks reads besides uint8 `frame` [N, H, W, 3]: a frame before, and its heat.
+
+    The frame before is the same a little elsewhere, the heat that of 20 objects of many sizes.
+    """
+    count, height, width = frame.shape[:3]
+    rng = np.random.default_rng(0)
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+    heat = np.zeros((height, width), np.float32)
+    for y, x, deviation in rng.uniform((0, 0, 1), (height, width, height / 16), (20, 3)).round():
+        blob = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * deviation**2))
+        heat = np.maximum(heat, blob.astype(np.float32))
+    before, heat_input = names
+    return {
+        before: np.roll(frame, (4, -7), axis=(1, 2)),
+        heat_input: np.repeat(heat[None], count, axis=0),
+    }
+
+
 def is_own(model: onnx.ModelProto) -> bool:
     """Whether this project knows how to feed a model with pictures: it exported it, or it takes raw frames.
 
     A name proves nothing: half of all networks call their input `input`.
     """
     inputs = inputs_of(model)
-    if len(inputs) != 1:
+    names = {tensor.name for tensor in inputs}
+    if len(inputs) != 1 and names not in (
+        {contract.FRAME.name, *PREVIOUS},
+        {contract.RAW_INPUT, *RAW_PREVIOUS},
+    ):
         return False
     if inputs[0].name == contract.FRAME.name:
         return inputs[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    return inputs[0].name == contract.RAW_INPUT and _normalisation(model) is not None
+    return inputs[0].name == contract.RAW_INPUT and _description(model) is not None
 
 
 def from_pictures(
@@ -77,8 +105,8 @@ def from_pictures(
     """Feeds of one picture each.
 
     Args:
-        model: with one input: of this project `frame` (uint8 [N, H, W, 3]) or `input` (float [N, 3, H, W],
-            normalised as its description says), else any that `picture` fits.
+        model: of this project, with `frame` (uint8 [N, H, W, 3]) or `input` (float [N, 3, H, W], normalised
+            as its description says), and perhaps what `previous` makes; else with one that `picture` fits.
         paths: of the pictures.
         picture: what the input wants, for other networks.
 
@@ -96,7 +124,8 @@ def from_pictures(
     shape = [side.dim_value for side in tensor.type.tensor_type.shape.dim]
     is_frame = tensor.name == contract.FRAME.name
     frame_size = (shape[1], shape[2]) if is_frame else (shape[2], shape[3])
-    normalisation = _normalisation(model) or contract.COCO
+    description = _description(model)
+    fit = description.fit if description else "whole"
     for path in paths:
         try:
             image = decode(path.read_bytes())
@@ -105,20 +134,32 @@ def from_pictures(
         if picture is not None:
             yield {tensor.name: picture.prepare(image)[None]}
             continue
-        frame = warp(image, frame_size)
-        yield {tensor.name: frame[None] if is_frame else normalise(frame, normalisation)[None]}
+        frames = {tensor.name: warp(image, frame_size, fit=fit)[None]}
+        if len(inputs) > 1:
+            frames |= previous(frames[tensor.name], names=[entry.name for entry in inputs[1:]])
+        if not is_frame:
+            pixels = description.normalisation if description else contract.COCO
+            color = description.color if description else "bgr"
+            frames = {
+                name: normalise(array[0], pixels, color)[None] if array.ndim == 4 else array
+                for name, array in frames.items()
+            }
+        yield frames
 
 
-def _normalisation(model: onnx.ModelProto) -> contract.Normalisation | None:
+def _description(model: onnx.ModelProto) -> Description | None:
     try:
-        return onnx_files.description(model).normalisation
+        return onnx_files.description(model)
     except ValueError:  # not exported by this project, or edited
         return None
 
 
-def normalise(frame: np.ndarray, normalisation: contract.Normalisation = contract.COCO) -> np.ndarray:
-    """BGR uint8 [H, W, 3] to the float32 [3, H, W] of the raw-heads form."""
-    scaled = (frame.astype(np.float32) / 255 - normalisation.mean) / normalisation.std
+def normalise(
+    frame: np.ndarray, normalisation: contract.Normalisation = contract.COCO, color: str = "bgr"
+) -> np.ndarray:
+    """BGR uint8 [H, W, 3] to the float32 [3, H, W] of the raw-heads form, in the network's order `color`."""
+    pixels = frame if color == "bgr" else frame[..., ::-1]
+    scaled = (pixels.astype(np.float32) / 255 - normalisation.mean) / normalisation.std
     return scaled.transpose(2, 0, 1).astype(np.float32)
 
 
@@ -140,6 +181,8 @@ def noise(
                 values += _enlarge(rng.normal(0, 2 / cells**0.5, grid), shape)
         if dtypes[name] == np.uint8:
             values = np.clip(128 + 60 * values, 0, 255)
+        if name == PREVIOUS[1]:
+            values = np.clip(values, 0, 1)
         feed[name] = values.astype(dtypes[name])
     return feed
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
+from centernet_image.contract import SCORE_THRESHOLD
 from centernet_image.picture_tensor import PictureTensor
 
 from export.plan.provenance import Profiles
@@ -27,6 +28,23 @@ dynamic_batching {{
 """
 
 
+_STREAMS = """\
+# It waits for the others. One, so that its limit is the model's.
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+sequence_batching {{
+  # After so long without a frame a stream has ended: its next one has to start anew.
+  max_sequence_idle_microseconds: 10000000
+  # Frames of several streams go together, one of each at a time. More streams than max_streams, so that those
+  # beyond it are refused (UNAVAILABLE) rather than kept waiting for another's end.
+  oldest {{ max_candidate_sequences: 1024 }}
+}}
+# Streams whose last frame is kept, at a time.
+parameters {{ key: "max_streams" value {{ string_value: "64" }} }}
+# The default of the request parameter with the same name.
+parameters {{ key: "score_threshold" value {{ string_value: "{threshold}" }} }}
+"""
+
+
 def network(
     name: str, tensors: ModelTensors, *, max_batch: int, cpu: bool, profiles: Profiles | None = None
 ) -> str:
@@ -46,7 +64,7 @@ def network(
     lines.append(f'name: "{name}"')
     lines.append('backend: "onnxruntime"' if cpu else 'platform: "tensorrt_plan"')
     lines.append(f"max_batch_size: {max_batch}")
-    lines += _tensors(tensors.inputs, tensors.outputs, batched=max_batch > 0)
+    lines += tensor_lists(tensors.inputs, tensors.outputs, batched=max_batch > 0)
     lines.append(f"instance_group [ {{ kind: {'KIND_CPU count: 1' if cpu else 'KIND_GPU count: 2'} }} ]")
     text = "\n".join(lines) + "\n"
     if max_batch:
@@ -68,7 +86,7 @@ def preprocess(name: str, tensor: ModelTensor, picture: PictureTensor, *, max_ba
     made = ModelTensor(tensor.name, tensor.dtype, shape)
     lines = [f"{MARK}: encoded pictures to the network's input.", f'name: "{name}"', 'backend: "python"']
     lines.append(f"max_batch_size: {max_batch}")
-    lines += _tensors(inputs, [made, *outputs], batched=max_batch > 0)
+    lines += tensor_lists(inputs, [made, *outputs], batched=max_batch > 0)
     lines.append("instance_group [ { kind: KIND_CPU count: 1 } ]")
     text = "\n".join(lines) + "\n"
     if max_batch:
@@ -81,20 +99,34 @@ def preprocess(name: str, tensor: ModelTensor, picture: PictureTensor, *, max_ba
     return text
 
 
-def ensemble(name: str, tensors: ModelTensors, *, max_batch: int) -> str:
+def picture_ensemble(name: str, tensors: ModelTensors, *, max_batch: int) -> str:
     """The configuration that joins `NAME_preprocess` and `NAME_network`."""
-    inputs, sizes = ([each if max_batch else _alone(each)] for each in (IMAGE, IMAGE_SIZE))
+    inputs, sizes = ((each if max_batch else _alone(each),) for each in (IMAGE, IMAGE_SIZE))
     (fed,) = tensors.inputs
     outputs = [tensor.name for tensor in tensors.outputs]
+    steps = (
+        step(f"{name}_preprocess", ["image"], [fed.name, "image_size"]),
+        step(f"{name}_network", [fed.name], outputs),
+    )
+    own = ModelTensors(inputs, (*tensors.outputs, *sizes))
+    return ensemble(name, own, steps, max_batch=max_batch)
+
+
+def ensemble(name: str, tensors: ModelTensors, steps: Sequence[str], *, max_batch: int) -> str:
+    """The configuration of an ensemble: an encoded picture in, what is made of it out."""
     lines = [f"{MARK}: an encoded picture in, what the network makes of it out.", f'name: "{name}"']
     lines += ['platform: "ensemble"', f"max_batch_size: {max_batch}"]
-    lines += _tensors(inputs, [*tensors.outputs, *sizes], batched=max_batch > 0)
-    steps = (
-        _step(f"{name}_preprocess", ["image"], [fed.name, "image_size"]),
-        _step(f"{name}_network", [fed.name], outputs),
-    )
+    lines += tensor_lists(tensors.inputs, tensors.outputs, batched=max_batch > 0)
     lines += ["ensemble_scheduling {", "  step [", ",\n".join(steps), "  ]", "}"]
     return "\n".join(lines) + "\n"
+
+
+def streams(name: str, tensors: ModelTensors, *, max_batch: int) -> str:
+    """The configuration of the model that keeps the state of videos, one sequence each."""
+    lines = [f"{MARK}: a video's next picture in, its tracks out.", f'name: "{name}"', 'backend: "python"']
+    lines.append(f"max_batch_size: {max_batch}")
+    lines += tensor_lists(tensors.inputs, tensors.outputs, batched=True)
+    return "\n".join(lines) + "\n" + _STREAMS.format(threshold=SCORE_THRESHOLD)
 
 
 def _alone(tensor: ModelTensor) -> ModelTensor:
@@ -102,14 +134,18 @@ def _alone(tensor: ModelTensor) -> ModelTensor:
     return ModelTensor(tensor.name, tensor.dtype, tensor.shape[1:])
 
 
-def _step(model: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+def step(model: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+    """One of an ensemble's steps; its tensors keep their names."""
     # Names that a network shares with the pictures' tensors are its own.
     maps = [f'      input_map {{ key: "{name}" value: "{name}" }}' for name in inputs]
     maps += [f'      output_map {{ key: "{name}" value: "{name}" }}' for name in outputs]
     return "\n".join(["    {", f'      model_name: "{model}"', "      model_version: -1", *maps, "    }"])
 
 
-def _tensors(inputs: Iterable[ModelTensor], outputs: Iterable[ModelTensor], *, batched: bool) -> list[str]:
+def tensor_lists(
+    inputs: Iterable[ModelTensor], outputs: Iterable[ModelTensor], *, batched: bool
+) -> list[str]:
+    """The sections `input` and `output`."""
     lines = []
     for kind, tensors in (("input", inputs), ("output", outputs)):
         entries = ",\n".join(f"  {_tensor(tensor, batched=batched)}" for tensor in tensors)

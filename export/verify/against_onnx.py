@@ -12,7 +12,7 @@ from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from polygraphy.logger import G_LOGGER
 
-from export.verify import peaks
+from export.verify import peaks, rows
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -113,7 +113,7 @@ def with_heads(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a detector of ours with its raw heads among the outputs; any other model as it is."""
     produced = {name for node in model.graph.node for name in node.output}
     outputs = {output.name for output in model.graph.output}
-    if not {*peaks.OUTPUTS, peaks.HEAT, peaks.SIZE} <= produced:
+    if not {*peaks.OUTPUTS, peaks.HEAT, peaks.SIZE} <= produced or outputs & {*rows.FURTHER}:
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -159,14 +159,16 @@ def compare_outputs(
 ) -> list[Difference]:
     """Compares all outputs: detections with the heads expected, everything else value by value.
 
-    Without heads detections are compared as sets. Sets without a clear member show nothing, which is enough
-    only if there are other outputs. `rounded` widens the tolerance by what itself differs.
+    Without heads detections are compared as sets, and what else there is of each with its counterpart's. Sets
+    without a clear member show nothing, which is enough only if there are other outputs. `rounded` widens the
+    tolerance by what itself differs.
     """
     differences = []
     # Heads may be there for the detections' sake alone.
     names = [name for name in expected if name in actual or name not in contract.HEADS]
     if set(peaks.OUTPUTS) <= set(names):
-        names = [name for name in names if name not in peaks.OUTPUTS]
+        further = [name for name in names if name in rows.FURTHER]
+        names = [name for name in names if name not in (*peaks.OUTPUTS, *further)]
         agreement = _agreement(expected, actual, tolerance)
         allowed = tolerance.unmatched
         if rounded is not None:
@@ -175,6 +177,14 @@ def compare_outputs(
         batch = len(expected[contract.SCORES.name])
         facts = asdict(agreement)
         differences.append(Difference(output="detections", batch=batch, passed=passed, facts=facts))
+        for name in further:
+            beyond, worst = _beyond(name, expected, actual, tolerance)
+            allowed = tolerance.unmatched
+            if rounded is not None:
+                allowed = _widen(allowed, _beyond(name, expected, rounded, tolerance)[0])
+            passed = beyond <= allowed
+            facts = {"beyond": beyond, "worst of the others": worst}
+            differences.append(Difference(output=name, batch=batch, passed=passed, facts=facts))
     for name in names:
         relative = _relative(expected[name], actual[name])
         allowed = tolerance.relative
@@ -200,44 +210,9 @@ def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
 def _agreement(expected: Outputs, actual: Outputs, tolerance: Tolerance) -> peaks.Agreement:
     if {peaks.HEAT, peaks.SIZE} <= set(expected):
         return peaks.compare(actual, expected, score=tolerance.score, box_px=tolerance.box_px)
-    return compare_sets(expected, actual, tolerance)
+    return rows.match(expected, actual, score=tolerance.score, box_px=tolerance.box_px)[0]
 
 
-def compare_sets(
-    expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], tolerance: Tolerance
-) -> peaks.Agreement:
-    """Matches each expected detection with an actual one of its class, whatever their order.
-
-    Scores that are nearly equal change places, and the last of the K may be another one: a detection within
-    the tolerance of the last score needs no counterpart.
-
-    Args:
-        expected: `boxes` [N, K, 4], `scores` [N, K], `classes` [N, K].
-        actual: the same.
-        tolerance: for scores and boxes.
-    """
-    wanted = matched = 0
-    worst_score = worst_box = 0.0
-    arrays = [outputs[name] for outputs in (expected, actual) for name in peaks.OUTPUTS]
-    for boxes, scores, classes, other_boxes, other_scores, other_classes in zip(*arrays, strict=True):
-        score_gap = np.abs(scores[:, None] - other_scores[None])
-        box_gap = np.abs(boxes[:, None] - other_boxes[None]).max(axis=-1)
-        fits = (
-            (classes[:, None] == other_classes[None])
-            & (score_gap <= tolerance.score)
-            & (box_gap <= tolerance.box_px)
-        )
-        free = np.ones(len(other_scores), bool)
-        # fmax: else a NaN would leave nothing to compare.
-        for row in np.flatnonzero(scores > np.fmax(scores[-1], other_scores[-1]) + tolerance.score):
-            wanted += 1
-            candidates = np.flatnonzero(fits[row] & free)
-            if not len(candidates):
-                continue
-            best = candidates[np.argmin(box_gap[row, candidates])]
-            free[best] = False
-            matched += 1
-            worst_score = max(worst_score, float(score_gap[row, best]))
-            worst_box = max(worst_box, float(box_gap[row, best]))
-    unmatched = 1 - matched / wanted if wanted else 0.0
-    return peaks.Agreement(score=worst_score, box_px=worst_box, unmatched=unmatched, compared=wanted)
+def _beyond(name: str, expected: Outputs, actual: Outputs, tolerance: Tolerance) -> tuple[float, float]:
+    _, pairs = rows.match(expected, actual, score=tolerance.score, box_px=tolerance.box_px)
+    return rows.beyond(name, expected, actual, pairs, relative=tolerance.relative, box_px=tolerance.box_px)

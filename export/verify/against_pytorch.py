@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from export.errors import ExportError
 from export.graphs.rewrite import to_deform_conv
-from export.verify import peaks
+from export.tasks import DETECT, TASKS, outputs_of
+from export.verify import peaks, rows
 
 # All in standard deviations of a head's values. A wrong graph is off by whole ones.
 ROUNDING = 1e-4
@@ -37,6 +38,9 @@ LEAST_DEVIATION = 1e-2
 
 SCORE_TOLERANCE = 1e-5
 BOX_TOLERANCE_PIXELS = 0.01
+RELATIVE_TOLERANCE = 1e-4
+AT_A_LIMIT = 0.05
+"""Part of a task's rows that may be others: of cells as high as a neighbour, joints at a rule's limit."""
 
 Differences = dict[str, float]
 Outputs = dict[str, np.ndarray]
@@ -73,9 +77,14 @@ def _scene() -> np.ndarray:
 
 
 def compare(
-    model: onnx.ModelProto, module: nn.Module, inputs: np.ndarray, heads: Sequence[str]
+    model: onnx.ModelProto,
+    module: nn.Module,
+    feeds: Outputs,
+    heads: Sequence[str],
+    *,
+    task: str = DETECT,
 ) -> Differences:
-    """Runs `model` in ONNX Runtime and `module` in PyTorch on all `inputs` at once and on the first alone.
+    """Runs `model` in ONNX Runtime and `module` in PyTorch on all of `feeds` at once and on the first alone.
 
     The heads are held against PyTorch's; where they differ by more than a little, both are held against
     PyTorch's in float64. Detections are held against the heads that they came from: where two peaks are as
@@ -84,20 +93,22 @@ def compare(
     Args:
         model: With the raw heads among its outputs.
         module: What it was exported from.
-        inputs: The first dimension is the batch.
+        feeds: By the model's names of its inputs, in the module's order; the first dimension is the batch.
         heads: Names of the raw heads.
+        task: What the detections are of.
 
     Returns:
-        The largest difference of each head, absolute, and of `boxes` (pixels) and `scores` if there are any.
+        The largest difference of each head, absolute, of `boxes` (pixels) and `scores` if there are any, and
+        of the task's further outputs (see `rows.beyond`).
 
     Raises:
         ExportError: A difference is above the tolerance.
     """
     names = [output.name for output in model.graph.output]
     with _finite_offsets(module):
-        expected = _run(module, inputs, names)
-    found_in_batches = _run_onnx(model, (inputs, inputs[:1]))
-    exact = cache(lambda index: _run(deepcopy(module).double(), inputs[index : index + 1], names))
+        expected = _run(module, feeds, names)
+    found_in_batches = _run_onnx(model, (feeds, _picture(feeds, 0)))
+    exact = cache(lambda index: _run(deepcopy(module).double(), _picture(feeds, index), names))
     differences: Differences = {}
     for found in found_in_batches:
         for name in heads:
@@ -105,7 +116,7 @@ def compare(
                 _compare_head(name, found[name], expected[name][: len(found[name])], exact),
                 differences.get(name, 0.0),
             )
-        for name, difference in _compare_detections(found).items():
+        for name, difference in _compare_detections(found, heads, task).items():
             differences[name] = max(difference, differences.get(name, 0.0))
     return differences
 
@@ -130,7 +141,11 @@ def _finite_offsets(module: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _run_onnx(model: onnx.ModelProto, batches: Sequence[np.ndarray]) -> list[Outputs]:
+def _picture(feeds: Outputs, index: int) -> Outputs:
+    return {name: array[index : index + 1] for name, array in feeds.items()}
+
+
+def _run_onnx(model: onnx.ModelProto, batches: Sequence[Outputs]) -> list[Outputs]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
@@ -138,19 +153,18 @@ def _run_onnx(model: onnx.ModelProto, batches: Sequence[np.ndarray]) -> list[Out
             to_deform_conv(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         names = [output.name for output in session.get_outputs()]
-        (tensor,) = session.get_inputs()
-        return [dict(zip(names, session.run(names, {tensor.name: each}), strict=True)) for each in batches]
+        return [dict(zip(names, session.run(names, each), strict=True)) for each in batches]
     except Exception as error:  # ONNX Runtime's have no base of their own
         raise ExportError(
             f"check: ONNX Runtime cannot run the exported graph: {str(error).splitlines()[0]}"
         ) from error
 
 
-def _run(module: nn.Module, inputs: np.ndarray, names: Sequence[str]) -> Outputs:
-    tensor = torch.from_numpy(np.ascontiguousarray(inputs))
+def _run(module: nn.Module, feeds: Outputs, names: Sequence[str]) -> Outputs:
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in feeds.values()]
     weight = next(module.parameters())
     with torch.inference_mode():
-        outputs = module(tensor.to(weight.dtype) if tensor.is_floating_point() else tensor)
+        outputs = module(*(each.to(weight.dtype) if each.is_floating_point() else each for each in tensors))
     return dict(zip(names, (output.numpy() for output in outputs), strict=True))
 
 
@@ -197,11 +211,13 @@ def _compare_head(
     return difference
 
 
-def _compare_detections(found: Outputs) -> Differences:
+def _compare_detections(found: Outputs, heads: Sequence[str], task: str) -> Differences:
     if BOXES.name not in found:
         return {}
     far = np.float32(np.abs(found[BOXES.name]).max(initial=0))
     box_px = max(BOX_TOLERANCE_PIXELS, 4 * float(np.spacing(far)))
+    if task != DETECT:
+        return _compare_task(found, heads, task, box_px)
     agreement = peaks.compare(found, found, score=SCORE_TOLERANCE, box_px=box_px)
     if agreement.unmatched:
         raise ExportError(
@@ -209,3 +225,25 @@ def _compare_detections(found: Outputs) -> Differences:
             "not what the heads say, expected none"
         )
     return {BOXES.name: agreement.box_px, SCORES.name: agreement.score}
+
+
+def _compare_task(found: Outputs, heads: Sequence[str], task: str, box_px: float) -> Differences:
+    """The same for a task with more than boxes, against PyTorch's decode of ONNX Runtime's heads."""
+    decode = TASKS[task](found[SCORES.name].shape[1])
+    with torch.inference_mode():
+        outputs = decode({name: torch.from_numpy(found[name]) for name in heads})
+    expected = dict(zip(outputs_of(task), (output.numpy() for output in outputs), strict=True))
+    agreement, pairs = rows.match(expected, found, score=SCORE_TOLERANCE, box_px=box_px)
+    parts = {"boxes": agreement.unmatched}
+    differences = {BOXES.name: agreement.box_px, SCORES.name: agreement.score}
+    for name in outputs_of(task)[len(peaks.OUTPUTS) :]:
+        parts[name], differences[name] = rows.beyond(
+            name, expected, found, pairs, relative=RELATIVE_TOLERANCE, box_px=box_px
+        )
+    worst = max(parts, key=lambda name: parts[name])
+    if not parts[worst] <= AT_A_LIMIT:
+        raise ExportError(
+            f"check of the decode: {parts[worst]:.0%} of the {worst} are not what the heads say, expected at "
+            f"most {AT_A_LIMIT:.0%}"
+        )
+    return differences

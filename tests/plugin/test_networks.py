@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import exported
+import family
 import pytest
 import torch
+from centernet_image.contract import TASKS
 from toolchain_of_plugin import ROOT, find_library, find_tensorrt
 
+from export import tasks
 from export.networks import create
 
 
@@ -27,13 +30,28 @@ def onnx_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("target", ["SM86", "SM120"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_network_builds(onnx_file: Path, precision: str, target: str, batch: str, tmp_path: Path) -> None:
-    find_tensorrt("rtx")
-    library = find_library("rtx")
-    options = ["--target", target, "--precision", precision, "--batch", batch, "--plugin", library]
-    command = [sys.executable, "-m", "export.to_plan", onnx_file, tmp_path / "model.plan", *options]
-    result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    plan = build(onnx_file, tmp_path, "--target", target, "--precision", precision, "--batch", batch)
     assert (tmp_path / "model.plan").stat().st_size > 1 << 20
-    plan = json.loads((tmp_path / "model.json").read_text())["plan"]
     assert plan["precision"] == precision
     assert plan["compute_capability"] == {"SM86": "8.6", "SM120": "12.0"}[target]
+
+
+@pytest.mark.parametrize("name", family.NETWORKS)
+def test_every_task_builds(name: str, tmp_path: Path) -> None:
+    size = "{}x{}".format(*family.SIZE)
+    onnx_file = exported.export(family.write(tmp_path / "x.pth", name), "--input-size", size, "--top-k", "20")
+    plan = build(onnx_file, tmp_path, "--target", "SM86", "--precision", "fp16", "--batch", "1,2,4")
+    task = family.NETWORKS[name].task
+    found = {kind: [tensor["name"] for tensor in plan["tensors"][kind]] for kind in ("inputs", "outputs")}
+    assert found["inputs"] == ["frame", *(tensor.name for tensor in TASKS[task].inputs)]
+    assert found["outputs"] == tasks.outputs_of(task)
+
+
+def build(onnx_file: Path, folder: Path, *options: str) -> dict:
+    """Makes model.plan in `folder`; returns what its description says of it."""
+    find_tensorrt("rtx")
+    plugin = ["--plugin", find_library("rtx")]
+    command = [sys.executable, "-m", "export.to_plan", onnx_file, folder / "model.plan", *options, *plugin]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads((folder / "model.json").read_text())["plan"]

@@ -32,8 +32,8 @@ def case():
     frames = against_pytorch.pictures(*SIZE)
     model = torch_export.trace(
         torch_export.fold_batch_norm(detector),
-        torch.from_numpy(frames[:2]),
-        input_name="frame",
+        [torch.from_numpy(frames[:2])],
+        input_names=["frame"],
         output_names=["boxes", "scores", "classes", *HEADS],
     )
     return detector, model, frames
@@ -41,7 +41,7 @@ def case():
 
 def test_rounding_of_the_network_itself_is_no_mistake(case):
     detector, model, frames = case
-    differences = against_pytorch.compare(model, detector, frames, HEADS)
+    differences = against_pytorch.compare(model, detector, {"frame": frames}, HEADS)
     deviation = detector(torch.from_numpy(frames))[3].std().item()
     assert differences["hm"] > 5e-3 * deviation, "nothing to forgive"
     assert differences["wh"] < 1e-4
@@ -51,9 +51,9 @@ def test_float64_is_computed_only_where_it_is_needed(case, monkeypatch):
     _, model, frames = case
     precise = []
     monkeypatch.setattr(against_pytorch, "deepcopy", lambda module: precise.append(1) or deepcopy(module))
-    against_pytorch.compare(model, case[0], frames, ("reg", "wh"))
+    against_pytorch.compare(model, case[0], {"frame": frames}, ("reg", "wh"))
     assert not precise
-    against_pytorch.compare(model, case[0], frames, HEADS)
+    against_pytorch.compare(model, case[0], {"frame": frames}, HEADS)
     assert len(precise) <= 2  # one picture for each batch
 
 
@@ -112,7 +112,7 @@ def test_a_wrong_graph_of_a_noisy_network_is_refused(case, fault, message):
     fault(wrong)
     assert wrong != model
     with pytest.raises(ExportError, match=message) as error:
-        against_pytorch.compare(wrong, detector, frames, HEADS)
+        against_pytorch.compare(wrong, detector, {"frame": frames}, HEADS)
     assert "\n" not in str(error.value)
 
 
@@ -125,7 +125,7 @@ def test_values_that_grow_beyond_float32_are_named(case):
     with pytest.raises(
         ExportError, match=r"network\.deconv_layers\.0\.conv_offset_mask gives values that are"
     ):
-        against_pytorch.compare(case[1], detector, case[2], HEADS)
+        against_pytorch.compare(case[1], detector, {"frame": case[2]}, HEADS)
 
 
 def heads(noise, *, seed):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from export.detector import Decode
 from export.graphs import torch_export
+from export.tasks.detect import Detect
 
 HEIGHT, WIDTH, CLASSES, TOP_K = 5, 7, 3, 6
 
@@ -42,11 +42,10 @@ class Packed(nn.Module):
 
     def __init__(self, sizes, top_k):
         super().__init__()
-        self.sizes, self.decode = sizes, Decode(top_k)
+        self.sizes, self.decode = sizes, Detect(top_k)
 
     def forward(self, heads):
-        hm, wh, *reg = heads.split(self.sizes, 1)
-        return self.decode(hm, wh, reg[0] if reg else None)
+        return self.decode(dict(zip(("hm", "wh", "reg"), heads.split(self.sizes, 1), strict=False)))
 
 
 @functools.cache
@@ -55,7 +54,7 @@ def session(classes, wh, reg, height=HEIGHT, width=WIDTH, top_k=TOP_K):
     module = Packed(sizes, top_k)
     example = torch.zeros(2, sum(sizes), height, width)
     model = torch_export.trace(
-        module, example, input_name="heads", output_names=["boxes", "scores", "classes"]
+        module, [example], input_names=["heads"], output_names=["boxes", "scores", "classes"]
     )
     assert [node.op_type for node in model.graph.node if not node.name.startswith("decode/")] == ["Split"]
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]), module

@@ -1,7 +1,15 @@
 import cv2
 import numpy as np
 import pytest
-from centernet_image.geometry import boxes_to_frame, boxes_to_image, frame_transform, warp
+from centernet_image.contract import FITS
+from centernet_image.geometry import (
+    boxes_to_frame,
+    boxes_to_image,
+    frame_transform,
+    points_to_image,
+    vectors_to_image,
+    warp,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,16 +45,63 @@ def test_picture_fits_and_is_centred(image_size, frame_size):
 
 
 @settings(deadline=None)
-@given(st.lists(sizes, min_size=1, max_size=4), frames, st.integers(0, 2**32 - 1))
-def test_round_trip_of_a_batch(image_sizes, frame_size, seed):
+@given(st.lists(sizes, min_size=1, max_size=4), frames, st.sampled_from(FITS), st.integers(0, 2**32 - 1))
+def test_round_trip_of_a_batch(image_sizes, frame_size, fit, seed):
     batch = np.array(image_sizes, np.int32)
     boxes = np.random.default_rng(seed).uniform(-100, 6100, (len(batch), 5, 4)).astype(np.float32)
-    there = boxes_to_frame(boxes, batch, frame_size)
-    np.testing.assert_allclose(boxes_to_image(there, batch, frame_size), boxes, rtol=1e-4, atol=0.05)
+    there = boxes_to_frame(boxes, batch, frame_size, fit)
+    # Float32 in the frame, which may be far smaller than the picture.
+    np.testing.assert_allclose(boxes_to_image(there, batch, frame_size, fit), boxes, rtol=1e-3, atol=0.5)
     for one, size, moved in zip(boxes, image_sizes, there, strict=True):
-        matrix = frame_transform(size, frame_size)
+        matrix = frame_transform(size, frame_size, fit)
         points = np.concatenate([one.reshape(-1, 2), np.ones((10, 1))], axis=1)
         np.testing.assert_allclose(moved.reshape(-1, 2), points @ matrix.T, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_points_and_vectors_of_any_rank(fit):
+    sizes, frame_size = np.array([[300, 500], [500, 200]]), (64, 96)
+    points = np.random.default_rng(0).uniform(0, 90, (2, 5, 17, 2)).astype(np.float32)
+    there, lengths = (to(points, sizes, frame_size, fit) for to in (points_to_image, vectors_to_image))
+    for n, size in enumerate(sizes):
+        matrix = frame_transform(tuple(size), frame_size, fit)
+        np.testing.assert_allclose(there[n] @ matrix[:, :2].T + matrix[:, 2], points[n], atol=1e-3)
+        np.testing.assert_allclose(lengths[n] @ matrix[:, :2].T, points[n], atol=1e-3)
+
+
+def test_a_fit_of_the_width_loses_rows():
+    """CenterNet's `ddd`: one scale, the width's, and centre on centre."""
+    matrix = frame_transform((600, 800), (192, 640), "width")
+    np.testing.assert_allclose(matrix, [[0.8, 0, 0], [0, 0.8, 192 / 2 - 0.8 * 300]])
+    image = np.full((600, 800, 3), 9, np.uint8)
+    image[250:350] = 200
+    frame = warp(image, (192, 640), fit="width")
+    assert (frame[[0, 20, 170, 191]] == 9).all()
+    assert (frame[60:130] == 200).all()
+
+
+@pytest.mark.parametrize("image_size", [(600, 900), (900, 600), (33, 700), (61, 97), (97, 61), (608, 1088)])
+def test_a_letterbox_is_the_originals(image_size):
+    """FairMOT's own steps, with its rounding; every pixel of the picture's copy has its place."""
+    (height, width), frame_size = image_size, (64, 96)
+    ratio = min(frame_size[0] / height, frame_size[1] / width)
+    inner = round(height * ratio), round(width * ratio)
+    missing = (frame_size[0] - inner[0]) / 2, (frame_size[1] - inner[1]) / 2
+    (top, bottom), (left, right) = ((round(d - 0.1), round(d + 0.1)) for d in missing)
+    image = np.random.default_rng(0).integers(0, 256, (*image_size, 3), np.uint8)
+    resized = cv2.resize(image, inner[::-1], interpolation=cv2.INTER_AREA)
+    expected = cv2.copyMakeBorder(resized, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(127.5,) * 3)
+    out = np.full((*frame_size, 3), 7, np.uint8)
+    assert warp(image, frame_size, out, "letterbox") is out
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(warp(image, frame_size, fit="letterbox"), expected)
+    corners = frame_transform(image_size, frame_size, "letterbox") @ [[0, width], [0, height], [1, 1]]
+    np.testing.assert_allclose(corners, [[left, left + inner[1]], [top, top + inner[0]]])
+
+
+def test_an_unknown_fit_is_refused():
+    with pytest.raises(ValueError, match="fit: found 'stretch', expected whole, width or letterbox"):
+        frame_transform((10, 10), (64, 96), "stretch")
 
 
 def test_picture_of_the_frames_size_is_unchanged():

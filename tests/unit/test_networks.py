@@ -61,6 +61,16 @@ def test_deeper_backbones_equal_torchvision(depth):
     torch.testing.assert_close(found[0], expected)
 
 
+def test_mobilenetv2s_backbone_equals_torchvision():
+    backbone = tiny.network("mobilenetv2", width=1).base
+    theirs = torchvision.models.mobilenet_v2(weights=None).features[:18].eval()
+    state = backbone.state_dict().values()  # under other names, in the same order
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), state, strict=True)))
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone(image)[-1], theirs(image))
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_output_has_stride_4_and_any_batch(arch):
     with torch.inference_mode():

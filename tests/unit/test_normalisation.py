@@ -26,7 +26,7 @@ OWN = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 1.0))
 @pytest.mark.parametrize(
     ("mean", "std", "expected"),
     [
-        (None, None, COCO),
+        (None, None, None),
         ("coco", None, COCO),
         ("imagenet", None, IMAGENET),
         (None, "imagenet", IMAGENET),

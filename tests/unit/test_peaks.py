@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.detector import Decode
+from export.tasks.detect import Detect
 from export.verify import peaks
 
 CLASSES, SIZE, TOP_K = 5, (24, 32), 40
@@ -28,7 +28,7 @@ def make_heads(*, pictures=3, wh=2, reg=True, gain=1.0, seed=0):
 
 def decode(heads):
     tensors = {name: torch.from_numpy(head) for name, head in heads.items()}
-    outputs = Decode(TOP_K)(tensors["hm"], tensors["wh"], tensors.get("reg"))
+    outputs = Detect(TOP_K)(tensors)
     return {name: output.numpy().copy() for name, output in zip(peaks.OUTPUTS, outputs, strict=True)}
 
 

@@ -29,7 +29,9 @@ from export.verify import against_pytorch
 ROOT = Path(__file__).parents[2]
 SIZE = (64, 96)
 DEFAULTS = (to_onnx.FORMS[0], to_onnx.DCN_OPS[0])
-DCN_LAYERS = {"dla_34": 16, "dlav0_34": 0} | {arch: 3 for arch in ARCHITECTURES if arch.startswith("resdcn")}
+DCN_LAYERS = {"dla_34": 16, "dlav0_34": 0, "mobilenetv2": 0} | {
+    arch: 3 for arch in ARCHITECTURES if arch.startswith("resdcn")
+}
 ORIGINALS = ("dla_34", "dlav0_34", "resdcn_18", "resdcn_101")
 # The other depths of resdcn are the same code.
 COMBINATIONS = [
@@ -172,7 +174,7 @@ def test_two_exports_are_equal_to_the_byte(exported):
     assert first == second
 
 
-OTHER_HEADS = [{"hm": 3, "wh": 2}, {"hm": 3, "reg": 2, "wh": 6}, {"hm": 1, "reg": 2, "wh": 2, "id": 4}]
+OTHER_HEADS = [{"hm": 3, "wh": 2}, {"hm": 3, "reg": 2, "wh": 6}, {"hm": 1, "reg": 2, "wh": 2, "depth": 4}]
 
 
 @pytest.mark.parametrize("heads", OTHER_HEADS)
@@ -213,6 +215,7 @@ def test_command_line(tmp_path, capsys):
         "std": [0.289, 0.274, 0.278],
         "task": "detect",
         "fit": "whole",
+        "color": "bgr",
     }
     assert onnx_files.description(model) == Description.of(
         facts | {"checkpoint_sha256": checkpoint.load(source).sha256}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from export import checkpoint
-from export.detector import Decode
 from export.networks.dcn import DCN
+from export.tasks.detect import Detect
 from training import train
 from training.data import Coins
 from training.losses import WH_WEIGHT, centernet_loss, focal_loss
@@ -45,7 +45,7 @@ def batch(targets):
 def test_decoded_targets_are_the_boxes(targets):
     """What the network learns is what the served graph decodes."""
     heads = as_heads(targets)
-    boxes, scores, classes = Decode(len(BOXES))(heads["hm"], heads["wh"], heads["reg"])
+    boxes, scores, classes = Detect(len(BOXES))(heads)
     assert (scores > 0.99).all()
     order = np.lexsort((boxes[0, :, 0].numpy(),))
     expected = np.lexsort((BOXES[:, 0],))

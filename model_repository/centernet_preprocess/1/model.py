@@ -19,12 +19,12 @@ class TritonPythonModel:
         self.network = ServedNetwork(args, pb_utils.is_model_ready)
         self.args = args
         self.preprocessor = None
-        self._take(self.network.at_start.input_size)
+        self._take(self.network.at_start)
 
     def execute(self, requests):
         """Answers each request with its frames, or with the first error among its own pictures."""
         try:
-            self._take(self.network.description().input_size)
+            self._take(self.network.description())
         except (OSError, ValueError) as error:
             failure = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
             return [pb_utils.InferenceResponse(error=failure) for _ in requests]
@@ -42,10 +42,11 @@ class TritonPythonModel:
         """Ends the threads."""
         self.preprocessor.close()
 
-    def _take(self, frame_size):
-        """Makes the preprocessor anew for a network of another frame size."""
+    def _take(self, description):
+        """Makes the preprocessor anew for a network of another frame size or fit."""
+        frame_size, fit = description.input_size, description.fit
         if self.preprocessor is not None:
-            if self.preprocessor.frame_size == frame_size:
+            if (self.preprocessor.frame_size, self.preprocessor.fit) == (frame_size, fit):
                 return
             self.preprocessor.close()
         parameters = self.network.parameters
@@ -54,6 +55,7 @@ class TritonPythonModel:
         self.preprocessor = create(
             frame_size,
             Limits(**limits),
+            fit=fit,
             device=parameters.get("device", "auto"),
             gpu_id=int(self.args["model_instance_device_id"]) if gpu else None,
             max_batch=json.loads(self.args["model_config"])["max_batch_size"],

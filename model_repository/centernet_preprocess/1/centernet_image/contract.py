@@ -23,7 +23,7 @@ SCORE_THRESHOLD = 0.3
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What a network was trained on: (pixel / 255 - mean) / std, by channel in the frame's order, BGR."""
+    """What a network was trained on: (pixel / 255 - mean) / std, by channel in the network's order."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -43,7 +43,13 @@ HEADS = ("hm", "reg", "wh")
 """Outputs of the raw-heads ONNX form, in this order."""
 
 RAW_INPUT = "input"
-"""Input of the raw-heads ONNX form: FP32 [3, H, W], normalised BGR."""
+"""Input of the raw-heads ONNX form: FP32 [3, H, W], normalised, in the network's order of channels."""
+
+RAW_PREVIOUS = "previous_input"
+"""The same of the frame before, for networks that read it."""
+
+COLORS = ("bgr", "rgb")
+"""Orders of the channels that a network reads; the frame is BGR for all."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,6 @@ DETECTION_CLASSES = Tensor("detection_classes", "INT32", (-1,))
 DETECTION_LABELS = Tensor("detection_labels", "STRING", (-1,))
 
 DETECTIONS = (NUM_DETECTIONS, DETECTION_BOXES, DETECTION_SCORES, DETECTION_CLASSES, DETECTION_LABELS)
-
-MODELS: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {
-    "centernet": ((IMAGE,), DETECTIONS),
-    "centernet_frames": ((FRAME, IMAGE_SIZE), DETECTIONS),
-    "centernet_preprocess": ((IMAGE,), (FRAME, IMAGE_SIZE)),
-    "centernet_network": ((FRAME,), (BOXES, SCORES, CLASSES)),
-    "centernet_postprocess": ((BOXES, SCORES, CLASSES, IMAGE_SIZE), DETECTIONS),
-}
-"""Inputs and outputs of each model of the repository."""
 
 FITS = ("whole", "width", "letterbox")
 """How a picture is laid into the frame.
@@ -149,6 +146,29 @@ TASKS = {
     ),
 }
 """By name; every network is one of them."""
+
+
+def models(name: str, task: Task) -> dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """Inputs and outputs of each model that serves a task under `name`.
+
+    The network's last model has the peaks of a picture, its size and the task's `requests` as inputs. With
+    inputs of its own (`Task.inputs`), the network wants a stream: `name` then is no ensemble but keeps them.
+    """
+    peaks = (BOXES, SCORES, CLASSES, *task.peaks)
+    answers = (*DETECTIONS, *task.answers)
+    served = {
+        name: ((IMAGE, *task.requests), answers),
+        f"{name}_preprocess": ((IMAGE,), (FRAME, IMAGE_SIZE)),
+        f"{name}_network": ((FRAME, *task.inputs), peaks),
+        f"{name}_postprocess": ((*peaks, IMAGE_SIZE, *task.requests), answers),
+    }
+    if task.inputs:
+        del served[f"{name}_postprocess"]
+    return served
+
+
+MODELS = models("centernet", TASKS["detect"]) | {"centernet_frames": ((FRAME, IMAGE_SIZE), DETECTIONS)}
+"""Of the detector's repository."""
 
 COCO_CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),

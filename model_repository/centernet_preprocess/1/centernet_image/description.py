@@ -9,9 +9,8 @@ from typing import Any
 
 from centernet_image.contract import COCO, Normalisation
 
-NETWORK = "centernet_network"
 TEXTS = ("arch", "form", "checkpoint_sha256")
-TEXTS_OF_LATER_FILES = ("task", "fit")
+TEXTS_OF_LATER_FILES = ("task", "fit", "color")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,8 @@ class Description:
         std: Normalisation's, by channel.
         task: One of `contract.TASKS`.
         fit: How pictures are laid into its frame: one of `contract.FITS`.
+        color: The order of channels that the network reads, and `mean` and `std` have: one of
+            `contract.COLORS`. The frame is BGR for all.
     """
 
     classes: tuple[str, ...]
@@ -41,6 +42,7 @@ class Description:
     std: tuple[float, ...] = COCO.std
     task: str = "detect"
     fit: str = "whole"
+    color: str = "bgr"
 
     @classmethod
     def read(cls, path: Path) -> "Description":
@@ -79,6 +81,7 @@ class Description:
             std=tuple(map(float, facts.get("std", COCO.std))),
             task=str(facts.get("task", "detect")),
             fit=str(facts.get("fit", "whole")),
+            color=str(facts.get("color", "bgr")),
         )
 
     @classmethod
@@ -125,6 +128,7 @@ class ServedNetwork:
     only if there are several to choose from; a description is read again when its file changes.
 
     Attributes:
+        name: Its own: a Python model NAME_preprocess, NAME_postprocess or NAME belongs to NAME_network.
         parameters: The Python model's own, as text.
         at_start: The description of the version that is likely to be served.
     """
@@ -144,7 +148,9 @@ class ServedNetwork:
         config = json.loads(args["model_config"])
         self.parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         self._is_ready = is_ready
-        self._folder = Path(args["model_repository"]).parent / NETWORK
+        own = Path(args["model_repository"])
+        self.name = f"{own.name.removesuffix('_preprocess').removesuffix('_postprocess')}_network"
+        self._folder = own.parent / self.name
         given = self.parameters.get("network_description")
         self._given = Path(given) if given else None
         self._read: dict[Path, tuple[tuple[int, int], Description]] = {}
@@ -163,7 +169,7 @@ class ServedNetwork:
         if len(versions) == 1:
             self._version = versions[0]
         elif versions:
-            ready = (each for each in versions if self._is_ready(NETWORK, str(each)))
+            ready = (each for each in versions if self._is_ready(self.name, str(each)))
             # None while the network is loaded anew: what is still in flight came from the one before.
             self._version = next(ready, self._version)
         return self._describe(self._version)

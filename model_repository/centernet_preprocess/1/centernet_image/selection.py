@@ -34,6 +34,7 @@ def select(
     frame_size: tuple[int, int],
     thresholds: np.ndarray | float,
     labels: np.ndarray,
+    fit: str = "whole",
 ) -> Detections:
     """Keeps the scores at or above a threshold and takes their boxes back to the pictures.
 
@@ -45,6 +46,7 @@ def select(
         frame_size: Height and width of the frame.
         thresholds: One for all, or [N, 1].
         labels: object [C]: each class's name as bytes.
+        fit: How the pictures lie in the frame, one of `contract.FITS`.
 
     Raises:
         ValueError: A class has no name, or there are not as many boxes, scores and classes.
@@ -59,9 +61,23 @@ def select(
     # A prefix even if the network did not sort, so that `num` always says which rows count.
     num = (scores >= thresholds).sum(axis=1, dtype=np.int32, keepdims=True)
     beyond = np.arange(scores.shape[1]) >= num
-    found = Detections(
-        num, boxes_to_image(boxes, image_sizes, frame_size), scores.copy(), classes.copy(), labels[classes]
-    )
+    boxes = boxes_to_image(boxes, image_sizes, frame_size, fit)
+    found = Detections(num, boxes, scores.copy(), classes.copy(), labels[classes])
     for array, empty in zip(found[1:], (0, 0, 0, b""), strict=True):
         array[beyond] = empty
     return found
+
+
+def score_threshold(value: object) -> float:
+    """A threshold from what a request or a configuration says.
+
+    Raises:
+        ValueError: It is no number from 0 to 1.
+    """
+    try:
+        threshold = float("nan" if isinstance(value, bool) else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        threshold = float("nan")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"score_threshold: found {value!r}, expected a number from 0 to 1")
+    return threshold

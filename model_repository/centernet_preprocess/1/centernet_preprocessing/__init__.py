@@ -24,7 +24,15 @@ class Prepared(NamedTuple):
 
 
 class Preprocessor(Protocol):
-    """What prepares batches; `close` ends its threads."""
+    """What prepares batches; `close` ends its threads.
+
+    Attributes:
+        frame_size: Height and width of the frames.
+        fit: How pictures are laid into them.
+    """
+
+    frame_size: tuple[int, int]
+    fit: str
 
     def prepare(self, pictures: Sequence[bytes]) -> Prepared:
         """Decodes pictures and lays each into a frame; never raises for a picture's sake."""
@@ -37,6 +45,7 @@ def create(
     frame_size: tuple[int, int],
     limits: Limits,
     *,
+    fit: str = "whole",
     device: str,
     gpu_id: int | None,
     max_batch: int,
@@ -49,6 +58,7 @@ def create(
     Args:
         frame_size: Height and width of the frames.
         limits: For each picture.
+        fit: How pictures are laid into the frame, one of `contract.FITS`; a letterbox is made on the CPU.
         device: `cpu`; `gpu`, with which a GPU that cannot be used is an error; or `auto`.
         gpu_id: The GPU that this instance is for, None for none.
         max_batch: Pictures in a batch, at most.
@@ -64,12 +74,14 @@ def create(
         raise ValueError(f"device: found {device!r}, expected auto, cpu or gpu")
     from centernet_preprocessing.cpu.preprocessor import CpuPreprocessor
 
-    cpu = CpuPreprocessor(frame_size, limits)
+    cpu = CpuPreprocessor(frame_size, limits, fit)
     if device == "cpu" or (device == "auto" and gpu_id is None):
         return cpu
     try:
         if gpu_id is None:
             raise RuntimeError("Triton gave this instance no GPU")
+        if fit == "letterbox":
+            raise RuntimeError("a letterbox is resized by area, which only the CPU does")
         if missing := [name for name in GPU_PACKAGES if not _found(name)]:
             raise RuntimeError(f"no Python package {' and no '.join(missing)}")
         from centernet_preprocessing.gpu.preprocessor import GpuPreprocessor

@@ -21,8 +21,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 class CpuPreprocessor:
     """Decodes and warps the pictures of a batch in parallel."""
 
-    def __init__(self, frame_size: tuple[int, int], limits: Limits) -> None:
-        self.frame_size, self.limits = frame_size, limits
+    def __init__(self, frame_size: tuple[int, int], limits: Limits, fit: str = "whole") -> None:
+        self.frame_size, self.limits, self.fit = frame_size, limits, fit
         # One picture's memory serves the next. Otherwise the system takes it back, and clears each page again
         # when it is asked for: half of the decoding's time.
         libc = ctypes.CDLL(None)
@@ -36,7 +36,7 @@ class CpuPreprocessor:
         frame = np.zeros((*frame_size, 3), np.uint8)
         for data in (b"no picture", *(cv2.imencode(end, frame)[1].tobytes() for end in (".jpg", ".png"))):
             with suppress(ImageError):
-                warp(decode(data), frame_size)
+                warp(decode(data), frame_size, fit=fit)
 
     def prepare(self, pictures: Sequence[bytes]) -> Prepared:
         """See `centernet_preprocessing.Preprocessor`; the frames are in the host's memory."""
@@ -60,7 +60,7 @@ class CpuPreprocessor:
     def _prepare(self, picture: bytes, frame: np.ndarray) -> tuple[int, int] | Exception:
         try:
             image = decode(picture, self.limits)
-            warp(image, self.frame_size, out=frame)
+            warp(image, self.frame_size, frame, self.fit)
             return image.shape[0], image.shape[1]
         except Exception as error:
             return error

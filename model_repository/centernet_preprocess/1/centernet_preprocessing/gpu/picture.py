@@ -21,22 +21,29 @@ PICTURE = np.dtype(
 
 
 def describe(
-    size: tuple[int, int], frame_size: tuple[int, int], *, pixels: int, pitch: int, frame: int
+    size: tuple[int, int],
+    frame_size: tuple[int, int],
+    fit: str = "whole",
+    *,
+    pixels: int,
+    pitch: int,
+    frame: int,
 ) -> tuple[float, ...]:
     """One element of an array of `PICTURE`.
 
     Args:
         size: The picture's height and width.
         frame_size: Of the frames.
+        fit: "whole" or "width": the kernel has one scale for both directions.
         pixels: Address of its first pixel, RGB.
         pitch: Bytes from one of its rows to the next.
         frame: Which of the batch's frames it becomes.
     """
-    return (pixels, pitch, *size, *_place(size, frame_size), frame)
+    return (pixels, pitch, *size, *_place(size, frame_size, fit), frame)
 
 
 @lru_cache(maxsize=1024)
-def _place(size: tuple[int, int], frame_size: tuple[int, int]) -> tuple[float, float, float]:
-    matrix = frame_transform(size, frame_size)
+def _place(size: tuple[int, int], frame_size: tuple[int, int], fit: str) -> tuple[float, float, float]:
+    matrix = frame_transform(size, frame_size, fit)
     scale = float(matrix[0, 0])
     return 1 / scale, -float(matrix[0, 2]) / scale, -float(matrix[1, 2]) / scale

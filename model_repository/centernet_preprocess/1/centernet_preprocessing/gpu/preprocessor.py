@@ -41,7 +41,7 @@ class GpuPreprocessor:
         host_frames: bool = False,
         check_scans: bool = True,
     ) -> None:
-        self.frame_size, self.limits, self.cpu = frame_size, limits, cpu
+        self.frame_size, self.limits, self.cpu, self.fit = frame_size, limits, cpu, cpu.fit
         self.check_scans = check_scans
         # The kernel is compiled once in each process's life; the container's file system is read-only.
         os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")
@@ -141,7 +141,7 @@ class GpuPreprocessor:
         # No strides: no gap between its rows.
         pitch = interface["strides"][0] if interface.get("strides") else 3 * width
         pixels = interface["data"][0]
-        return describe((height, width), self.frame_size, pixels=pixels, pitch=pitch, frame=index)
+        return describe((height, width), self.frame_size, self.fit, pixels=pixels, pitch=pitch, frame=index)
 
     def _warm_up(self, max_batch: int) -> None:
         """Has the libraries take what they need, and says so if they cannot work here."""

@@ -1,0 +1,137 @@
+"""Pictures of videos to tracks: asks the network, and keeps what it wants of the frame before.
+
+export.to_repository puts this file into a repository. Triton's sequence batcher hands over one frame of a
+video at a time, and frames of several videos together.
+"""
+
+import asyncio
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from centernet_image import readiness, tasks
+from centernet_image.contract import BOXES, FRAME, IMAGE, IMAGE_SIZE, TASKS
+from centernet_image.description import ServedNetwork
+from centernet_image.selection import score_threshold
+from centernet_image.streams import Streams, TooManyError
+from centernet_image.tasks.tracks import heat
+
+PEAKS = [*tasks.DETECTOR, *(tensor.name for tensor in TASKS["tracks"].peaks)]
+PREVIOUS_FRAME, PREVIOUS_HEAT = (tensor.name for tensor in TASKS["tracks"].inputs)
+
+
+class FailedError(Exception):
+    """What another model answered in place of tensors.
+
+    Triton's Python backend gives its words, but not its status (24.10).
+    """
+
+    @property
+    def code(self):
+        """The status that the words are of."""
+        text = str(self)
+        if "image: " in text:
+            return pb_utils.TritonError.INVALID_ARG
+        overload = any(words in text for words in ("maximum queue size", "timeout expired"))
+        return pb_utils.TritonError.UNAVAILABLE if overload else pb_utils.TritonError.INTERNAL
+
+
+class TritonPythonModel:
+    """Handles one frame of each of several videos at the same time."""
+
+    def initialize(self, args):
+        """Reads the default threshold, the limits of streams and the class names."""
+        config = json.loads(args["model_config"])
+        self.network = ServedNetwork(args, pb_utils.is_model_ready)
+        self.preprocess = f"{args['model_name']}_preprocess"
+        parameters = self.network.parameters
+        self.threshold = score_threshold(parameters.get("score_threshold"))
+        self.outputs = [tensor["name"] for tensor in config["output"]]
+        self.family = pb_utils.MetricFamily(
+            name="centernet_streams",
+            description="Videos that a model keeps the last frame of",
+            kind=pb_utils.MetricFamily.GAUGE,
+        )
+        self.gauge = self.family.Metric(labels={"model": args["model_name"]})
+        self.streams = Streams(
+            max_streams=int(parameters["max_streams"]),
+            idle_s=int(config["sequence_batching"]["max_sequence_idle_microseconds"]) / 1e6,
+            count=self.gauge.increment,
+        )
+
+    async def execute(self, requests):
+        """Answers each request with its frame's tracks, or with its own error."""
+        return await asyncio.gather(*map(self._respond, requests))
+
+    def is_ready(self):
+        """Asked by Triton for its own readiness; the 24.10 of the CPU's environment does not ask."""
+        return readiness.is_ready()
+
+    def finalize(self):
+        """Ends the threads."""
+        self.streams.close()
+        del self.gauge  # before its family
+
+    async def _respond(self, request):
+        flags = request.flags()
+        start = bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START)
+        end = bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END)
+        try:
+            with self.streams.frame(request.correlation_id(), start=start, end=end) as stream:
+                found = await self._track(request, stream)
+        except FailedError as error:
+            return _error(error, error.code)
+        except ValueError as error:
+            return _error(error, pb_utils.TritonError.INVALID_ARG)
+        except (OSError, TooManyError) as error:
+            return _error(error, pb_utils.TritonError.UNAVAILABLE)
+        except Exception as error:
+            return _error(repr(error), pb_utils.TritonError.INTERNAL)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, found[name]) for name in self.outputs])
+
+    async def _track(self, request, stream):
+        """The frame's answers; the stream changes last, so that a frame that fails leaves it as it was."""
+        parameters = request.parameters()
+        given = json.loads(parameters) if "score_threshold" in parameters else {}
+        threshold = score_threshold(given.get("score_threshold", self.threshold))
+        image = pb_utils.get_input_tensor_by_name(request, IMAGE.name)
+        frame, image_size = await _ask(self.preprocess, [image], [FRAME.name, IMAGE_SIZE.name])
+        description = self.network.description()
+        before = stream.frame
+        if before is None or before.shape != frame.shape:  # the first, or the network has changed
+            before, boxes = frame, np.zeros((0, 4), np.float32)
+        else:
+            boxes = stream.boxes
+        inputs = {
+            FRAME.name: frame,
+            PREVIOUS_FRAME: before,
+            PREVIOUS_HEAT: heat(boxes, description.input_size)[None],
+        }
+        tensors = [pb_utils.Tensor(*tensor) for tensor in inputs.items()]
+        answers = dict(zip(PEAKS, await _ask(self.network.name, tensors, PEAKS), strict=True))
+        labels = np.array([name.encode() for name in description.classes], object)
+        found = tasks.answer(
+            tasks.Peaks(answers, image_size, description), thresholds=threshold, labels=labels
+        )
+        count = int(found["num_detections"][0, 0])
+        names = ("detection_boxes", "detection_classes", "centers", "displacements")
+        ids = np.zeros((1, len(found["detection_classes"][0])), np.int32)
+        ids[0, :count] = stream.tracker.update(*(found[name][0, :count] for name in names))
+        stream.frame, stream.boxes = frame.copy(), answers[BOXES.name][0, :count].copy()
+        return found | {"detection_tracks": ids}
+
+
+async def _ask(model, inputs, outputs):
+    """What another model makes of inputs, in the host's memory."""
+    host = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+    request = pb_utils.InferenceRequest(
+        model_name=model, inputs=inputs, requested_output_names=outputs, preferred_memory=host
+    )
+    response = await request.async_exec()
+    if response.has_error():
+        raise FailedError(response.error().message())
+    return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
+
+
+def _error(error, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

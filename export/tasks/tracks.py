@@ -1,0 +1,40 @@
+"""Detections that say where they were in the frame before: CenterTrack."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from centernet_image.contract import Normalisation
+from torch import Tensor
+
+from export.tasks import peaks
+from export.tasks.task import Heads, Task
+
+
+class Tracks(Task):
+    """Boxes and the displacements of their centres: Zhou et al., "Tracking Objects as Points", 2020."""
+
+    normalisation = Normalisation((0.40789654, 0.44719302, 0.47026115), (0.28863828, 0.27408164, 0.27809835))
+    names: ClassVar = {**Task.names, 1: ("person",)}
+
+    @classmethod
+    def channels(cls, heads: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """`ltrb_amodal`, whose box is around the cell, takes the place of `wh` and `reg`."""
+        if "ltrb_amodal" in heads:
+            return {"ltrb_amodal": (4,), "tracking": (2,)}
+        return {"wh": (2, 2 * heads["hm"]), "reg": (2, 0), "tracking": (2,)}
+
+    def forward(self, heads: Heads) -> tuple[Tensor, ...]:
+        """Boxes, scores, classes, centers [N, K, 2] of the peaks' cells, displacements [N, K, 2]."""
+        found = peaks.find(heads["hm"], self.top_k)
+        if "ltrb_amodal" in heads:
+            boxes = found.place.repeat(1, 2, 1) + found.read(heads["ltrb_amodal"])
+        else:
+            size = found.size(heads["wh"]).clamp(min=0)
+            boxes = peaks.box_around(found.centre(heads.get("reg")), size)
+        return (
+            peaks.in_pixels(boxes),
+            found.scores,
+            found.classes,
+            peaks.in_pixels(found.place),
+            peaks.in_pixels(found.read(heads["tracking"])),
+        )
