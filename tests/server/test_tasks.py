@@ -42,8 +42,8 @@ def networks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def repository(networks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("family") / "repository"
-    for name, onnx in networks.items():
-        family.write_repository(name, onnx, folder)
+    for name, model in networks.items():
+        family.write_repository(name, model, folder)
     family.write_repository("hasty", networks["tracks"], folder)
     # Of one, streams never go idle here, however slow the machine; of the other, soon.
     for name, idle_us in {"tracks": 10**9, "hasty": 10**6}.items():
