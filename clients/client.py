@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -324,6 +325,6 @@ class AsyncCenterNetClient:
                 region.registered = False
                 raise UnavailableError(str(error)) from error
             # It has forgotten the sequence, or never got the first picture: the sequence begins here, then.
-            if step and not step.start and "START" in str(error):
+            if step and not step.start and re.search("START flag|sequence_start", str(error)):
                 return await self._attempt(model, inputs, threshold, region, step._replace(start=True))
             raise
