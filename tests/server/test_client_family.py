@@ -6,7 +6,7 @@ from pathlib import Path
 
 import clips
 import cv2
-import family
+import fixed_answers
 import numpy as np
 import pytest
 from gateway import running
@@ -31,11 +31,11 @@ BOXES_3D = {
 @pytest.fixture(scope="session")
 def family_server(serve, tmp_path_factory: pytest.TempPathFactory):
     repository = tmp_path_factory.mktemp("family")
-    family.make(repository, "keypoints", {"detection_keypoints": POINTS})
-    family.make(repository, "keypoints", {"detection_keypoints": POINTS}, name="keypoints_network")
-    family.make(repository, "boxes3d", BOXES_3D)
-    family.make(repository, "embeddings", {"detection_embeddings": EMBEDDINGS})
-    family.make(repository, "tracks", {"detection_tracks": np.array([0, 100], np.int32)})
+    fixed_answers.make(repository, "keypoints", {"detection_keypoints": POINTS})
+    fixed_answers.make(repository, "keypoints", {"detection_keypoints": POINTS}, name="keypoints_network")
+    fixed_answers.make(repository, "boxes3d", BOXES_3D)
+    fixed_answers.make(repository, "embeddings", {"detection_embeddings": EMBEDDINGS})
+    fixed_answers.make(repository, "tracks", {"detection_tracks": np.array([0, 100], np.int32)})
     return serve(repository)
 
 
@@ -147,7 +147,7 @@ def test_evaluation_of_key_points(run, capsys, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     (images / "a.png").write_bytes(PLAIN)
-    boxes = family.ANSWERS["detection_boxes"]
+    boxes = fixed_answers.ANSWERS["detection_boxes"]
     annotations = [
         {
             "image_id": 1,
