@@ -12,7 +12,7 @@ import pytest
 import reference
 import tiny
 import torch
-from centernet_image.contract import STRIDE, TASKS
+from centernet_image.contract import COCO_CLASSES, STRIDE, TASKS
 
 from export import checkpoint, tasks, to_onnx
 from export.errors import ExportError, UsageError
@@ -343,3 +343,22 @@ def test_pictures_are_laid_as_the_task_says(tmp_path):
     height, width = family.SIZE
     rows = feed["frame"][0, :, width // 2, 0]
     assert (rows[0], rows[height // 2], rows[-1]) == (128, 255, 128)
+
+
+CENTERPOSE = {"hm": 1, "wh": 2, "hps": 16, "reg": 2, "hm_hp": 8, "hp_offset": 2, "scale": 3}
+
+
+@pytest.mark.parametrize(
+    ("heads", "inputs", "task", "names"),
+    [
+        (CENTERPOSE, 1, "keypoints", None),
+        ({"hm": 1, "wh": 2, "hps": 34}, 1, "keypoints", ("person",)),
+        ({"hm": 3, "dep": 1, "rot": 8, "dim": 3}, 1, "boxes3d", ("pedestrian", "car", "cyclist")),
+        ({"hm": 1, "wh": 2, "reg": 2, "id": 512}, 1, "embeddings", ("person",)),
+        ({"hm": 80, "wh": 2, "reg": 2, "tracking": 2}, 3, "tracks", COCO_CLASSES),
+        ({"hm": 2, "wh": 4}, 1, "detect", None),
+    ],
+)
+def test_tasks_are_known_by_their_heads(heads, inputs, task, names):
+    assert tasks.choose(heads, inputs=inputs) == task
+    assert tasks.TASKS[task].labels(heads) == names
