@@ -94,7 +94,7 @@ def run(
 def _run(command: Sequence[str], concurrency: int, model: str, url: str, seconds: float) -> Load:
     window_ms = max(int(1000 * seconds / WINDOWS / WINDOW_STRETCH), 1)
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(4):
+        for _ in range(6):
             # The files of an ensemble's models lie where it runs.
             further = ["--concurrency-range", str(concurrency), "-p", str(window_ms), "-f", "load.csv"]
             done = subprocess.run([*command, *further], cwd=folder, capture_output=True, text=True)

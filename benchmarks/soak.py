@@ -25,19 +25,14 @@ from tritonclient.grpc import InferenceServerClient, model_config_pb2
 from benchmarks import memory, networks, report, soak_load, soak_pictures
 from benchmarks.report import BenchmarkError
 from benchmarks.triton_server import running
-from clients.errors import CenterNetError
 from export.errors import ExportError
 from server import launcher
 
 CHECKPOINT = str(networks.ROOT / "demo" / "coins.pth")
-CANCELLABLE = (2, 59)
-"""The first Triton (25.06) that outlives gRPC clients that leave: its fixes #7840, #8078 and #8220."""
-
 CAPACITY_S = 10.0
 QUEUES = ("centernet_preprocess", networks.NETWORK)
 MOST_GROWTH = 0.01
 FEWEST_SAMPLES = 30
-IN_FLIGHT_PER_PLACE = 1.25
 
 
 @dataclass
@@ -112,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 repository = networks.repository(onnx, Path(folder) / "model_repository")
             with running(repository) as server:
                 result = soak(server, seconds=60 * options.minutes, load=options.load)
-    except (BenchmarkError, CenterNetError, ExportError) as error:
+    except (BenchmarkError, ExportError) as error:
         print(f"benchmarks.soak: {error}", file=sys.stderr)
         return 1
     facts = {"environment": environment, "minutes": options.minutes, "load": options.load} | result.facts()
@@ -147,15 +142,16 @@ def soak(
 async def _soak(
     server: launcher.Server, seconds: float, load: float, drawn: list[bytes], capacity_s: float
 ) -> Result:
-    places, version = _facts(server.grpc_url)
-    async with soak_load.Load(server, cancels=version >= CANCELLABLE) as client:
+    async with soak_load.Load(server.grpc_url, server.http_url) as client:
         pictures = await client.ask(drawn)
-        damaged = [soak_pictures.Picture(picture[: len(picture) // 2]) for picture in drawn]
+        damaged = [
+            soak_pictures.Picture(soak_pictures.make_request(picture[: len(picture) // 2], 0.5))
+            for picture in drawn
+        ]
         capacity = await client.capacity(pictures, seconds=capacity_s)
-        result = Result(capacity, places, client.outcomes)
+        result = Result(capacity, _places(server.grpc_url), client.outcomes)
         end = asyncio.Event()
-        most = int(IN_FLIGHT_PER_PLACE * result.places)
-        run = asyncio.create_task(client.run(pictures, damaged, rate=load * capacity, most=most, end=end))
+        run = asyncio.create_task(client.run(pictures, damaged, rate=load * capacity, end=end))
         # Memory rises until the queues are full, and all that they hold has been replaced.
         begin = time.monotonic()
         while client.outcomes.counts[soak_load.FULL] < 2 * result.places and time.monotonic() - begin < 60:
@@ -175,12 +171,10 @@ async def _soak(
         return result
 
 
-def _facts(url: str) -> tuple[int, tuple[int, ...]]:
-    """How many requests preprocess and network hold (the postprocess is to hold up none); its version."""
+def _places(url: str) -> int:
+    """How many requests preprocess and network hold; the postprocess is to hold up none."""
     with InferenceServerClient(url) as client:
-        version = client.get_server_metadata().version
-        found = sum(places(client.get_model_config(name).config) for name in QUEUES)
-        return found, tuple(map(int, version.split(".")[:2]))
+        return sum(places(client.get_model_config(name).config) for name in QUEUES)
 
 
 def places(config: model_config_pb2.ModelConfig) -> int:

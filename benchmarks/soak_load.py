@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import grpc
 import numpy as np
 from centernet_image import contract
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from benchmarks.soak_pictures import Picture, rows, same, threshold_between
-from clients import AsyncCenterNetClient, RetryPolicy
-from clients.errors import CenterNetError, RejectedError, UnavailableError
-from server import launcher
+from benchmarks.soak_pictures import MODEL, Picture, detections, make_request, same, threshold_between
 
 ANSWERED, WRONG, DAMAGED, VANISHED = "answered", "answered wrongly", "damaged, refused", "vanished"
 FULL, LATE = "Exceeds maximum queue size", "Request timeout expired"
@@ -24,6 +23,12 @@ UNEXPLAINED = "without an answer or a reason"
 DAMAGED_SHARE = VANISHING_SHARE = 0.01
 SILENCE_S = 300.0
 """Far longer than a request may wait in all queues together."""
+
+MOST_IN_FLIGHT = 4000
+"""Beyond this no more is sent: the server has stopped refusing."""
+
+CANCELLABLE = (2, 59)
+"""The first Triton (25.06) that outlives gRPC clients that leave: its fixes #7840, #8078 and #8220."""
 
 BUSY = 8
 """Requests in flight that keep a server busy without a queue."""
@@ -50,19 +55,24 @@ class Outcomes:
 
 
 class Load:
-    """Requests to one server; a context manager.
+    """Requests to one server, over several connections; a context manager.
+
+    Not by the project's client: what it costs for each request would be waiting, too, under such a load.
 
     Args:
-        server: The server.
-        cancels: Whether clients leave in the midst of gRPC calls, too.
+        grpc_url: host:port.
+        http_url: host:port.
+        connections: Of gRPC.
     """
 
-    def __init__(self, server: launcher.Server, *, cancels: bool) -> None:
-        patience = RetryPolicy(retries=0, timeout_s=SILENCE_S, deadline_s=SILENCE_S)
-        self._client = AsyncCenterNetClient(server.grpc_url, retry=patience)
-        self._http = server.http_url
+    def __init__(self, grpc_url: str, http_url: str, *, connections: int = 4) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        self._channels = [grpc.aio.insecure_channel(grpc_url, options) for _ in range(connections)]
+        self._stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in self._channels]
+        self._host, _, port = http_url.rpartition(":")
+        self._port = int(port)
         self._random = np.random.default_rng(0)
-        self._ways = ["half", "whole", *(["call"] if cancels else [])]
+        self._ways = ["half", "whole"]
         self._tasks: set[asyncio.Task[None]] = set()
         self.outcomes = Outcomes()
 
@@ -70,83 +80,88 @@ class Load:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+        for channel in self._channels:
+            await channel.close()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait for what becomes of them."""
+        return len(self._tasks)
 
     async def ask(self, pictures: Sequence[bytes]) -> list[Picture]:
         """The pictures with their answers, asked one by one."""
+        server = await self._stubs[0].ServerMetadata(service_pb2.ServerMetadataRequest())
+        if tuple(map(int, server.version.split(".")[:2])) >= CANCELLABLE:
+            self._ways.append("call")
         asked = []
         for data in pictures:
-            everything = await self._client.detect(data, threshold=0.0)
-            threshold = threshold_between(everything.scores)
-            asked.append(Picture(data, threshold, rows(await self._client.detect(data, threshold=threshold))))
+            everything = detections(await self._stubs[0].ModelInfer(make_request(data, 0.0)))
+            request = make_request(data, threshold_between(everything[:, 4]))
+            asked.append(Picture(request, detections(await self._stubs[0].ModelInfer(request))))
         return asked
 
     async def capacity(self, pictures: Sequence[Picture], *, seconds: float) -> float:
         """Pictures that the server answers in a second."""
-        begin, answered = time.monotonic(), 0
+        end, answered = time.monotonic() + seconds, 0
 
-        async def worker() -> None:
+        async def worker(stub: service_pb2_grpc.GRPCInferenceServiceStub) -> None:
             nonlocal answered
-            while time.monotonic() < begin + seconds:
-                await self._client.detect(self._any(pictures).data)
+            while time.monotonic() < end:
+                await stub.ModelInfer(self._any(pictures).request)
                 answered += 1
 
-        await asyncio.gather(*(worker() for _ in range(BUSY)))
+        begin = time.monotonic()
+        await asyncio.gather(*(worker(self._stubs[i % len(self._stubs)]) for i in range(BUSY)))
         return answered / (time.monotonic() - begin)
 
     async def run(
-        self,
-        pictures: Sequence[Picture],
-        damaged: Sequence[Picture],
-        *,
-        rate: float,
-        most: int,
-        end: asyncio.Event,
+        self, pictures: Sequence[Picture], damaged: Sequence[Picture], *, rate: float, end: asyncio.Event
     ) -> None:
-        """Sends `rate` requests a second until `end`, whatever the server takes; then waits for the last.
-
-        While `most` are in flight none is sent: where a busy machine reads them late, they would wait in
-        sockets, and that wait would be taken for the server's.
-        """
+        """Sends `rate` requests a second until `end`, whatever the server takes; then waits for the last."""
         begin, sent = time.monotonic(), 0
         while not end.is_set():
             for _ in range(sent, int((time.monotonic() - begin) * rate)):
                 sent += 1
-                if len(self._tasks) < most:
-                    chance = self._random.random()
-                    if chance < VANISHING_SHARE:
-                        request = self._vanish(self._any(pictures))
-                    else:
-                        request = self._ask(self._any(damaged if chance > 1 - DAMAGED_SHARE else pictures))
-                    task = asyncio.create_task(request)
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                if len(self._tasks) < MOST_IN_FLIGHT:
+                    self._send(pictures, damaged)
             await asyncio.sleep(0.005)
         await asyncio.gather(*self._tasks)
+
+    def _send(self, pictures: Sequence[Picture], damaged: Sequence[Picture]) -> None:
+        chance = self._random.random()
+        if chance < VANISHING_SHARE:
+            request = self._vanish(self._any(pictures))
+        else:
+            request = self._request(self._any(damaged if chance > 1 - DAMAGED_SHARE else pictures))
+        task = asyncio.create_task(request)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _any(self, pictures: Sequence[Picture]) -> Picture:
         return pictures[int(self._random.integers(len(pictures)))]
 
-    async def _ask(self, picture: Picture) -> None:
+    async def _request(self, picture: Picture) -> None:
+        stub = self._stubs[int(self._random.integers(len(self._stubs)))]
         begin = time.monotonic()
         try:
-            found = await self._client.detect(picture.data, threshold=picture.threshold)
-        except CenterNetError as error:
+            response = await stub.ModelInfer(picture.request, timeout=SILENCE_S)
+        except grpc.aio.AioRpcError as error:
             self.outcomes.counts[self._refusal(error, picture)] += 1
             return
         self.outcomes.answered.append((begin, time.monotonic()))
-        right = picture.expected is not None and same(rows(found), picture.expected)
+        right = picture.expected is not None and same(detections(response), picture.expected)
         self.outcomes.counts[ANSWERED if right else WRONG] += 1
 
-    def _refusal(self, error: CenterNetError, picture: Picture) -> str:
-        if isinstance(error, RejectedError) and picture.expected is None:
+    def _refusal(self, error: grpc.aio.AioRpcError, picture: Picture) -> str:
+        details = error.details() or ""
+        if error.code() is grpc.StatusCode.INVALID_ARGUMENT and picture.expected is None:
             return DAMAGED
-        if isinstance(error, UnavailableError):
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
             for reason in (FULL, LATE):
-                if reason in str(error):
+                if reason in details:
                     return reason
         if len(self.outcomes.unexplained) < 5:
-            self.outcomes.unexplained.append(f"{type(error).__name__}: {error}")
+            self.outcomes.unexplained.append(f"{error.code().name}: {details}")
         return UNEXPLAINED
 
     async def _vanish(self, picture: Picture) -> None:
@@ -155,27 +170,26 @@ class Load:
         how = self._random.choice(self._ways)
         soon_s = self._random.uniform(0, 0.5)
         if how == "call":
-            with suppress(TimeoutError, CenterNetError):
-                await asyncio.wait_for(self._client.detect(picture.data), soon_s)
+            call = self._stubs[0].ModelInfer(picture.request)
+            await asyncio.sleep(soon_s)
+            call.cancel()
             return
-        data = self._http_request(picture.data)
-        host, _, port = self._http.rpartition(":")
+        data = self._http(picture)
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(SILENCE_S):
-                _, writer = await asyncio.open_connection(host, int(port))
+                _, writer = await asyncio.open_connection(self._host, self._port)
                 writer.write(data[: len(data) // 2] if how == "half" else data)
                 await writer.drain()
                 await asyncio.sleep(soon_s)
                 writer.transport.abort()
 
-    def _http_request(self, data: bytes) -> bytes:
-        """As a client writes it, which could not stop in the midst of it."""
-        body = len(data).to_bytes(4, "little") + data
+    def _http(self, picture: Picture) -> bytes:
+        (body,) = picture.request.raw_input_contents
         image = {"name": contract.IMAGE.name, "datatype": "BYTES", "shape": [1, 1]}
         header = json.dumps({"inputs": [image | {"parameters": {"binary_data_size": len(body)}}]}).encode()
         lines = (
-            "POST /v2/models/centernet/infer HTTP/1.1",
-            f"Host: {self._http}",
+            f"POST /v2/models/{MODEL}/infer HTTP/1.1",
+            f"Host: {self._host}",
             f"Content-Length: {len(header) + len(body)}",
             f"Inference-Header-Content-Length: {len(header)}",
         )

@@ -1,11 +1,14 @@
-"""Pictures for a soak, and how the answers of a quiet server are compared with those of a busy one."""
+"""Pictures for a soak, and the answers of a quiet server to them."""
 
+import struct
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from centernet_image import contract
+from tritonclient.grpc import service_pb2
 
-from clients.detections import Detections
+MODEL = "centernet"
 
 SIZES = {(64, 48): 4, (320, 240): 6, (640, 480): 6, (1280, 960): 4, (1920, 1080): 2, (4000, 3000): 1}
 """Width and height, pixels: how many pictures of each."""
@@ -16,10 +19,9 @@ BOX_PX, SCORE = 1.0, 0.01
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded picture, the threshold to ask with, and the quiet server's answer; None: it is damaged."""
+    """A request, and the quiet server's answer: rows of x1 y1 x2 y2, score, class. None: it is damaged."""
 
-    data: bytes
-    threshold: float = 0.5
+    request: service_pb2.ModelInferRequest
     expected: np.ndarray | None = None
 
 
@@ -32,15 +34,31 @@ def draw(sizes: dict[tuple[int, int], int]) -> list[bytes]:
         for x, y, radius, grey in random.integers((40, 40, 15, 120), (600, 440, 40, 256), (12, 4)).tolist():
             cv2.circle(image, (x, y), radius, (grey, grey, grey), cv2.FILLED, cv2.LINE_AA)
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        image = cv2.add(image, random.integers(0, 12, image.shape, np.uint8))
+        noise = random.integers(0, 12, image.shape, np.uint8)
+        image = cv2.add(image, noise)
         end = (".jpg", ".png", ".webp")[len(pictures) % 3] if size[0] < 1000 else ".jpg"
         pictures.append(cv2.imencode(end, image)[1].tobytes())
     return pictures
 
 
-def rows(found: Detections) -> np.ndarray:
+def make_request(picture: bytes, threshold: float) -> service_pb2.ModelInferRequest:
+    """A request for the detections in one encoded picture."""
+    request = service_pb2.ModelInferRequest(model_name=MODEL)
+    request.inputs.add(name=contract.IMAGE.name, datatype="BYTES", shape=[1, 1])
+    request.raw_input_contents.append(struct.pack("<I", len(picture)) + picture)
+    request.parameters["score_threshold"].string_param = repr(threshold)
+    return request
+
+
+def detections(response: service_pb2.ModelInferResponse) -> np.ndarray:
     """Rows of x1 y1 x2 y2, score, class."""
-    return np.column_stack([found.xyxy, found.scores, found.class_ids])
+    found = dict(zip((o.name for o in response.outputs), response.raw_output_contents, strict=True))
+    count, boxes, scores, classes = (
+        np.frombuffer(found[tensor.name], np.int32 if tensor.dtype == "INT32" else np.float32)
+        for tensor in contract.DETECTIONS
+        if tensor.dtype != "STRING"
+    )
+    return np.column_stack([boxes.reshape(-1, 4), scores, classes])[: count[0]]
 
 
 def threshold_between(scores: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """Clients of the CenterNet ensembles: `from clients import CenterNetClient`."""
 
-from clients.client import Answer, AsyncCenterNetClient, CenterNetClient
+from clients.blocking import CenterNetClient
+from clients.client import Answer, AsyncCenterNetClient
 from clients.detections import Detections
 from clients.errors import (
     CenterNetError,

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clients.errors import CenterNetError
 
 Id = int | str
@@ -25,12 +27,14 @@ class Annotations:
         path: The file.
         image_ids: Of each picture's file name, in the file's order; names have forward slashes.
         category_ids: Of each class name. COCO's 80 classes have ids up to 90; names know nothing of the gaps.
+        joints: How many key points an object has; 0 if there are none.
         left_out: What of the annotations does not count, and why, in a sentence; mostly empty.
     """
 
     path: Path
     image_ids: dict[str, Id]
     category_ids: dict[str, Id]
+    joints: int = 0
     left_out: str = ""
 
     @classmethod
@@ -59,7 +63,7 @@ class Annotations:
             # Some tools list a group under the name of its only class.
             if other is None or category["id"] in used:
                 categories[name] = category["id"]
-        return cls(path, images, categories, content["left_out"])
+        return cls(path, images, categories, content["joints"], content["left_out"])
 
     def category_id(self, name: str) -> Id | None:
         """The id of a class name, however its accents are encoded; None if there is none."""
@@ -90,8 +94,8 @@ def load(path: Path) -> dict[str, Any]:
 
     Images and categories are as in the file, their ids whole numbers wherever they are written as one.
     Annotations are what pycocotools expects: with ids from 1 (it takes id 0 for "no match"), `iscrowd`
-    and `area`. Those with an empty box, or of images or categories that the file does not list, are left
-    out; `left_out` says how many.
+    and `area`; if any has key points, all have x, y, visibility of `joints` of them. Those with an empty
+    box, or of images or categories that the file does not list, are left out; `left_out` says how many.
 
     Raises:
         CenterNetError: It is missing, or not in COCO's form.
@@ -130,6 +134,7 @@ def load(path: Path) -> dict[str, Any]:
         "images": images,
         "categories": categories,
         "annotations": annotations,
+        "joints": _fill_key_points(path, annotations),
         "left_out": left_out,
     }
 
@@ -190,7 +195,42 @@ def _annotation(entry: dict[str, Any], images: set[Id], categories: set[Id]) -> 
     if not 0 < area < math.inf:
         area = box[2] * box[3]
     crowd = int(entry.get("iscrowd") or 0)
-    return {**ids, "bbox": box, "area": area, "iscrowd": crowd}, "with an empty box" * (min(box[2:]) <= 0)
+    made: dict[str, Any] = {**ids, "bbox": box, "area": area, "iscrowd": crowd}
+    if entry.get("keypoints"):
+        made["keypoints"] = _key_points(entry["keypoints"])
+    return made, "with an empty box" * (min(box[2:]) <= 0)
+
+
+def _key_points(values: list[Any]) -> np.ndarray:
+    """Key points [J, 3] as COCO has them: x, y and visibility, 0 for what is not labelled.
+
+    Args:
+        values: Flat or one list a point; null for what is not labelled. Tools leave the visibility out.
+    """
+    flat = np.array(values, np.float64).ravel()
+    triples, pairs = flat.size % 3 == 0, flat.size % 2 == 0
+    if np.ndim(values) == 2:
+        triples, pairs = len(values[0]) == 3, len(values[0]) == 2
+    elif triples and pairs:  # Who writes visibilities writes 0, 1 and 2.
+        triples = bool(np.isin(flat[2::3], (0, 1, 2)).all())
+    if not triples and not pairs:
+        raise ValueError(f"found {flat.size} numbers of key points, expected x, y, visibility of each")
+    points = flat.reshape(-1, 3) if triples else np.insert(flat.reshape(-1, 2), 2, 2, axis=1)
+    points[~np.isfinite(points).all(1)] = 0
+    return points
+
+
+def _fill_key_points(path: Path, annotations: list[dict[str, Any]]) -> int:
+    """Gives all of them `keypoints` and `num_keypoints` if any has some; how many there are."""
+    counts = {len(one["keypoints"]) for one in annotations if "keypoints" in one}
+    if len(counts) > 1:
+        raise CenterNetError(f"{path} has objects with {' and '.join(map(str, sorted(counts)))} key points")
+    joints = counts.pop() if counts else 0
+    for one in annotations if joints else ():
+        points = one.get("keypoints", np.zeros((joints, 3)))
+        one["num_keypoints"] = int((points[:, 2] > 0).sum())
+        one["keypoints"] = points.ravel().tolist()
+    return joints
 
 
 def numbers_first(key: Id) -> tuple[bool, Id]:

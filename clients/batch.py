@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from clients import options, output
-from clients.client import CenterNetClient
+from clients.blocking import CenterNetClient
 from clients.errors import CenterNetError, UnavailableError
 from clients.transport import PORTS
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
-import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import nullcontext
+from itertools import repeat
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from centernet_image import contract
 
+from clients import tensors
 from clients.detections import Detections
 from clients.errors import (
     CenterNetError,
@@ -26,6 +25,7 @@ from clients.errors import (
 from clients.pictures import Picture, normalized
 from clients.retry import RetryPolicy, with_retries
 from clients.shared_memory import Region, RegionPool
+from clients.tensors import Signature, Step
 from clients.transport import TRANSPORTS, Tls, Transport
 
 LOGGER = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class AsyncCenterNetClient:
     """Detects objects through a Triton server, from asyncio.
 
     Encoded pictures go to the ensemble `model`, which decodes them on the server. Pixels are warped to the
-    network's size here and go to the ensemble `<model>_frames`.
+    network's size here and go to the ensemble `<model>_frames` if `model` is a plain detector; otherwise they
+    are encoded.
 
     Args:
         url: `host:port` of the server.
@@ -55,6 +56,7 @@ class AsyncCenterNetClient:
         tls: Encrypts the connection.
         headers: Sent with every request, for example an API key.
         shared_memory: `none`, `system` or `cuda`: how a picture reaches a server on the same machine.
+        camera: For models that answer 3-D boxes: the projection from metres to pixels, [3, 4].
 
     Raises:
         SharedMemoryError: `cuda`, and there is no GPU.
@@ -71,15 +73,18 @@ class AsyncCenterNetClient:
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
         shared_memory: str = "none",
+        camera: np.ndarray | None = None,
     ) -> None:
         self.url = url
         self.model = model
         self.concurrency = concurrency
+        self.camera = camera
         self._protocol = protocol
         self._retry = retry or RetryPolicy()
         self._transport: Transport = TRANSPORTS[protocol](url, tls=tls, headers=headers or {})
         self._regions = None if shared_memory == "none" else RegionPool(shared_memory, self._transport)
         self._frame_size: tuple[int, int] | None = None
+        self._signature: Signature | None = None
         self._away = False
 
     async def __aenter__(self) -> AsyncCenterNetClient:
@@ -140,10 +145,8 @@ class AsyncCenterNetClient:
 
     async def infer(self, model: str, inputs: Mapping[contract.Tensor, np.ndarray]) -> Any:
         """Asks any model of the server; answers tritonclient's result. Raises as `detect` does."""
-        tensors = [self._input(tensor, array.shape) for tensor, array in inputs.items()]
-        for tensor, array in zip(tensors, inputs.values(), strict=True):
-            tensor.set_data_from_numpy(array)
-        return await self._with_retries(lambda: self._attempt(model, tensors, None, None))
+        filled = [tensors.filled(self._transport.tensors, *pair) for pair in inputs.items()]
+        return await self._with_retries(lambda: self._attempt(model, filled, None, None, None))
 
     async def control(self, method: str, model: str) -> None:
         """`load_model` or `unload_model`, if the server lets this client; without retries.
@@ -162,7 +165,20 @@ class AsyncCenterNetClient:
             self._frame_size = height, width
         return self._frame_size
 
-    async def detect(self, picture: Picture, *, threshold: float | None = None) -> Detections:
+    async def signature(self) -> Signature:
+        """What `model` takes and answers; asked once."""
+        if self._signature is None:
+            self._signature = Signature.of(await self.metadata(self.model))
+        return self._signature
+
+    async def detect(
+        self,
+        picture: Picture,
+        *,
+        threshold: float | None = None,
+        camera: np.ndarray | None = None,
+        step: Step | None = None,
+    ) -> Detections:
         """Finds the objects in one picture.
 
         Args:
@@ -170,21 +186,34 @@ class AsyncCenterNetClient:
                 [height, width, 3] in BGR order, grey uint8 [height, width] or [height, width, 1], a Pillow
                 image.
             threshold: Lowest score to answer, instead of the server's own.
+            camera: Of this picture, instead of the client's own.
+            step: Its place in a sequence, for models that remember the picture before; alone by default.
 
         Raises:
             PictureError: `picture` is none of these. It is a TypeError and a ValueError, too.
-            RejectedError: The server cannot decode the picture, or does not know the model.
+            RejectedError: The server cannot decode the picture, or does not know the model; or a camera is
+                missing, or not wanted.
             UnavailableError: No server answered, retries included.
             DeadlineError: No answer in time, retries included.
         """
         given = picture if isinstance(picture, bytes) else await asyncio.to_thread(normalized, picture)
+        signature = await self.signature()
+        camera = self.camera if camera is None else camera
+        signature.check_camera(camera)
+        if isinstance(given, np.ndarray) and not signature.takes_frames:
+            given = await asyncio.to_thread(tensors.encoded, given)
         model = self.model if isinstance(given, bytes) else f"{self.model}_frames"
         inputs, payload = await self._inputs(given)
+        if camera is not None:
+            projection = np.asarray(camera, np.float32)[np.newaxis]
+            inputs.append(tensors.filled(self._transport.tensors, tensors.CAMERA, projection))
+        if signature.remembers:
+            step = step or Step.alone()
         async with self._regions.lend(payload) if self._regions else nullcontext() as region:
             if region:
                 inputs[0].set_shared_memory(region.name, sum(part.nbytes for part in payload))
-            result = await self._with_retries(lambda: self._attempt(model, inputs, threshold, region))
-        return _parse(result)
+            result = await self._with_retries(lambda: self._attempt(model, inputs, threshold, region, step))
+        return tensors.parse(result)
 
     async def detect_many(
         self,
@@ -192,6 +221,7 @@ class AsyncCenterNetClient:
         *,
         load: Callable[[T], Picture] | None = None,
         threshold: float | None = None,
+        video: bool = False,
     ) -> AsyncIterator[Answer[T]]:
         """Finds the objects in many pictures: `concurrency` requests in flight, answers in order.
 
@@ -199,12 +229,16 @@ class AsyncCenterNetClient:
             pictures: Pictures, or anything that `load` makes a picture of. Drawn from as answers are taken.
             load: Called in a worker thread. An `OSError` or `CenterNetError` of it is the picture's answer.
             threshold: As in `detect`.
+            video: They are the frames of one video, in order: to a model that remembers the frame before they
+                go one by one, as one sequence.
         """
         window: deque[asyncio.Task[Answer[T]]] = deque()
+        steps, most = await self.schedule(pictures, video=video)
         try:
-            for picture in pictures:
-                window.append(asyncio.create_task(self.answer(picture, load=load, threshold=threshold)))
-                while window and (len(window) >= self.concurrency or window[0].done()):
+            for picture, step in steps:
+                answer = self.answer(picture, load=load, threshold=threshold, step=step)
+                window.append(asyncio.create_task(answer))
+                while window and (len(window) >= most or window[0].done()):
                     yield await window.popleft()
             while window:
                 yield await window.popleft()
@@ -213,13 +247,26 @@ class AsyncCenterNetClient:
                 task.cancel()
             await asyncio.gather(*window, return_exceptions=True)
 
+    async def schedule(
+        self, pictures: Iterable[T], *, video: bool
+    ) -> tuple[Iterable[tuple[T, Step | None]], int]:
+        """For `detect_many`: the pictures with their steps, and how many may be in flight."""
+        if video and (await self.signature()).remembers:
+            return Step.each(pictures), 1
+        return zip(pictures, repeat(None), strict=False), self.concurrency
+
     async def answer(
-        self, picture: T, *, load: Callable[[T], Picture] | None = None, threshold: float | None = None
+        self,
+        picture: T,
+        *,
+        load: Callable[[T], Picture] | None = None,
+        threshold: float | None = None,
+        step: Step | None = None,
     ) -> Answer[T]:
         """One picture of `detect_many`."""
         try:
             content: Any = await asyncio.to_thread(load, picture) if load else picture
-            return Answer(picture, await self.detect(content, threshold=threshold), None)
+            return Answer(picture, await self.detect(content, threshold=threshold, step=step), None)
         except (OSError, CenterNetError) as error:
             return Answer(picture, None, error)
 
@@ -237,32 +284,36 @@ class AsyncCenterNetClient:
 
     async def _inputs(self, picture: bytes | np.ndarray) -> tuple[list[Any], list[np.ndarray]]:
         """The request's inputs; the parts that go through shared memory, if any does, are the first one's."""
+        module = self._transport.tensors
         if isinstance(picture, bytes):
-            header = np.frombuffer(struct.pack("<I", len(picture)), np.uint8)
-            image = self._input(contract.IMAGE, (1, 1))
+            image = tensors.input_of(module, contract.IMAGE, (1, 1))
             if not self._regions:
                 image.set_data_from_numpy(np.array([[picture]], dtype=object))
-            return [image], [header, np.frombuffer(picture, np.uint8)]
-        height, width = picture.shape[:2]
-        frame = await asyncio.to_thread(_warp, picture, await self.frame_size())
-        frames, size = self._input(contract.FRAME, frame.shape), self._input(contract.IMAGE_SIZE, (1, 2))
-        size.set_data_from_numpy(np.array([[height, width]], np.int32))
+            return [image], tensors.serialized(picture)
+        image_size = np.array([picture.shape[:2]], np.int32)
+        frame = await asyncio.to_thread(tensors.warped, picture, await self.frame_size())
+        frames = tensors.input_of(module, contract.FRAME, frame.shape)
         if not self._regions:
             frames.set_data_from_numpy(frame)
-        return [frames, size], [frame]
-
-    def _input(self, tensor: contract.Tensor, shape: tuple[int, ...]) -> Any:
-        datatype = "BYTES" if tensor.dtype == "STRING" else tensor.dtype
-        return self._transport.tensors.InferInput(tensor.name, list(shape), datatype)
+        return [frames, tensors.filled(module, contract.IMAGE_SIZE, image_size)], [frame]
 
     async def _attempt(
-        self, model: str, inputs: list[Any], threshold: float | None, region: Region | None
+        self,
+        model: str,
+        inputs: list[Any],
+        threshold: float | None,
+        region: Region | None,
+        step: Step | None,
     ) -> Any:
-        parameters = None if threshold is None else {"score_threshold": float(threshold)}
+        more: dict[str, Any] = {}
+        if threshold is not None:
+            more["parameters"] = {"score_threshold": float(threshold)}
+        if step:
+            more |= {"sequence_id": step.sequence, "sequence_start": step.start, "sequence_end": step.end}
         try:
             if region:
                 await region.register(self._transport)
-            return await self._transport.call("infer", model, inputs, parameters=parameters)
+            return await self._transport.call("infer", model, inputs, **more)
         except UnavailableError:
             if region:
                 region.registered = False
@@ -272,107 +323,7 @@ class AsyncCenterNetClient:
             if region and "Unable to find" in str(error):
                 region.registered = False
                 raise UnavailableError(str(error)) from error
+            # It has forgotten the sequence, or never got the first picture: the sequence begins here, then.
+            if step and not step.start and "START" in str(error):
+                return await self._attempt(model, inputs, threshold, region, step._replace(start=True))
             raise
-
-
-class CenterNetClient:
-    """`AsyncCenterNetClient` for programs without asyncio, with the same arguments.
-
-    The requests run on a thread of their own, so any thread may call. Use it as a context manager, or
-    `close` it.
-    """
-
-    def __init__(self, url: str = "localhost:8001", **options: Any) -> None:
-        self._client = AsyncCenterNetClient(url, **options)
-        self._futures: set[Future[Any]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="centernet-client", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> CenterNetClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Takes shared memory back and ends the connection."""
-        if self._loop.is_closed():
-            return
-        try:
-            for future in list(self._futures):
-                future.cancel()
-            self._run(self._client.close())
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-    def check_ready(self) -> None:
-        """See `AsyncCenterNetClient.check_ready`."""
-        self._run(self._client.check_ready())
-
-    def metadata(self, model: str) -> dict[str, Any]:
-        """See `AsyncCenterNetClient.metadata`."""
-        return self._run(self._client.metadata(model))
-
-    def frame_size(self) -> tuple[int, int]:
-        """See `AsyncCenterNetClient.frame_size`."""
-        return self._run(self._client.frame_size())
-
-    def detect(self, picture: Picture, *, threshold: float | None = None) -> Detections:
-        """See `AsyncCenterNetClient.detect`."""
-        return self._run(self._client.detect(picture, threshold=threshold))
-
-    def detect_many(
-        self,
-        pictures: Iterable[T],
-        *,
-        load: Callable[[T], Picture] | None = None,
-        threshold: float | None = None,
-    ) -> Iterator[Answer[T]]:
-        """See `AsyncCenterNetClient.detect_many`; `pictures` is iterated in the caller's thread."""
-        window: deque[Future[Answer[T]]] = deque()
-        try:
-            for picture in pictures:
-                window.append(self._submit(self._client.answer(picture, load=load, threshold=threshold)))
-                while window and (len(window) >= self._client.concurrency or window[0].done()):
-                    yield window.popleft().result()
-            while window:
-                yield window.popleft().result()
-        finally:
-            for future in window:
-                future.cancel()
-
-    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        self._futures.add(future)
-        future.add_done_callback(self._futures.discard)
-        return future
-
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        future = self._submit(coroutine)
-        try:
-            return future.result()
-        finally:
-            future.cancel()
-
-
-def _warp(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The network's frame, uint8 [1, H, W, 3], of pixels uint8 [height, width, 3]."""
-    from centernet_image.geometry import warp  # brings OpenCV, which encoded pictures do without
-
-    return warp(picture, size)[np.newaxis]
-
-
-def _parse(result: Any) -> Detections:
-    count = int(result.as_numpy(contract.NUM_DETECTIONS.name).flat[0])
-    xyxy, scores, class_ids, labels = (
-        result.as_numpy(tensor.name)[0, :count] for tensor in contract.DETECTIONS[1:]
-    )
-    return Detections(xyxy, scores, class_ids, tuple(map(_text, labels)))
-
-
-def _text(label: bytes) -> str:
-    """UTF-8; other bytes, which no server of this project sends, stay visible."""
-    return label.decode("utf-8", "backslashreplace")

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,22 +15,22 @@ from rich.console import Console
 
 from clients import coco, options, output, sources
 from clients.annotations import Annotations, Id
-from clients.client import CenterNetClient
+from clients.blocking import CenterNetClient
 from clients.detections import Detections
-from clients.errors import CenterNetError, OutputError, SourceError, UnavailableError
+from clients.errors import CenterNetError, SourceError
+from clients.results import FATAL, Results, failure
 from clients.sources import Picture
-from clients.video import Frame, OpenVideo, Video, VideoWriter
+from clients.video.run import VideoRun
+from clients.video.source import Video
 
 EXAMPLES = """examples:
   detect.py cat.jpg --output-dir out
   detect.py 'pictures/**/*.jpg' --json out.json
   detect.py clip.mp4 --output-dir out --json clip.jsonl
+  detect.py a.mp4 b.mp4 --track --output-dir out   each with its own identities
   detect.py rtsp://camera/stream --json -          one line of JSON per frame
   curl -s https://example.org/cat.jpg | detect.py - --json -
 """
-
-FATAL = (BrokenPipeError, OutputError, UnavailableError)
-"""What ends the run: the other pictures would fail alike."""
 
 
 def main() -> int:
@@ -72,6 +71,9 @@ def main() -> int:
         metavar="FILE",
         help="COCO file whose image and category ids '--json-format coco' uses",
     )
+    parser.add_argument(
+        "--track", action="store_true", help="follow objects through videos: identities in results and copies"
+    )
     options.add_connection_options(parser)
     arguments = parser.parse_args()
     if arguments.json_format and not arguments.json:
@@ -89,130 +91,50 @@ def main() -> int:
         if form == "coco" and videos:
             parser.error("--json-format coco is for pictures: COCO's results have no frames")
         annotations = Annotations.read(arguments.annotations) if arguments.annotations else None
+        if arguments.track and not videos:
+            parser.error("--track is for videos: pictures have no order")
         client = stack.enter_context(options.client(parser, arguments))
         client.check_ready()
-        run = Run(client, console, arguments.threshold)
+        results = Results("detect.py", console)
         if arguments.json:
-            run.write = stack.enter_context(output.json_writer(arguments.json, form))
-        if form == "coco":
-            run.entries = partial(coco_entries, annotations)
+            results.write = stack.enter_context(output.json_writer(arguments.json, form))
         if arguments.output_dir:
-            run.folder = output.OutputFolder(arguments.output_dir)
-        run.detect_pictures([source for source in found if isinstance(source, Picture)])
-        for video in videos:
-            run.detect_video(video)
+            results.folder = output.OutputFolder(arguments.output_dir)
+        entries = partial(coco_entries, annotations) if form == "coco" else list_entries
+        pictures = [source for source in found if isinstance(source, Picture)]
+        detect_pictures(client, pictures, results, entries, arguments.threshold)
+        run = VideoRun(client, results, threshold=arguments.threshold, track=arguments.track)
+        run.detect(videos)
         if arguments.json != output.STANDARD_OUTPUT:
-            run.print_tables()
-        outcome.code = 1 if run.failed else 0
+            results.print_tables()
+        outcome.code = 1 if results.failed else 0
     return outcome.code
 
 
-class Run:
-    """One call of the program.
-
-    Attributes:
-        write: Appends to the JSON file.
-        entries: Makes a picture's JSON.
-        folder: Where drawings go, or None.
-        failed: Pictures that could not be done.
-    """
-
-    def __init__(self, client: CenterNetClient, errors: Console, threshold: float | None) -> None:
-        self.write: Callable[[list[Any]], None] = lambda entries: None
-        self.entries: Callable[[Picture, Detections], list[Any]] = list_entries
-        self.folder: output.OutputFolder | None = None
-        self.failed = 0
-        self._client = client
-        self._errors = errors
-        self._threshold = threshold
-        self._tables = output.Tables()
-
-    def print_tables(self) -> None:
-        """Prints what was found: one picture's boxes, or a row for each of many."""
-        console = Console(highlight=False)
-        if table := self._tables.table():
-            console.print(table)
-        if self.folder:
-            console.print(
-                f"drawings in {output.printable(str(self.folder.path))}", markup=False, soft_wrap=True
-            )
-
-    def detect_pictures(self, pictures: list[Picture]) -> None:
-        """Works through pictures; those that fail are a line each."""
-        answers = self._client.detect_many(pictures, load=Picture.read, threshold=self._threshold)
-        with output.progress(self._errors, "pictures", len(pictures)) as advance:
-            for number, (picture, detections, error) in enumerate(answers):
-                try:
-                    if detections is None:
-                        raise self._failure(error, f"{number} of {len(pictures)} pictures")
-                    self._tables.add(picture.name, detections)
-                    self.write(self.entries(picture, detections))
-                    if self.folder:
-                        drawing = _draw(picture, detections)
-                        self.folder.save(drawing, picture.relative, picture.path)
-                except FATAL:
-                    raise
-                except (CenterNetError, OSError) as problem:
-                    self._report(picture.name, problem)
-                advance()
-
-    def detect_video(self, video: Video) -> None:
-        """Works through a video's frames, in order."""
-        labels: Counter[str] = Counter()
-        frames = 0
-        try:
-            with video.open() as stream, ExitStack() as stack:
-                advance = stack.enter_context(output.progress(self._errors, video.name, stream.frame_count))
-                copy = self._copy(video, stream)
-                if copy:
-                    stack.enter_context(copy)
-                # Ctrl-C is how a live stream ends: what it has given is kept.
-                if video.live:
-                    stack.enter_context(suppress(KeyboardInterrupt))
-                answers = self._client.detect_many(stream, load=Frame.picture, threshold=self._threshold)
-                for frame, detections, error in answers:
-                    if detections is None:
-                        failure = self._failure(error, f"{frames} frames")
-                        self._report(f"{video.name} frame {frame.number}", failure)
-                    else:
-                        time_s = round(frame.time_s, 3)
-                        self.write([output.entry(video.name, detections, frame=frame.number, time_s=time_s)])
-                        labels.update(detections.labels)
-                    if copy and not copy.broken:
-                        from clients.drawing import draw
-
-                        drawing = frame.pixels if detections is None else draw(frame.pixels, detections)
-                        copy.append(drawing, frame.time_s)
-                    frames += 1
-                    advance()
-        except FATAL:
-            raise
-        except (CenterNetError, OSError) as error:
-            self._report(video.name, error)
-        else:
-            self._tables.add_video(video.name, labels, frames=frames)
-            if stream.problem:
-                self._report(video.name, SourceError(stream.problem))
-
-    def _copy(self, video: Video, stream: OpenVideo) -> VideoWriter | None:
-        """Where frames are drawn, if they are to be. If that fails it is a line, and the results go on."""
-        report = partial(self._report, video.name)
-        if self.folder is None:
-            return None
-        try:
-            path = self.folder.name(video.relative, video.path)
-        except CenterNetError as error:
-            report(error)
-            return None
-        return VideoWriter(path, stream, report)
-
-    def _failure(self, error: Exception | None, done: str) -> Exception:
-        options.end_if_gone(self._client, error, done)
-        return error or CenterNetError("no answer")
-
-    def _report(self, name: str, error: Exception) -> None:
-        self.failed += 1
-        options.report(self._errors, "detect.py", f"{name}: {error}")
+def detect_pictures(
+    client: CenterNetClient,
+    pictures: list[Picture],
+    results: Results,
+    entries: Callable[[Picture, Detections], list[Any]],
+    threshold: float | None,
+) -> None:
+    """Works through pictures; those that fail are a line each."""
+    answers = client.detect_many(pictures, load=Picture.read, threshold=threshold)
+    with output.progress(results.console, "pictures", len(pictures)) as advance:
+        for number, (picture, detections, error) in enumerate(answers):
+            try:
+                if detections is None:
+                    raise failure(client, error, f"{number} of {len(pictures)} pictures")
+                results.add_picture(picture.name, detections)
+                results.add(entries(picture, detections))
+                if results.folder:
+                    drawing = _draw(picture, detections, client.camera)
+                    results.folder.save(drawing, picture.relative, picture.path)
+            except FATAL:
+                raise
+            except (CenterNetError, OSError) as problem:
+                results.report(picture.name, problem)
+            advance()
 
 
 def list_entries(picture: Picture, detections: Detections) -> list[Any]:
@@ -238,7 +160,7 @@ def coco_entries(annotations: Annotations | None, picture: Picture, detections: 
     return coco.results(image_id, detections, category_id=coco.by_name(annotations))
 
 
-def _draw(picture: Picture, detections: Detections) -> np.ndarray:
+def _draw(picture: Picture, detections: Detections, camera: np.ndarray | None) -> np.ndarray:
     from centernet_image.codecs.common import ImageError
     from centernet_image.decode import Limits, decode
 
@@ -247,7 +169,7 @@ def _draw(picture: Picture, detections: Detections) -> np.ndarray:
     # The server has already accepted the picture within limits of its own.
     limits = Limits(max_bytes=sources.MAX_BYTES, max_pixels=2**30, min_side=1)
     try:
-        return draw(*enlarged(decode(picture.read(), limits), detections))
+        return draw(*enlarged(decode(picture.read(), limits), detections, camera))
     except ImageError as error:
         raise SourceError(f"cannot draw: {error}") from error
 

@@ -1,8 +1,9 @@
-"""Boxes with class names on a picture, legible from thumbnails to 4K."""
+"""Detections on a picture, legible from thumbnails to 4K: boxes, skeletons, identities, names."""
 
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 import supervision as sv
+from supervision.key_points.skeletons import Skeleton
 
+from clients import camera as projection
 from clients.detections import Detections
 from clients.fonts import font_for
 
@@ -19,60 +22,137 @@ SMALL_SIDE = 800
 """A picture whose longer side has fewer pixels is drawn enlarged."""
 
 GOLDEN_RATIO = 0.618034
+TRACE = 30
+"""Frames that the line behind an object reaches back."""
+
+FAR = 2.0**20
+"""Pixels."""
+
+Edges = Sequence[tuple[int, int]]
+COCO_PERSON: Edges = tuple((one - 1, other - 1) for one, other in Skeleton.COCO.value)
+"""Which of COCO's 17 key points are joined."""
 
 
-def enlarged(picture: np.ndarray, detections: Detections) -> tuple[np.ndarray, Detections]:
+def enlarged(
+    picture: np.ndarray, detections: Detections, camera: np.ndarray | None = None
+) -> tuple[np.ndarray, Detections, np.ndarray | None]:
     """A small picture at a multiple of its size, so that captions hide little of it; others as they are.
 
     Args:
         picture: uint8 [height, width, 3].
         detections: In the picture's pixels.
+        camera: Its projection, [3, 4], or None.
 
     Returns:
-        The picture and the detections in its pixels. A longer side below `SMALL_SIDE` becomes one of at
-        least `SMALL_SIDE`, by a whole factor.
+        The arguments of `draw`. A longer side below `SMALL_SIDE` becomes one of at least `SMALL_SIDE`, by a
+        whole factor.
     """
     factor = -(-SMALL_SIDE // max(picture.shape[:2]))
     if factor == 1:
-        return picture, detections
+        return picture, detections, camera
     large = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-    return large, replace(detections, xyxy=detections.xyxy * factor)
+    keypoints = None if detections.keypoints is None else detections.keypoints * factor
+    return (
+        large,
+        replace(detections, xyxy=detections.xyxy * factor, keypoints=keypoints),
+        None if camera is None else camera * [[factor], [factor], [1]],
+    )
 
 
-def draw(picture: np.ndarray, detections: Detections) -> np.ndarray:
-    """A copy of the picture with its detections.
+def draw(
+    picture: np.ndarray,
+    detections: Detections,
+    camera: np.ndarray | None = None,
+    traces: sv.TraceAnnotator | None = None,
+) -> np.ndarray:
+    """A copy of the picture with its detections: boxes, in space where that is known, skeletons, identities.
 
     Args:
         picture: uint8 [height, width, 3], BGR.
         detections: In the picture's pixels.
+        camera: Its projection from metres to pixels, [3, 4]; without one, 3-D boxes are not drawn.
+        traces: Of the video whose next frame this is; see `traces`.
     """
-    # The best are drawn last, on top of the others.
-    order = slice(None, None, -1)
-    best_last = Detections(
-        detections.xyxy[order],
-        detections.scores[order],
-        detections.class_ids[order],
-        detections.labels[order],
-    )
-    boxes_and_classes = best_last.to_supervision()
-    fonts = np.array([font_for(label) for label in best_last.labels], object)
-    captions = np.array(
-        [
-            f"{label if font is not None else f'class {class_id}'} {score:.2f}"
-            for label, font, class_id, score in zip(
-                best_last.labels, fonts, best_last.class_ids, best_last.scores, strict=True
-            )
-        ],
-        object,
-    )
     height, width = picture.shape[:2]
-    scene = sv.cv2_to_pillow(_boxes(height, width).annotate(picture.copy(), boxes_and_classes))
+    scene = picture.copy()
+    # The best are drawn last, on top of the others.
+    best_last = detections[::-1]
+    found: Any = best_last.to_supervision()
+    colors = _color_indices(best_last)
+    if traces and best_last.tracks is not None:
+        traces.annotate(scene, found, custom_color_lookup=colors)
+    if best_last.locations is not None and camera is not None:
+        _draw_3d(scene, best_last, camera, colors)
+    else:
+        _boxes(height, width).annotate(scene, found, custom_color_lookup=colors)
+    if best_last.keypoints is not None:
+        _draw_points(scene, best_last.keypoints, colors, COCO_PERSON, radius=1.5)
+    fonts = np.array([font_for(label) for label in best_last.labels], object)
+    captions = np.array(list(map(_caption, fonts, best_last.labels, *_columns(best_last))), object)
+    pillow = sv.cv2_to_pillow(scene)
     for font in dict.fromkeys(font or "" for font in fonts):
         own = np.array([(one or "") == font for one in fonts])
         labels = _labels(height, width, font)
-        selected: Any = boxes_and_classes[own]
-        labels.annotate(scene, selected, labels=list(captions[own]))
-    return sv.pillow_to_cv2(scene)
+        labels.annotate(pillow, found[own], labels=list(captions[own]), custom_color_lookup=colors[own])
+    return sv.pillow_to_cv2(pillow)
+
+
+def traces(height: int, width: int) -> sv.TraceAnnotator:
+    """For `draw`: where the objects of one video have been in its last frames."""
+    return sv.TraceAnnotator(color=palette()[0], thickness=_thickness(height, width), trace_length=TRACE)
+
+
+def _columns(detections: Detections) -> tuple[np.ndarray, ...]:
+    none = np.full(len(detections), -1)
+    return detections.class_ids, detections.scores, none if detections.tracks is None else detections.tracks
+
+
+def _caption(font: str | None, label: str, class_id: int, score: float, track: int) -> str:
+    name = label if font is not None else f"class {class_id}"
+    return f"{name} #{track} {score:.2f}" if track >= 0 else f"{name} {score:.2f}"
+
+
+def _color_indices(detections: Detections) -> np.ndarray:
+    """Places in the palette: an identity's own, else the class's."""
+    if detections.tracks is None:
+        return detections.class_ids
+    return np.where(detections.tracks >= 0, detections.tracks, detections.class_ids)
+
+
+def _draw_3d(scene: np.ndarray, found: Detections, camera: np.ndarray, colors: np.ndarray) -> None:
+    """Draws the edges of boxes in space as the camera sees them."""
+    assert found.locations is not None
+    assert found.dimensions is not None
+    assert found.rotations is not None
+    boxes = zip(found.locations, found.dimensions, found.rotations, strict=True)
+    points = np.array([projection.project(projection.corners(*box), camera) for box in boxes])
+    _draw_points(scene, points.reshape(-1, 8, 2), colors, projection.BOX_EDGES, radius=0)
+
+
+def _draw_points(
+    scene: np.ndarray, points: np.ndarray, colors: np.ndarray, edges: Edges, *, radius: float
+) -> None:
+    """Draws points [n, J, 2] and, if they are as many as `edges` joins, lines between them.
+
+    Args:
+        scene: Drawn on.
+        points: Pixels; NaN for what is not to be seen.
+        colors: Places in the palette, [n].
+        edges: Pairs of points, from 0.
+        radius: Of a point, in line widths.
+    """
+    thickness = _thickness(*scene.shape[:2])
+    # OpenCV counts fixed-point pixels with 32 bits.
+    points = np.clip(points, -FAR, FAR)
+    joined = max(map(max, edges)) + 1 == points.shape[1]
+    for one, index in zip(points, colors, strict=True):
+        key_points = sv.KeyPoints(xy=one[np.newaxis].astype(np.float32))
+        color = palette()[0].by_idx(int(index))
+        if joined:
+            from_one = [(first + 1, second + 1) for first, second in edges]
+            sv.EdgeAnnotator(color, thickness, from_one).annotate(scene, key_points)
+        if radius:
+            sv.VertexAnnotator(color, round(radius * thickness)).annotate(scene, key_points)
 
 
 @cache
@@ -95,9 +175,13 @@ def _luminance(color: sv.Color) -> float:
     return float(np.power(np.array(color.as_rgb()) / 255, 2.2) @ [0.2126, 0.7152, 0.0722])
 
 
+def _thickness(height: int, width: int) -> int:
+    return round(0.5 + (height * width) ** 0.5 / 500)
+
+
 @cache
 def _boxes(height: int, width: int) -> sv.BoxAnnotator:
-    return sv.BoxAnnotator(color=palette()[0], thickness=round(0.5 + (height * width) ** 0.5 / 500))
+    return sv.BoxAnnotator(color=palette()[0], thickness=_thickness(height, width))
 
 
 @cache

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from clients import coco, options, output
 from clients.annotations import Annotations, Id, locate
-from clients.client import Answer, CenterNetClient
+from clients.blocking import CenterNetClient
+from clients.client import Answer
 from clients.errors import CenterNetError
 from clients.progress_file import ProgressFile
 from clients.sources import Picture
@@ -39,7 +40,11 @@ def main() -> int:
         description=__doc__, epilog=PROTOCOL, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--annotations", type=options.file, required=True, metavar="FILE", help="COCO instances file"
+        "--annotations",
+        type=options.file,
+        required=True,
+        metavar="FILE",
+        help="COCO instances or key-point file",
     )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its pictures")
     parser.add_argument(
@@ -198,13 +203,21 @@ class Evaluation:
             part.write_text(json.dumps(rows), encoding="utf-8")
 
     def _print(self, rows: dict[str, list[dict[str, Any]]]) -> None:
+        console = Console(highlight=False)
+        console.print(self._table(rows, "bbox"))
+        posed = {name: own for name, own in rows.items() if own and "keypoints" in own[0]}
+        if self._annotations.joints and posed:
+            console.print(self._table(posed, "keypoints"))
+
+    def _table(self, rows: dict[str, list[dict[str, Any]]], kind: str) -> Table:
         answered = self._pictures.keys() - self._failed
         values = {
-            name: coco.average_precision(self._arguments.annotations, own, answered)
+            name: coco.average_precision(self._arguments.annotations, own, answered, kind)
             for name, own in rows.items()
         }
+        metrics = coco.METRICS[kind]
         of = f" of {len(self._pictures)}; the others failed, run again to try them" if self._failed else ""
-        table = Table("", *coco.METRICS, box=SIMPLE_HEAD)
+        table = Table("key points" if kind == "keypoints" else "", *metrics, box=SIMPLE_HEAD)
         table.title = f"{self._arguments.annotations.name}, {len(answered)} pictures{of}"
         for name, own in values.items():
             table.add_row(name, *(f"{value:.4f}" if value >= 0 else "-" for value in own.values()))
@@ -214,10 +227,10 @@ class Evaluation:
                 "difference",
                 *(
                     f"{served[metric] - computed[metric]:+.4f}" if served[metric] >= 0 else "-"
-                    for metric in coco.METRICS
+                    for metric in metrics
                 ),
             )
-        Console(highlight=False).print(table)
+        return table
 
 
 if __name__ == "__main__":

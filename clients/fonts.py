@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import ImageFont, features
 
 LOGGER = logging.getLogger(__name__)
-BESIDES = " .0123456789"
+BESIDES = " .#0123456789"
 """What a caption has beside the name."""
 
 STYLES = "serif|mono|bold|italic|oblique|light|thin|black|medium|condensed"

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from rich.console import Console
 
-from clients.client import AsyncCenterNetClient, CenterNetClient
+from clients import camera
+from clients.blocking import CenterNetClient
+from clients.client import AsyncCenterNetClient
 from clients.errors import CenterNetError, DeadlineError, SharedMemoryError, UnavailableError
 from clients.output import printable
 from clients.retry import RetryPolicy
@@ -39,6 +42,12 @@ def add_connection_options(parser: argparse.ArgumentParser, *, several: bool = F
     group.add_argument("--protocol", choices=list(PORTS), default="grpc")
     group.add_argument(
         "--model", default="centernet", help="ensemble for pictures; videos go to MODEL_frames"
+    )
+    group.add_argument(
+        "--camera",
+        type=camera_file,
+        metavar="FILE",
+        help="for models that answer 3-D boxes: KITTI's calibration (P2), or the 3x4 numbers as text or JSON",
     )
     group.add_argument(
         "--concurrency", type=count, default=8, metavar="N", help="requests in flight (default: %(default)s)"
@@ -127,6 +136,7 @@ def client_options(parser: argparse.ArgumentParser, arguments: argparse.Namespac
         "tls": tls,
         "headers": dict(arguments.header),
         "shared_memory": arguments.shared_memory,
+        "camera": arguments.camera,
     }
 
 
@@ -224,6 +234,14 @@ def file(text: str) -> Path:
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"no such file: {text}")
     return Path(text)
+
+
+def camera_file(text: str) -> np.ndarray:
+    """The projection in a camera's file, float32 [3, 4]."""
+    try:
+        return camera.read(file(text))
+    except CenterNetError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def new_file(text: str) -> Path:

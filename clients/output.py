@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,17 @@ STANDARD_OUTPUT = Path("-")
 DRAWING_SUFFIXES = {".jpe", ".jpeg", ".jpg", ".mp4", ".png", ".webp"}
 CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's categories of control characters, surrogates and line ends."""
+
+
+EXTRAS_IN_JSON = {
+    "keypoints": ("keypoints", 2),
+    "locations": ("location", 3),
+    "dimensions": ("dimensions", 3),
+    "rotations": ("rotation", 4),
+    "embeddings": ("embedding", 5),
+    "tracks": ("track", 0),
+}
+"""Of each of `detections.EXTRAS`: its key in a detection's JSON, and decimals."""
 
 
 @contextmanager
@@ -127,21 +139,31 @@ def _appending(file: BinaryIO, path: Path, form: str) -> Iterator[Entries]:
 
 
 def entry(name: str, detections: Detections, **more: Any) -> dict[str, Any]:
-    """A picture's detections as JSON: scores to 4 decimals, boxes to 2 (pixels)."""
-    return {
-        "image": name,
-        **more,
-        "detections": [
-            {"label": label, "class_id": int(class_id), "score": round(float(score), 4), "xyxy": box}
-            for label, class_id, score, box in zip(
-                detections.labels,
-                detections.class_ids,
-                detections.scores,
-                np.round(detections.xyxy.astype(float), 2).tolist(),
-                strict=True,
-            )
-        ],
-    }
+    """A picture's detections as JSON: scores to 4 decimals, boxes and key points to 2 (pixels).
+
+    The network's other answers are there under the names of `EXTRAS_IN_JSON`.
+    """
+    found = [
+        {"label": label, "class_id": int(class_id), "score": round(float(score), 4), "xyxy": box}
+        for label, class_id, score, box in zip(
+            detections.labels,
+            detections.class_ids,
+            detections.scores,
+            _rounded(detections.xyxy, 2),
+            strict=True,
+        )
+    ]
+    for key, values in detections.extras.items():
+        name_of_one, decimals = EXTRAS_IN_JSON[key]
+        for one, value in zip(found, _rounded(values, decimals), strict=True):
+            if key != "tracks" or value >= 0:
+                one[name_of_one] = value
+    return {"image": name, **more, "detections": found}
+
+
+def _rounded(values: np.ndarray, decimals: int) -> list[Any]:
+    whole = np.issubdtype(values.dtype, np.integer)
+    return (values if whole else np.round(values.astype(float), decimals)).tolist()
 
 
 def printable(text: str) -> str:
@@ -164,11 +186,12 @@ class Tables:
         self._single = None if self._all.row_count else _boxes(name, detections)
         self._all.add_row(Text(printable(name), overflow="fold"), Text(_count(Counter(detections.labels))))
 
-    def add_video(self, name: str, labels: Counter[str], *, frames: int) -> None:
-        """Adds a video: how often each class was seen in all frames together."""
+    def add_video(self, name: str, labels: Counter[str], *, frames: int, identities: int = 0) -> None:
+        """Adds a video: how often each class was seen in all frames together, and how many identities."""
         self._single = None
+        of = f"; {identities} identities" if identities else ""
         self._all.add_row(
-            Text(printable(name), overflow="fold"), Text(f"in {frames} frames: {_count(labels)}")
+            Text(printable(name), overflow="fold"), Text(f"in {frames} frames: {_count(labels)}{of}")
         )
 
     def table(self) -> Table | str:
@@ -190,6 +213,32 @@ def _count(labels: Counter[str]) -> str:
     return ", ".join(f"{count} {printable(label)}" for label, count in labels.most_common()) or "nothing"
 
 
+Bar = AbstractContextManager[Callable[[], None]]
+AddBar = Callable[..., Bar]
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[AddBar]:
+    """Yields a function that adds a bar as a context manager like `progress`; any thread may call it.
+
+    Args:
+        console: Where; lines printed there appear above the bars.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+
+        @contextmanager
+        def add(name: str, total: int | None, completed: int = 0) -> Iterator[Callable[[], None]]:
+            task = shown.add_task(escape(name), total=total, completed=completed)
+            try:
+                yield lambda: shown.advance(task)
+            finally:
+                if len(shown.tasks) > 1:  # The last one stays until all is erased.
+                    shown.remove_task(task)
+
+        yield add
+
+
 @contextmanager
 def progress(
     console: Console, name: str, total: int | None, *, completed: int = 0
@@ -202,18 +251,20 @@ def progress(
         total: Steps, or None if nobody knows.
         completed: Steps that were done before.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(escape(name), total=total, completed=completed)
-        yield lambda: bar.advance(task)
+    with bars(console) as add, add(name, total, completed) as advance:
+        yield advance
 
 
 class OutputFolder:
-    """Names for drawings: those of the pictures, no two alike, never a picture itself."""
+    """Names for drawings: those of the pictures, no two alike, never a picture itself.
+
+    Any thread may call.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self._taken: set[Path] = set()
+        self._lock = threading.Lock()
 
     def name(self, relative: Path, source: Path | None) -> Path:
         """Where the drawing of `source` goes.
@@ -223,17 +274,18 @@ class OutputFolder:
         """
         if relative.suffix.lower() not in DRAWING_SUFFIXES:
             relative = relative.with_suffix(".png")
-        path = self.path / relative
-        number = 2
-        while path in self._taken:
-            path = (self.path / relative).with_stem(f"{relative.stem}-{number}")
-            number += 1
-        if source and path.resolve() == source.resolve():
-            raise CenterNetError(
-                f"the drawing would replace the picture: choose another folder than {self.path}"
-            )
-        self._taken.add(path)
-        return path
+        with self._lock:
+            path = self.path / relative
+            number = 2
+            while path in self._taken:
+                path = (self.path / relative).with_stem(f"{relative.stem}-{number}")
+                number += 1
+            if source and path.resolve() == source.resolve():
+                raise CenterNetError(
+                    f"the drawing would replace the picture: choose another folder than {self.path}"
+                )
+            self._taken.add(path)
+            return path
 
     def save(self, picture: np.ndarray, relative: Path, source: Path | None) -> Path:
         """Writes a drawing and returns its path."""

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from clients import download
 from clients.errors import SourceError
-from clients.video import Video
+from clients.video.source import Video
 
 PICTURE_SUFFIXES = set(
     """.apng .avif .bmp .dib .gif .heic .heif .hif .jfi .jfif .jif .jpe .jpeg .jpg .pbm .pgm .pjp .pjpeg .png

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from centernet_image.codecs.common import ImageError
 from centernet_image.decode import Limits, decode
 from fastapi import FastAPI, Query, Request, Response
@@ -187,7 +188,9 @@ def make_app(client: AsyncCenterNetClient, settings: Settings) -> FastAPI:
             clock.laps.update(models)
             if draw:
                 async with drawing_slots:
-                    drawing, kind = await asyncio.to_thread(_draw, upload.picture, detections, facts.limits)
+                    drawing, kind = await asyncio.to_thread(
+                        _draw, upload.picture, detections, facts.limits, upstream.client.camera
+                    )
                 clock.lap("draw")
                 return Response(drawing, media_type=kind, headers=clock.headers())
             headers = clock.headers() | _turned(upload.picture)
@@ -302,14 +305,16 @@ def _turned(picture: bytes) -> dict[str, str]:
     return {} if orientation == 1 else {"WebP-Orientation": str(orientation)}
 
 
-def _draw(picture: bytes, detections: Detections, limits: Limits) -> tuple[bytes, str]:
+def _draw(
+    picture: bytes, detections: Detections, limits: Limits, camera: np.ndarray | None
+) -> tuple[bytes, str]:
     """The picture with its detections, encoded, and its media type: PNG for PNG, else JPEG."""
     import cv2
 
     from clients.drawing import draw, enlarged
 
     try:
-        drawing = draw(*enlarged(decode(picture, limits), detections))
+        drawing = draw(*enlarged(decode(picture, limits), detections, camera))
     except ImageError as error:
         raise RequestError(400, f"The picture cannot be drawn: {error}.") from error
     if picture.startswith(b"\x89PNG"):

@@ -79,6 +79,6 @@ def _client(name: str, asked: ModelTensors, batched: bool, profiles: Profiles | 
         yield f"x{index}.set_data_from_numpy({value})"
     given = ", ".join(f"x{index}" for index in range(len(asked.inputs)))
     tracked = {tensor.name for tensor in asked.outputs} >= {tensor.name for tensor in TASKS["tracks"].answers}
-    sequence = ", sequence_id=1, sequence_start=True" if tracked else ""
+    sequence = ", sequence_id=1, sequence_start=True, sequence_end=True" if tracked else ""
     yield f'answer = client.infer("{name}", [{given}]{sequence})'
     yield f'print(answer.as_numpy("{asked.outputs[0].name}").shape)'

@@ -93,3 +93,28 @@ def serve_edited(
 def strict_server(serve_edited: Callable[..., Server]) -> Server:
     """A server of the small detector with limits of its own."""
     return serve_edited({"33554432": "100000", "67108864": "1000000", '"8"': '"32"'})
+
+
+@pytest.fixture(scope="session")
+def parts() -> Path:
+    """The folder with chromium, chromedriver and axe.min.js."""
+    import page  # selenium, for those alone who want it
+
+    return page.parts()
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures to choose from, and what is none."""
+    import page
+
+    return page.write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="session")
+def browser(parts: Path, files: Path) -> Iterator[object]:
+    """A browser, headless."""
+    import page
+
+    with page.browser(parts, files) as driver:
+        yield driver

@@ -8,13 +8,15 @@ from contextlib import suppress
 class Network:
     """Forwards connections to a server, until it `vanishes`: they stay open, and nothing comes any more.
 
-    Or until it `refuses`: they end, and so does each new one.
+    Or until it `refuses`: they end, and so does each new one. While it is on `hold`, what is sent waits.
     """
 
     def __init__(self, target: str) -> None:
         self._target = target.split(":")
         self._silent = threading.Event()
         self._refusing = False
+        self._flowing = threading.Event()
+        self._flowing.set()
         self._kept: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = "127.0.0.1:{1}".format(*self._listener.getsockname())
@@ -28,6 +30,12 @@ class Network:
         for one in self._kept:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+
+    def hold(self) -> None:
+        self._flowing.clear()
+
+    def release(self) -> None:
+        self._flowing.set()
 
     def come_back(self) -> None:
         """New connections are served; the old ones stay silent."""
@@ -55,10 +63,10 @@ class Network:
             for ends in ((near, far), (far, near)):
                 threading.Thread(target=self._forward, args=(*ends, self._silent), daemon=True).start()
 
-    @staticmethod
-    def _forward(source: socket.socket, target: socket.socket, silent: threading.Event) -> None:
+    def _forward(self, source: socket.socket, target: socket.socket, silent: threading.Event) -> None:
         try:
             while data := source.recv(65536):
+                self._flowing.wait()
                 if silent.is_set():
                     return
                 target.sendall(data)

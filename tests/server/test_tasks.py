@@ -42,8 +42,8 @@ def networks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def repository(networks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("family") / "repository"
-    for name, onnx in networks.items():
-        family.write_repository(name, onnx, folder)
+    for name, path in networks.items():
+        family.write_repository(name, path, folder)
     family.write_repository("hasty", networks["tracks"], folder)
     # Of one, streams never go idle here, however slow the machine; of the other, soon.
     for name, idle_us in {"tracks": 10**9, "hasty": 10**6}.items():
@@ -333,11 +333,9 @@ def as_plan(source, folder, max_batch):
     """A file that stands for a plan, and the description that `export.to_plan` would write beside it."""
     model = onnx.load(source, load_external_data=False)
     found = model_tensors.of_model(model)
+    batches = {"min": 1, "opt": 2, "max": max_batch}
     profiles = {
-        each.name: {
-            kind: [batch, *each.shape[1:]]
-            for kind, batch in zip(("min", "opt", "max"), (1, 2, max_batch), strict=True)
-        }
+        each.name: {kind: [batch, *each.shape[1:]] for kind, batch in batches.items()}
         for each in found.inputs
     }
     facts = json.loads(source.with_suffix(".json").read_text(encoding="utf-8"))

@@ -31,6 +31,10 @@ class Transport:
         self.wanted, self.inside, self.most = wanted, 0, 0
         self.together = asyncio.Event()
 
+    async def json(self, method: str, model: str) -> dict:
+        assert method == "get_model_metadata"
+        return {"name": model}
+
     async def call(self, method: str, *_: object, **__: object) -> object:
         assert method == "infer"
         self.inside += 1
@@ -40,7 +44,7 @@ class Transport:
         await self.together.wait()
         await asyncio.sleep(0)
         self.inside -= 1
-        return SimpleNamespace(as_numpy=RESULT.__getitem__)
+        return SimpleNamespace(as_numpy=RESULT.get)
 
     async def close(self) -> None:
         pass
@@ -75,6 +79,13 @@ def test_a_client_keeps_its_requests_in_flight(transport):
             assert answer.error is None
             answers.append(answer)
     check(transport, answers)
+
+
+def test_pictures_have_their_share_alone(transport):
+    """Of eight requests in flight the others are for those whom other threads ask about."""
+    more = {"retry": options(transport)["retry"], "concurrency": 8}
+    with CenterNetClient(**more) as one:
+        check(transport, list(one.detect_many(pictures(), share=lambda: transport.wanted)))
 
 
 def test_an_asynchronous_client_does_so_too(transport):

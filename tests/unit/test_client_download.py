@@ -15,7 +15,7 @@ from pictures import encode, picture
 from clients import download, sources
 from clients.errors import SourceError
 from clients.sources import Picture
-from clients.video import Video
+from clients.video.source import Video
 
 PIXELS = picture(20, 30)
 HEIC = b"\0\0\0\x18ftypheic" + bytes(100)
@@ -149,7 +149,7 @@ def test_silence_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_live_camera_without_times_is_timed_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(monotonic=itertools.count(100, 7).__next__)
-    monkeypatch.setattr("clients.video.time", clock)
+    monkeypatch.setattr("clients.video.source.time", clock)
     with clips.stream(5) as address:
         (found,) = sources.find([address])
         assert isinstance(found, Video)

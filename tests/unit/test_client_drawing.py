@@ -49,7 +49,7 @@ def test_box_and_caption_are_in_the_picture_and_in_proportion(height: int, width
 def test_small_pictures_are_drawn_enlarged(height: int, width: int, factor: int) -> None:
     picture = np.full((height, width, 3), 127, np.uint8)
     picture[height // 2 :] = 50
-    large, found = drawing.enlarged(picture, detections([[0, height // 2, width, height]], [0]))
+    large, found, _ = drawing.enlarged(picture, detections([[0, height // 2, width, height]], [0]))
     assert large.shape == (height * factor, width * factor, 3)
     x1, y1, x2, y2 = found.xyxy[0].astype(int)
     assert (x2 - x1, y2 - y1) == (width * factor, height * factor - y1)

@@ -12,7 +12,7 @@ from matplotlib import font_manager
 from clients import drawing, fonts
 from clients.detections import Detections
 
-DIGITS = "0123456789."
+DIGITS = "#0123456789."
 
 
 def make_font(path: Path, characters: str, *, ink: bool = True) -> Path:

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from clients import coco, output
 from clients.detect import coco_entries
-from clients.detections import Detections
+from clients.detections import EXTRAS, Detections
 from clients.errors import CenterNetError, OutputError
 from clients.progress_file import ProgressFile
 from clients.sources import Picture
@@ -126,6 +127,26 @@ def test_names_are_one_line_for_people(name: str, shown: str) -> None:
     tables = output.Tables()
     tables.add(name, FOUND)
     assert shown in text(tables.table()).splitlines()[0]
+
+
+def test_whatever_a_network_answers_is_in_the_json() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"keypoints": (4, 2), "locations": (3,), "dimensions": (3,), "rotations": (), "embeddings": (8,)}
+    extras = {name: rng.random((len(FOUND), *shape)) for name, shape in shapes.items()}
+    found = replace(FOUND, **extras, tracks=np.arange(len(FOUND)) - 1)
+    assert set(found.extras) == set(EXTRAS) == set(output.EXTRAS_IN_JSON)
+    entries = json.loads(json.dumps(output.entry("a.png", found)))["detections"]
+    for name, values in extras.items():
+        key, decimals = output.EXTRAS_IN_JSON[name]
+        np.testing.assert_allclose([one[key] for one in entries], values, atol=0.51 * 10**-decimals)
+    # An object without an identity has none in the JSON either.
+    assert [one.get("track") for one in entries] == [None, *range(len(FOUND) - 1)]
+    last = found[-1:]
+    assert last.labels == FOUND.labels[-1:]
+    np.testing.assert_array_equal(last.keypoints, extras["keypoints"][-1:])
+    converted = found[::-1].to_supervision()
+    np.testing.assert_array_equal(converted.tracker_id, found.tracks[::-1])
+    np.testing.assert_array_equal(converted.data["embeddings"], extras["embeddings"][::-1])
 
 
 def test_an_error_keeps_the_lines_before_it(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from pictures import picture
 
 from clients.errors import CenterNetError, SourceError
-from clients.video import Frame, Video, VideoWriter
+from clients.video.source import Frame, Video
+from clients.video.writer import VideoWriter
 
 SIZE = (64, 48)
 UNEVEN_S = [0.0, 0.04, 0.08, 1.0, 2.5, 2.54, 7.0]

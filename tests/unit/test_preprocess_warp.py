@@ -8,9 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from centernet_image.geometry import frame_transform
+from centernet_image.decode import Limits
+from centernet_image.geometry import frame_transform, warp
+from centernet_preprocessing import create
 from centernet_preprocessing.gpu.picture import PICTURE, describe
-from pictures import picture
+from pictures import encode, picture
 
 SOURCE = Path(__file__).parents[2] / (
     "model_repository/centernet_preprocess/1/centernet_preprocessing/gpu/warp.cu"
@@ -46,11 +48,13 @@ def kernel(tmp_path_factory):
     return ctypes.CDLL(str(folder / "host.so")).run
 
 
-def warped(kernel, images, frame_size):
+def warped(kernel, images, frame_size, fit):
     """The frames of RGB images, as the kernel makes them."""
     pictures = np.array(
         [
-            describe(image.shape[:2], frame_size, pixels=image.ctypes.data, pitch=image.strides[0], frame=i)
+            describe(
+                image.shape[:2], frame_size, fit, pixels=image.ctypes.data, pitch=image.strides[0], frame=i
+            )
             for i, image in enumerate(images)
         ],
         PICTURE,
@@ -62,8 +66,10 @@ def warped(kernel, images, frame_size):
     return frames
 
 
-@pytest.mark.parametrize("frame_size", [(512, 512), (384, 640)])
-def test_like_opencv(kernel, frame_size):
+@pytest.mark.parametrize(
+    ("frame_size", "fit"), [((512, 512), "whole"), ((384, 640), "whole"), ((192, 640), "width")]
+)
+def test_like_opencv(kernel, frame_size, fit):
     rng = np.random.default_rng(0)
     sizes = [(960, 1280), (480, 640), (1080, 1920), (33, 700), (700, 33), (8, 8), (512, 512), (1501, 999)]
     images = [picture(*size, seed=i) for i, size in enumerate(sizes)]
@@ -71,12 +77,29 @@ def test_like_opencv(kernel, frame_size):
     # Rows with a gap between them, as decoders leave.
     padded = np.zeros((960, 1300, 3), np.uint8)
     padded[:, :1280] = images[0]
-    found = warped(kernel, [padded[:, :1280, ::1], *images[1:]], frame_size)
+    found = warped(kernel, [padded[:, :1280, ::1], *images[1:]], frame_size, fit)
     for size, image, frame in zip(sizes, images, found, strict=True):
-        matrix = frame_transform(size, frame_size)
+        matrix = frame_transform(size, frame_size, fit)
         expected = cv2.warpAffine(
             np.ascontiguousarray(image[..., ::-1]), matrix, frame_size[::-1], flags=cv2.INTER_LINEAR
         )
         difference = np.abs(frame.astype(int) - expected)
         assert difference.max() <= 1
         assert (difference > 0).mean() <= 0.0001
+
+
+@pytest.mark.parametrize("device", ["auto", "gpu"])
+def test_a_letterbox_is_left_to_the_cpu(device):
+    said = []
+    options = {"fit": "letterbox", "device": device, "gpu_id": 0, "max_batch": 1, "warn": said.append}
+    if device == "gpu":
+        with pytest.raises(RuntimeError, match="a letterbox is resized by area, which only the CPU does"):
+            create((64, 96), Limits(), **options)
+        return
+    made = create((64, 96), Limits(), **options)
+    assert "a letterbox is resized by area" in said[0]
+    image = picture(50, 60)
+    frames, sizes = made.prepare([encode(image)])
+    made.close()
+    assert sizes == [(50, 60)]
+    np.testing.assert_array_equal(frames[0], warp(image, (64, 96), fit="letterbox"))

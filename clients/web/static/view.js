@@ -3,9 +3,10 @@
 import { draw, server } from "./server.js";
 
 /* What lies over the picture, by the key of a detection's JSON: a function that adds elements to its box.
-   A model that answers more than boxes (keypoints, identities) gets an entry here and a column below. */
+   What else a model answers gets an entry here and a column below. */
 const MARKS = {
   xyxy: drawBox,
+  keypoints: drawKeyPoints,
 };
 
 /* The table: heading, text of a detection, class name of the cell. */
@@ -102,6 +103,16 @@ function drawBox(box, { label, score, xyxy }, index) {
   box.style.zIndex = String(Math.max(1, Math.round(10000 * (1 - ((x2 - x1) * (y2 - y1)) / (width * height || 1)))));
   const name = element("b", { textContent: ` ${label} ${score.toFixed(2)}` });
   box.append(element("span", { textContent: index + 1 }, name));
+}
+
+/** Points over the picture; places are those in the box, whose ends they may lie beyond. */
+function drawKeyPoints(box, { xyxy: [x1, y1, x2, y2], keypoints }) {
+  for (const [x, y] of keypoints) {
+    const point = element("i");
+    point.style.left = `${(100 * (x - x1)) / (x2 - x1 || 1)}%`;
+    point.style.top = `${(100 * (y - y1)) / (y2 - y1 || 1)}%`;
+    box.append(point);
+  }
 }
 
 /** Shows the boxes that score well enough. */

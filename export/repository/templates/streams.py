@@ -61,7 +61,11 @@ class TritonPythonModel:
 
     async def execute(self, requests):
         """Answers each request with its frame's tracks, or with its own error."""
-        return await asyncio.gather(*map(self._respond, requests))
+        try:
+            description = self.network.description()
+        except (OSError, ValueError) as error:
+            return [_error(error, pb_utils.TritonError.UNAVAILABLE) for _ in requests]
+        return await asyncio.gather(*(self._respond(request, description) for request in requests))
 
     def is_ready(self):
         """Asked by Triton for its own readiness; the 24.10 of the CPU's environment does not ask."""
@@ -72,31 +76,30 @@ class TritonPythonModel:
         self.streams.close()
         del self.gauge  # before its family
 
-    async def _respond(self, request):
+    async def _respond(self, request, description):
         flags = request.flags()
         start = bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START)
         end = bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END)
         try:
             with self.streams.frame(request.correlation_id(), start=start, end=end) as stream:
-                found = await self._track(request, stream)
+                found = await self._track(request, stream, description)
         except FailedError as error:
             return _error(error, error.code)
         except ValueError as error:
             return _error(error, pb_utils.TritonError.INVALID_ARG)
-        except (OSError, TooManyError) as error:
+        except TooManyError as error:
             return _error(error, pb_utils.TritonError.UNAVAILABLE)
         except Exception as error:
             return _error(repr(error), pb_utils.TritonError.INTERNAL)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, found[name]) for name in self.outputs])
 
-    async def _track(self, request, stream):
+    async def _track(self, request, stream, description):
         """The frame's answers; the stream changes last, so that a frame that fails leaves it as it was."""
         parameters = request.parameters()
         given = json.loads(parameters) if "score_threshold" in parameters else {}
         threshold = score_threshold(given.get("score_threshold", self.threshold))
         image = pb_utils.get_input_tensor_by_name(request, IMAGE.name)
         frame, image_size = await _ask(self.preprocess, [image], [FRAME.name, IMAGE_SIZE.name])
-        description = self.network.description()
         before = stream.frame
         if before is None or before.shape != frame.shape:  # the first, or the network has changed
             before, boxes = frame, np.zeros((0, 4), np.float32)

@@ -1,0 +1,1 @@
+"""Videos: read, followed, drawn, several at once."""
