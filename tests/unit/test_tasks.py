@@ -1,5 +1,6 @@
 """Every task of the family: heads and decodes equal the original's, graphs equal PyTorch."""
 
+import dataclasses
 from functools import cache
 
 import cv2
@@ -279,6 +280,10 @@ def test_raw_heads_of_any_set(tmp_path):
     names = [tensor.name for tensor in result.model.graph.input]
     assert names == ["input", "previous_input", "previous_heat"]
     assert [tensor.name for tensor in result.model.graph.output] == ["hm", "reg", "wh", "tracking"]
+    network = tiny.network("dla_34", {"hm": 2, "tracking": 2}, stems=("pre_hm",))
+    alone = dataclasses.replace(source, network=network, heads={"hm": 2, "tracking": 2})
+    result = to_onnx.to_onnx(alone, form="heads", input_size=family.SIZE)
+    assert [tensor.name for tensor in result.model.graph.input] == ["input", "previous_heat"]
     other = tiny.checkpoint("resdcn_18", {"hps": 6, "depth": 1})
     result = to_onnx.to_onnx(other, form="heads", input_size=family.SIZE)
     assert [tensor.name for tensor in result.model.graph.output] == ["hps", "depth"]
