@@ -32,6 +32,7 @@ from export.errors import ExportError, UsageError, run
 from export.files import write_together
 from export.graphs import torch_export
 from export.graphs.rewrite import to_dcnv2
+from export.networks import STEMS
 from export.plan import feed_dicts
 from export.verify import against_pytorch
 
@@ -111,9 +112,11 @@ def to_onnx(
         module, outputs, heads = RawHeads(source.network).eval(), [], list(source.heads)
         feeds = {RAW_INPUT: normalise(torch.from_numpy(frame)).numpy()}
         if source.network.stems:
-            feeds |= feed_dicts.previous(frame, feed_dicts.RAW_PREVIOUS)
-            before = torch.from_numpy(feeds[RAW_PREVIOUS])
-            feeds[RAW_PREVIOUS] = normalise(before).numpy()
+            previous = feed_dicts.previous(frame, feed_dicts.RAW_PREVIOUS)
+            previous[RAW_PREVIOUS] = normalise(torch.from_numpy(previous[RAW_PREVIOUS])).numpy()
+            # A network may have one of the two stems only.
+            read = [name for stem, name in zip(STEMS, previous, strict=True) if stem in source.network.stems]
+            feeds |= {name: previous[name] for name in read}
 
     progress("exporting")
     examples = [torch.from_numpy(array[:2]) for array in feeds.values()]

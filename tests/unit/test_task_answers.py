@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import reference
 from centernet_image import tasks
+from centernet_image.contract import FITS
 from centernet_image.description import Description
 from centernet_image.geometry import frame_transform
+from centernet_image.tasks.boxes3d import enclosing
 
 PICTURE = "16004479832"
-SIZE = (600, 900)
+SIZE = (600, 800)
 CAMERA = np.array([[[700, 0, 440, 40], [0, 690, 300, -0.5], [0, 0, 1, 0.005]]], np.float32)
 
 
@@ -47,6 +49,15 @@ def test_embeddings_are_as_they_are():
     found = answer("embeddings", {"embeddings": embeddings}, fit="letterbox", threshold=0.5)
     np.testing.assert_array_equal(found["detection_embeddings"][0, :3], embeddings[0, :3])
     assert not found["detection_embeddings"][0, 3:].any()
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_boxes_go_back_by_the_networks_fit(fit):
+    boxes = np.random.default_rng(0).uniform(0, 60, (1, 5, 4)).astype(np.float32)
+    found = answer("embeddings", {"boxes": boxes, "embeddings": np.ones((1, 5, 8), np.float32)}, fit=fit)
+    matrix = frame_transform(SIZE, (64, 96), fit)
+    corners = found["detection_boxes"].reshape(-1, 2) @ matrix[:, :2].T + matrix[:, 2]
+    np.testing.assert_allclose(corners, boxes.reshape(-1, 2), atol=1e-3)
 
 
 def boxes3d(count=5, seed=0, **more):
@@ -127,11 +138,12 @@ def test_a_camera_that_projects_nothing_is_refused(place):
         answer("boxes3d", boxes3d(camera=camera), fit="width")
 
 
-def test_what_is_behind_the_camera_keeps_its_numbers_finite():
-    given = boxes3d(depths=np.zeros((1, 5), np.float32))
-    given["boxes"] = given["centers"].repeat(2, axis=1).reshape(1, 5, 4)
-    found = answer("boxes3d", given, fit="width")
-    assert all(np.isfinite(found[f"detection_{name}"]).all() for name in ("boxes", "locations", "rotations"))
+def test_what_reaches_behind_the_camera_stays_on_its_side():
+    """An object on the right, as long before the camera as behind it, is on the right of the picture."""
+    camera = np.array([[[700, 0, 440, 0], [0, 700, 300, 0], [0, 0, 1, 0]]])
+    (box,) = enclosing(camera, np.array([[[5, 1, 0]]]), np.array([[[1, 1, 4]]]), np.array([[np.pi / 2]]))[0]
+    assert np.isfinite(box).all()
+    assert 440 < box[0] < box[2]
 
 
 def test_the_originals_boxes_in_space(shared):

@@ -1,5 +1,6 @@
 """Every task of the family: heads and decodes equal the original's, graphs equal PyTorch."""
 
+import dataclasses
 from functools import cache
 
 import cv2
@@ -12,7 +13,7 @@ import pytest
 import reference
 import tiny
 import torch
-from centernet_image.contract import STRIDE, TASKS
+from centernet_image.contract import COCO_CLASSES, STRIDE, TASKS
 
 from export import checkpoint, tasks, to_onnx
 from export.errors import ExportError, UsageError
@@ -279,6 +280,10 @@ def test_raw_heads_of_any_set(tmp_path):
     names = [tensor.name for tensor in result.model.graph.input]
     assert names == ["input", "previous_input", "previous_heat"]
     assert [tensor.name for tensor in result.model.graph.output] == ["hm", "reg", "wh", "tracking"]
+    network = tiny.network("dla_34", {"hm": 2, "tracking": 2}, stems=("pre_hm",))
+    alone = dataclasses.replace(source, network=network, heads={"hm": 2, "tracking": 2})
+    result = to_onnx.to_onnx(alone, form="heads", input_size=family.SIZE)
+    assert [tensor.name for tensor in result.model.graph.input] == ["input", "previous_heat"]
     other = tiny.checkpoint("resdcn_18", {"hps": 6, "depth": 1})
     result = to_onnx.to_onnx(other, form="heads", input_size=family.SIZE)
     assert [tensor.name for tensor in result.model.graph.output] == ["hps", "depth"]
@@ -343,3 +348,22 @@ def test_pictures_are_laid_as_the_task_says(tmp_path):
     height, width = family.SIZE
     rows = feed["frame"][0, :, width // 2, 0]
     assert (rows[0], rows[height // 2], rows[-1]) == (128, 255, 128)
+
+
+CENTERPOSE = {"hm": 1, "wh": 2, "hps": 16, "reg": 2, "hm_hp": 8, "hp_offset": 2, "scale": 3}
+
+
+@pytest.mark.parametrize(
+    ("heads", "inputs", "task", "names"),
+    [
+        (CENTERPOSE, 1, "keypoints", None),
+        ({"hm": 1, "wh": 2, "hps": 34}, 1, "keypoints", ("person",)),
+        ({"hm": 3, "dep": 1, "rot": 8, "dim": 3}, 1, "boxes3d", ("pedestrian", "car", "cyclist")),
+        ({"hm": 1, "wh": 2, "reg": 2, "id": 512}, 1, "embeddings", ("person",)),
+        ({"hm": 80, "wh": 2, "reg": 2, "tracking": 2}, 3, "tracks", COCO_CLASSES),
+        ({"hm": 2, "wh": 4}, 1, "detect", None),
+    ],
+)
+def test_tasks_are_known_by_their_heads(heads, inputs, task, names):
+    assert tasks.choose(heads, inputs=inputs) == task
+    assert tasks.TASKS[task].labels(heads) == names
