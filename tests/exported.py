@@ -25,7 +25,8 @@ def export(checkpoint: Path, *options: str) -> Path:
     # A newer PyTorch or ONNX writes another file.
     sources = [
         ROOT / "ci" / "requirements.txt",
-        *sorted((ROOT / "export").rglob("*.py")),
+        # But for what only repositories are made of.
+        *sorted({*(ROOT / "export").rglob("*.py")} - {*(ROOT / "export" / "repository").rglob("*.py")}),
         *sorted(CONTRACT.rglob("*.py")),
     ]
     for source in sources:
