@@ -77,8 +77,8 @@ def test_instances_threads_file_name_and_description_are_parameters(serve, small
     shutil.move(version / "model.json", tmp_path / "elsewhere.json")
     config = repository / "centernet_network/configs/cpu.pbtxt"
     text = config.read_text()
-    assert "count: 1" in text
-    text = text.replace("count: 1", "count: 2").replace(
+    assert "count: 2" in text
+    text = text.replace("count: 2", "count: 3").replace(
         'value { string_value: "0" }', 'value { string_value: "1" }'
     )
     config.write_text(text + 'default_model_filename: "other.onnx"\n')
@@ -89,7 +89,7 @@ def test_instances_threads_file_name_and_description_are_parameters(serve, small
     server = serve(repository)
     answer = infer(server, "http", "centernet", images([encode(picture(60, 90))]))
     assert answer["num_detections"].item() > 0
-    assert server.log.read_text().count("TRITONBACKEND_ModelInstanceInitialize: centernet_network_0_") == 2
+    assert server.log.read_text().count("TRITONBACKEND_ModelInstanceInitialize: centernet_network_0_") == 3
 
 
 def test_only_what_is_asked_for_is_answered(server):

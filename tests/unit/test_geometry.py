@@ -69,6 +69,18 @@ def test_points_and_vectors_of_any_rank(fit):
         np.testing.assert_allclose(lengths[n] @ matrix[:, :2].T, points[n], atol=1e-3)
 
 
+@pytest.mark.parametrize(("size", "scale"), [((600, 800), 640 / 800), ((800, 400), 640 / 800)])
+def test_the_longer_side_becomes_the_frames_width(size, scale):
+    """CenterTrack's: upright pictures are smaller than they could be, wide ones lose rows in a low frame."""
+    height, width = size
+    matrix = frame_transform(size, (192, 640), "longest")
+    expected = [[scale, 0, (640 - scale * width) / 2], [0, scale, (192 - scale * height) / 2]]
+    np.testing.assert_allclose(matrix, expected)
+    np.testing.assert_array_equal(
+        frame_transform(size, (512, 512), "longest"), frame_transform(size, (512, 512))
+    )
+
+
 def test_a_fit_of_the_width_loses_rows():
     """CenterNet's `ddd`: one scale, the width's, and centre on centre."""
     matrix = frame_transform((600, 800), (192, 640), "width")
@@ -100,7 +112,9 @@ def test_a_letterbox_is_the_originals(image_size):
 
 
 def test_an_unknown_fit_is_refused():
-    with pytest.raises(ValueError, match="fit: found 'stretch', expected whole, width or letterbox"):
+    with pytest.raises(
+        ValueError, match="fit: found 'stretch', expected one of whole, longest, width, letterbox"
+    ):
         frame_transform((10, 10), (64, 96), "stretch")
 
 

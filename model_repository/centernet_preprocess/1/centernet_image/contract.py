@@ -75,10 +75,11 @@ DETECTION_LABELS = Tensor("detection_labels", "STRING", (-1,))
 
 DETECTIONS = (NUM_DETECTIONS, DETECTION_BOXES, DETECTION_SCORES, DETECTION_CLASSES, DETECTION_LABELS)
 
-FITS = ("whole", "width", "letterbox")
+FITS = ("whole", "longest", "width", "letterbox")
 """How a picture is laid into the frame.
 
-whole: scaled to lie in the frame, centre on centre, black outside (CenterNet, CenterTrack).
+whole: scaled to lie in the frame, centre on centre, black outside (CenterNet).
+longest: its longer side scaled to the frame's width, centre on centre; whole in a square frame (CenterTrack).
 width: scaled to the frame's width, centre on centre; rows outside are lost (CenterNet's `ddd`).
 letterbox: resized by area, then padded with grey on both sides (FairMOT).
 """
@@ -143,6 +144,7 @@ TASKS = {
         # From the centre in this frame back to that in the one before.
         peaks=(Tensor("centers", "FP32", (-1, 2)), Tensor("displacements", "FP32", (-1, 2))),
         answers=(Tensor("detection_tracks", "INT32", (-1,)),),
+        fit="longest",
     ),
 }
 """By name; every network is one of them."""

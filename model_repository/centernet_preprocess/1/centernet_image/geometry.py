@@ -6,6 +6,8 @@ Sizes are (height, width) in pixels, as arrays have them; boxes are x1 y1 x2 y2.
 import cv2
 import numpy as np
 
+from centernet_image.contract import FITS
+
 PADDING = 128
 """Of a letterbox: the original's 127.5, as OpenCV rounds it."""
 
@@ -15,8 +17,9 @@ def frame_transform(
 ) -> np.ndarray:
     """The affine map from picture to frame coordinates, float64 [2, 3].
 
-    Whole is that of CenterNet (Zhou et al., 2019), whose crop is the square around the picture; width is that
-    of its `ddd`; letterbox is that of FairMOT (Zhang et al., 2021): the picture's edges on its copy's.
+    Whole is that of CenterNet (Zhou et al., 2019), whose crop is the square around the picture; longest is
+    that of CenterTrack (Zhou et al., 2020), width that of CenterNet's `ddd`; letterbox is that of FairMOT
+    (Zhang et al., 2021): the picture's edges on its copy's.
     """
     (scale_x, scale_y), (shift_x, shift_y) = _scale_and_shift(np.array(image_size), frame_size, fit)
     return np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y]])
@@ -125,10 +128,12 @@ def _scale_and_shift(
     ratios = frame / sizes
     if fit == "whole":
         scale = ratios.min(axis=-1, keepdims=True)
+    elif fit == "longest":
+        scale = frame[0] / sizes.max(axis=-1, keepdims=True)
     elif fit == "width":
         scale = ratios[..., :1]
     else:
-        raise ValueError(f"fit: found {fit!r}, expected whole, width or letterbox")
+        raise ValueError(f"fit: found {fit!r}, expected one of {', '.join(FITS)}")
     scale = np.broadcast_to(scale, sizes.shape)
     return scale, (frame - scale * sizes) / 2
 

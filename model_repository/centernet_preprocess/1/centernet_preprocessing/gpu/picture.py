@@ -34,7 +34,7 @@ def describe(
     Args:
         size: The picture's height and width.
         frame_size: Of the frames.
-        fit: "whole" or "width": the kernel has one scale for both directions.
+        fit: Not "letterbox": the kernel has one scale for both directions.
         pixels: Address of its first pixel, RGB.
         pitch: Bytes from one of its rows to the next.
         frame: Which of the batch's frames it becomes.
