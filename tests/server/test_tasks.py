@@ -172,7 +172,8 @@ def wait_for(server, count, model="tracks"):
 @pytest.fixture(scope="module")
 def tracked(networks):
     """By ONNX Runtime and plain loops: each frame's boxes in the picture, classes and identities."""
-    frames = [warp(frame, family.SIZE) for frame in FRAMES]
+    fit = TASKS["tracks"].fit
+    frames = [warp(frame, family.SIZE, fit=fit) for frame in FRAMES]
     heat, count = np.zeros(family.SIZE, np.float32), 0
     before = {name: np.zeros((0, 4)) for name in ("boxes", "centers", "classes")} | {"ids": []}
     answers = []
@@ -183,7 +184,7 @@ def tracked(networks):
         ids = family.naive_ids(peaks, before, count)
         before, count = peaks | {"ids": ids}, max(count, *ids)
         heat = family.naive_heat(peaks["boxes"].tolist(), family.SIZE).astype(np.float32)
-        answers.append((to_picture(peaks["boxes"], "whole").reshape(-1, 4), peaks["scores"], ids))
+        answers.append((to_picture(peaks["boxes"], fit).reshape(-1, 4), peaks["scores"], ids))
     return answers
 
 
