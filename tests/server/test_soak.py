@@ -13,7 +13,7 @@ SHORT = {"load": 10, "sizes": SIZES, "capacity_s": 3}
 MOST_GROWTH = 0.1
 """Of a third of a short time. The long form holds a hundredth."""
 
-# The postprocess keeps more and more each second, and swaps the answers of a batch.
+# From its first request on the postprocess keeps more and more each second; it swaps the answers of a batch.
 FAULTS = """
 
 import threading
@@ -27,14 +27,18 @@ def keep():
         time.sleep(0.1)
 
 
+leak = threading.Thread(target=keep, daemon=True)
+
+
 def wrong(self, requests):
+    if not leak.ident:
+        leak.start()
     responses = right(self, requests)
     return responses[1:] + responses[:1]
 
 
 right = TritonPythonModel.execute
 TritonPythonModel.execute = wrong
-threading.Thread(target=keep, daemon=True).start()
 """
 
 
