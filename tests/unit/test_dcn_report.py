@@ -26,8 +26,8 @@ def test_what_is_counted(tmp_path, capsys):
     ]
 
 
-def test_the_documents_table_is_the_commands():
+def test_the_readmes_table_is_the_commands():
     if not NETWORKS.is_dir():
         pytest.skip(f"no {NETWORKS}")
-    text = (ROOT / "docs" / "other-networks.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "\n".join(dcn_report.table(sorted(NETWORKS.glob("*.onnx")))) in text
