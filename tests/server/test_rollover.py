@@ -18,7 +18,7 @@ from exported import SMALL_CLASSES
 from pictures import encode, picture
 from rolling import Flow, Replica, health_endpoint, version_of
 
-from benchmarks.balancer import Backend, Envoy
+from benchmarks.balancer import Backend, Envoy, chart_config
 from clients import CenterNetClient
 from clients.output import entry
 
@@ -83,7 +83,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, small_onnx: Path) -> Iterator
             Backend(http=replica.ports[0], grpc=replica.ports[1], health=endpoint.server_port)
             for replica, endpoint in zip(replicas, endpoints, strict=True)
         ]
-        envoy = Envoy(folder, backends)
+        # A server that ends or drains says so; one that is late on a busy machine does neither.
+        envoy = Envoy(folder, backends, health_timeout_s=60)
         envoy.wait_for_servers(2)
         contents = [encode(picture(60, 80, seed=seed), "JPEG") for seed in range(KINDS)]
         with CenterNetClient(f"127.0.0.1:{envoy.grpc}") as client:
@@ -119,8 +120,9 @@ def test_rolling_over_http(site, tmp_path):
 @pytest.mark.wide
 def test_dead_python_model_leaves_the_balance(site, tmp_path):
     """Within 10 s by the configuration; how long it takes here depends on the machine."""
+    clusters = {one["name"]: one for one in chart_config()["static_resources"]["clusters"]}
     for cluster in ("grpc", "http"):
-        (check,) = site.envoy.clusters[cluster]["health_checks"]
+        (check,) = clusters[cluster]["health_checks"]
         seconds = {name: float(check[name].rstrip("s")) for name in ("interval", "timeout")}
         assert check["unhealthy_threshold"] * sum(seconds.values()) <= 10
     replica = site.replicas[1]
@@ -145,8 +147,8 @@ def test_server_killed_hard_loses_nothing(site, tmp_path):
     site.envoy.wait_for_servers(1)
     site.versions(flow.finish())
     retried = site.envoy.stat("grpc.upstream_rq_retry_success") - before
-    # What it held, and what was sent to it before Envoy took it out: not the whole flow.
-    assert 0 < retried < 100
+    # What it held, and what was sent to it until two connections were refused.
+    assert 0 < retried <= 48
 
 
 def test_answers_are_compared_at_all(site):
