@@ -79,16 +79,16 @@ class RawHeads(nn.Module):
         self.network = network
 
     def forward(
-        self, image: Tensor, previous_image: Tensor | None = None, previous_heat: Tensor | None = None
+        self, image: Tensor, first: Tensor | None = None, second: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """Maps a normalised picture [N, 3, H, W] to the raw heads [N, channels, H/4, W/4].
 
         Args:
             image: The picture.
-            previous_image: The one before, as `image`.
-            previous_heat: Where its objects were, 0 to 1, [N, H, W].
+            first: What the network's first stem reads: the picture before, as `image`, or where its objects
+                were, 0 to 1, [N, H, W].
+            second: What its second stem reads.
         """
-        previous: tuple[Tensor, ...] = ()
-        if previous_image is not None and previous_heat is not None:
-            previous = (previous_image, previous_heat.unsqueeze(1))
+        given = [tensor for tensor in (first, second) if tensor is not None]
+        previous = [tensor if tensor.dim() == 4 else tensor.unsqueeze(1) for tensor in given]
         return tuple(self.network(image, *previous).values())

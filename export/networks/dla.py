@@ -98,7 +98,7 @@ class DLA(nn.Module):
         picture's alone, which is not what zeros would give.
         """
         x = self.base_layer(x)
-        for stem, tensor in zip(self.stems, previous, strict=False):
+        for stem, tensor in zip(self.stems, previous, strict=bool(previous)):
             x = x + self.get_submodule(stem)(tensor)
         x = self.level2(self.level1(self.level0(x)))
         features = [x]

@@ -284,6 +284,7 @@ def test_raw_heads_of_any_set(tmp_path):
     alone = dataclasses.replace(source, network=network, heads={"hm": 2, "tracking": 2})
     result = to_onnx.to_onnx(alone, form="heads", input_size=family.SIZE)
     assert [tensor.name for tensor in result.model.graph.input] == ["input", "previous_heat"]
+    assert {"input", "previous_heat"} <= {name for node in result.model.graph.node for name in node.input}
     other = tiny.checkpoint("resdcn_18", {"hps": 6, "depth": 1})
     result = to_onnx.to_onnx(other, form="heads", input_size=family.SIZE)
     assert [tensor.name for tensor in result.model.graph.output] == ["hps", "depth"]
