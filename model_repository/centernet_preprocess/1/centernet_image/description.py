@@ -9,8 +9,11 @@ from typing import Any
 
 from centernet_image.contract import COCO, Normalisation
 
-TEXTS = ("arch", "form", "checkpoint_sha256")
-TEXTS_OF_LATER_FILES = ("task", "fit", "color")
+TEXTS = ("arch", "form", "checkpoint_sha256", "task", "fit", "color")
+"""Facts that metadata hold as they are, not as JSON."""
+
+NEEDED = ("arch", "form", "checkpoint_sha256", "classes", "input_size", "top_k")
+"""Facts in the metadata of every file; older ones lack the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +73,13 @@ class Description:
     def of(cls, facts: Mapping[str, Any]) -> "Description":
         """Of facts as JSON has them; others are left alone, and older files lack those with a default."""
         height, width = facts["input_size"]
+        given: dict[str, Any] = {name: str(facts[name]) for name in TEXTS if name in facts}
+        given |= {name: tuple(map(float, facts[name])) for name in ("mean", "std") if name in facts}
         return cls(
             classes=tuple(map(str, facts["classes"])),
             input_size=(int(height), int(width)),
             top_k=facts["top_k"],
-            arch=str(facts.get("arch", "")),
-            form=str(facts.get("form", "detector")),
-            checkpoint_sha256=str(facts.get("checkpoint_sha256", "")),
-            mean=tuple(map(float, facts.get("mean", COCO.mean))),
-            std=tuple(map(float, facts.get("std", COCO.std))),
-            task=str(facts.get("task", "detect")),
-            fit=str(facts.get("fit", "whole")),
-            color=str(facts.get("color", "bgr")),
+            **given,
         )
 
     @classmethod
@@ -91,18 +89,13 @@ class Description:
         Raises:
             ValueError: A fact is missing; the text names it.
         """
-        missing = [name for name in (*TEXTS, "classes", "input_size", "top_k") if name not in metadata]
+        missing = [name for name in NEEDED if name not in metadata]
         if missing:
             raise ValueError(
                 f"the ONNX file's metadata lacks {', '.join(missing)}: export it with export.to_onnx"
             )
         own = {each.name for each in fields(cls)} & metadata.keys()
-        return cls.of(
-            {
-                name: metadata[name] if name in TEXTS + TEXTS_OF_LATER_FILES else json.loads(metadata[name])
-                for name in own
-            }
-        )
+        return cls.of({name: metadata[name] if name in TEXTS else json.loads(metadata[name]) for name in own})
 
     @property
     def normalisation(self) -> Normalisation:
