@@ -191,7 +191,7 @@ def test_both_variants_are_there(written):
     assert "max_batch_size: 8" in config
     cpu = (written[0] / "text" / "configs" / "cpu.pbtxt").read_text()
     assert 'backend: "onnxruntime"' in cpu
-    assert "KIND_CPU" in cpu
+    assert "KIND_CPU count: 2" in cpu
     assert "dims: [ 3, -1, -1 ]" in config
 
 
