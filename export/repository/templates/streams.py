@@ -10,14 +10,14 @@ import json
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from centernet_image import readiness, tasks
-from centernet_image.contract import BOXES, FRAME, IMAGE, IMAGE_SIZE, TASKS
+from centernet_image.contract import BOXES, FRAME, IMAGE, IMAGE_SIZE, PEAKS, TASKS
 from centernet_image.description import ServedNetwork
 from centernet_image.selection import score_threshold
 from centernet_image.streams import Streams, TooManyError
 from centernet_image.tasks.tracks import heat
 
-PEAKS = [*tasks.DETECTOR, *(tensor.name for tensor in TASKS["tracks"].peaks)]
-PREVIOUS_FRAME, PREVIOUS_HEAT = (tensor.name for tensor in TASKS["tracks"].inputs)
+TASK = TASKS["tracks"]
+PREVIOUS_FRAME, PREVIOUS_HEAT = (tensor.name for tensor in TASK.inputs)
 
 
 class FailedError(Exception):
@@ -111,7 +111,8 @@ class TritonPythonModel:
             PREVIOUS_HEAT: heat(boxes, description.input_size)[None],
         }
         tensors = [pb_utils.Tensor(*tensor) for tensor in inputs.items()]
-        answers = dict(zip(PEAKS, await _ask(self.network.name, tensors, PEAKS), strict=True))
+        (peaks,) = await _ask(self.network.name, tensors, [PEAKS.name])
+        answers = tasks.split(peaks, TASK)
         labels = np.array([name.encode() for name in description.classes], object)
         found = tasks.answer(
             tasks.Peaks(answers, image_size, description), thresholds=threshold, labels=labels

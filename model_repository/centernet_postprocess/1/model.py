@@ -5,7 +5,7 @@ import json
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from centernet_image import readiness, tasks
-from centernet_image.contract import IMAGE_SIZE
+from centernet_image.contract import IMAGE_SIZE, PEAKS, TASKS
 from centernet_image.description import ServedNetwork
 from centernet_image.selection import score_threshold
 
@@ -78,6 +78,7 @@ class TritonPythonModel:
         joined = answers[0] if len(answers) == 1 else list(map(np.concatenate, zip(*answers, strict=True)))
         *inputs, thresholds = joined
         tensors = dict(zip(self.inputs, inputs, strict=True))
+        tensors |= tasks.split(tensors.pop(PEAKS.name), TASKS[self.description.task])
         peaks = tasks.Peaks(tensors, tensors.pop(IMAGE_SIZE.name), self.description)
         found = tasks.answer(peaks, thresholds=thresholds, labels=self.labels)
         ends = np.cumsum([len(answer[0]) for answer in answers]).tolist()

@@ -41,7 +41,7 @@ def select(
     Args:
         boxes: [N, K, 4] in pixels of the frame.
         scores: [N, K], best first.
-        classes: int [N, K].
+        classes: Whole numbers [N, K], of any type.
         image_sizes: [N, 2], height and width of each picture.
         frame_size: Height and width of the frame.
         thresholds: One for all, or [N, 1].
@@ -55,14 +55,15 @@ def select(
         shapes = [list(array.shape) for array in (boxes, scores, classes)]
         raise ValueError(f"boxes, scores, classes: found shapes {shapes}, expected as many rows in each")
     lowest, highest = classes.min(initial=0), classes.max(initial=0)
-    if lowest < 0 or highest >= len(labels):
-        found = lowest if lowest < 0 else highest
+    if not (lowest >= 0 and highest < len(labels)):  # a NaN is not
+        found = highest if lowest >= 0 else lowest
         raise ValueError(f"classes: found {found}, expected 0 to {len(labels) - 1}, the classes with names")
     # A prefix even if the network did not sort, so that `num` always says which rows count.
     num = (scores >= thresholds).sum(axis=1, dtype=np.int32, keepdims=True)
     beyond = np.arange(scores.shape[1]) >= num
+    classes = classes.astype(np.int32)
     boxes = boxes_to_image(boxes, image_sizes, frame_size, fit)
-    found = Detections(num, boxes, scores.copy(), classes.copy(), labels[classes])
+    found = Detections(num, boxes, scores.copy(), classes, labels[classes])
     for array, empty in zip(found[1:], (0, 0, 0, b""), strict=True):
         array[beyond] = empty
     return found
