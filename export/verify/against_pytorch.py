@@ -119,6 +119,10 @@ def compare(
             )
         for name, difference in _compare_detections(found, heads, task).items():
             differences[name] = max(difference, differences.get(name, 0.0))
+        if rows.PEAKS in found and (unlike := rows.unlike_peaks(found)):
+            raise ExportError(
+                f"check of the decode: {rows.PEAKS} does not hold {', '.join(unlike)} as they are"
+            )
     return differences
 
 
@@ -217,8 +221,6 @@ def _compare_detections(found: Outputs, heads: Sequence[str], task: str) -> Diff
         return {}
     far = np.float32(np.abs(found[BOXES.name]).max(initial=0))
     box_px = max(BOX_TOLERANCE_PIXELS, 4 * float(np.spacing(far)))
-    if unlike := rows.unlike_peaks(found):
-        raise ExportError(f"check of the decode: {rows.PEAKS} does not hold {', '.join(unlike)} as they are")
     if task != DETECT:
         return _compare_task(found, heads, task, box_px)
     agreement = peaks.compare(found, found, score=SCORE_TOLERANCE, box_px=box_px)

@@ -47,6 +47,18 @@ def test_rounding_of_the_network_itself_is_no_mistake(case):
     assert differences["wh"] < 1e-4
 
 
+def test_peaks_that_are_not_the_other_outputs(case, monkeypatch):
+    detector, model, frames = case
+    right = against_pytorch._run_onnx
+
+    def wrong(*given):
+        return [found | {"peaks": np.roll(found["peaks"], 1, axis=2)} for found in right(*given)]
+
+    monkeypatch.setattr(against_pytorch, "_run_onnx", wrong)
+    with pytest.raises(ExportError, match="peaks does not hold boxes, scores, classes as they are"):
+        against_pytorch.compare(model, detector, {"frame": frames}, HEADS)
+
+
 def test_float64_is_computed_only_where_it_is_needed(case, monkeypatch):
     _, model, frames = case
     precise = []

@@ -73,8 +73,7 @@ def answer(task, tensors, *, count=5, threshold=0.0, pictures=1, size=SIZE, **fa
         "classes": np.zeros((pictures, count), np.int32),
     }
     peaks = tasks.Peaks(usual | tensors, np.array([size] * pictures), network(task, **facts))
-    names = np.array([name.encode() for name in peaks.network.classes], object)
-    return tasks.answer(peaks, thresholds=threshold, labels=names)
+    return tasks.answer(peaks, thresholds=threshold)
 
 
 def test_keypoints_go_back_to_the_picture_and_rows_that_do_not_count_are_zero():

@@ -4,8 +4,11 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from centernet_image.contract import COCO, PEAKS, Normalisation
 
@@ -99,6 +102,11 @@ class Description:
             )
         own = {each.name for each in fields(cls)} & metadata.keys()
         return cls.of({name: metadata[name] if name in TEXTS else json.loads(metadata[name]) for name in own})
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The names as the server answers them: UTF-8 bytes, object [C]."""
+        return np.array([name.encode() for name in self.classes], object)
 
     @property
     def normalisation(self) -> Normalisation:

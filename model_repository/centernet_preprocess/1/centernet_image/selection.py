@@ -1,5 +1,6 @@
 """From the network's best peaks to what a client reads."""
 
+import json
 from typing import NamedTuple
 
 import numpy as np
@@ -82,3 +83,18 @@ def score_threshold(value: object) -> float:
     if not 0 <= threshold <= 1:
         raise ValueError(f"score_threshold: found {value!r}, expected a number from 0 to 1")
     return threshold
+
+
+def requested_threshold(parameters: str, default: float) -> float:
+    """The `score_threshold` among a request's parameters, or the default.
+
+    Args:
+        parameters: JSON, as Triton's Python backend has it.
+        default: For requests that say nothing.
+
+    Raises:
+        ValueError: It is no number from 0 to 1.
+    """
+    if "score_threshold" not in parameters:  # Most have none: that is quicker than to parse them.
+        return default
+    return score_threshold(json.loads(parameters).get("score_threshold", default))

@@ -66,13 +66,12 @@ def split(peaks: np.ndarray, task: Task) -> dict[str, np.ndarray]:
     return found
 
 
-def answer(peaks: Peaks, *, thresholds: np.ndarray | float, labels: np.ndarray) -> dict[str, np.ndarray]:
+def answer(peaks: Peaks, *, thresholds: np.ndarray | float) -> dict[str, np.ndarray]:
     """The answers of `DETECTIONS` and of the network's task, by name; rows beyond those that count are zero.
 
     Args:
         peaks: As the network gave them.
         thresholds: The lowest score that counts: one for all, or [N, 1].
-        labels: object [C]: each class's name as bytes.
 
     Raises:
         ValueError: What a request says is impossible, or the peaks do not fit each other.
@@ -83,7 +82,7 @@ def answer(peaks: Peaks, *, thresholds: np.ndarray | float, labels: np.ndarray) 
         image_sizes=peaks.image_sizes,
         frame_size=network.input_size,
         thresholds=thresholds,
-        labels=labels,
+        labels=network.labels,
         fit=network.fit,
     )
     found = dict(zip((tensor.name for tensor in DETECTIONS), detections, strict=True))
