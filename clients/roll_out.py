@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from centernet_image import contract
+from centernet_image import contract, tasks
 from centernet_image.codecs.common import ImageError
 from centernet_image.decode import decode
 from centernet_image.description import Description
@@ -162,7 +162,9 @@ class RollOut:
     def _compatible(self, old: int) -> Description:
         """The new network's description; requests that are under way while it changes must fit both."""
         try:
-            new = Description.read(self._arguments.network.with_suffix(".json"))
+            beside = self._arguments.network.with_suffix(".json")
+            new = Description.read(beside)
+            new.check_served(beside)
             served = Description.read(self._repository / NETWORK / str(old) / "model.json")
         except (OSError, ValueError) as error:
             raise MisuseError(str(error)) from error
@@ -231,9 +233,13 @@ class RollOut:
             except ImageError as error:
                 raise CenterNetError(f"{self._arguments.picture}: {error}") from error
         result = await self._client.infer(CANDIDATE, {contract.FRAME: frames})
-        boxes, scores, classes = (
-            result.as_numpy(tensor.name) for tensor in (contract.BOXES, contract.SCORES, contract.CLASSES)
-        )
+        peaks = result.as_numpy(contract.PEAKS.name)
+        if peaks is None:
+            raise CenterNetError(f"found no output {contract.PEAKS.name}, which its description has")
+        try:
+            boxes, scores, classes = tasks.split(peaks, contract.TASKS["detect"]).values()
+        except ValueError as error:
+            raise CenterNetError(str(error)) from error
         count = description.top_k
         if boxes.shape != (2, count, 4) or scores.shape != (2, count) or classes.shape != (2, count):
             shapes = [list(array.shape) for array in (boxes, scores, classes)]
@@ -242,7 +248,7 @@ class RollOut:
             raise CenterNetError("found boxes that are no numbers, or scores beyond 0 to 1")
         if classes.min() < 0 or classes.max() >= len(description.classes):
             raise CenterNetError(
-                f"found class {classes.max()}, its description names {len(description.classes)} classes"
+                f"found class {classes.max():g}, its description names {len(description.classes)} classes"
             )
         if self._picture is not None and scores[0].max() < contract.SCORE_THRESHOLD:
             raise CenterNetError(f"it finds nothing in {self._arguments.picture}")

@@ -50,7 +50,7 @@ class Detector(nn.Module):
     def forward(
         self, frame: Tensor, previous_frame: Tensor | None = None, previous_heat: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Maps BGR uint8 [N, H, W, 3] to the task's outputs and the heads that it reads.
+        """Maps BGR uint8 [N, H, W, 3] to the task's outputs, all of them as `PEAKS`, and the heads it reads.
 
         Args:
             frame: The frame.
@@ -62,7 +62,9 @@ class Detector(nn.Module):
             previous = (self.normalise(previous_frame), previous_heat.unsqueeze(1))
         heads = self.network(self.normalise(frame), *previous)
         used = {name: head for name, head in heads.items() if name in self.reads()}
-        return (*self.decode(used), *used.values())
+        outputs = self.decode(used)
+        columns = [each.flatten(2) if each.dim() > 2 else each.unsqueeze(2) for each in outputs]
+        return (*outputs, torch.cat([each.float() for each in columns], 2), *used.values())
 
     def reads(self) -> list[str]:
         """The heads that the decode reads, in the network's order."""

@@ -77,8 +77,9 @@ def to_onnx(
     Args:
         source: The network.
         form: `detector`: uint8 BGR `frame` [N, H, W, 3] in; `boxes` [N, K, 4], `scores` [N, K], `classes`
-            [N, K] and the task's further peaks out. `heads`: normalised float `input` [N, 3, H, W] in; all
-            raw heads out: `hm`, `reg`, `wh`, then the others by name.
+            [N, K], the task's further peaks, and `peaks` [N, K, columns] of all of them out. `heads`:
+            normalised float `input` [N, 3, H, W] in; all raw heads out: `hm`, `reg`, `wh`, then the others by
+            name.
         dcn_op: The node of a deformable convolution: the standard `DeformConv`, or `DCNv2`.
         task: One of the contract's `TASKS`; by default the one that the heads tell.
         input_size: Height and width, pixels, multiples of 32. This and all below by default the task's.
@@ -140,6 +141,7 @@ def to_onnx(
         task=task,
         fit=TASKS[task].fit,
         color=color,
+        outputs=tuple(outputs or heads),
     )
     onnx.helper.set_model_props(model, description.to_metadata())
 

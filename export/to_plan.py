@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         _check_without_model(options, console)
         return
     model, digest = onnx_files.load(options.model)
+    network_facts = _network_facts(model, options.model)
     trt = builder.load_tensorrt(rtx=bool(options.target))
     shapes = profiles.profiles(model, options.batch, options.shapes)
     find = partial(calibration.find, model, options, shapes, console)
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         _report(differences, console)
     beside = options.output.with_suffix(".json")
-    text = json.dumps(_network_facts(model) | {"plan": asdict(facts)}, indent=1, ensure_ascii=False)
+    text = json.dumps(network_facts | {"plan": asdict(facts)}, indent=1, ensure_ascii=False)
     # The description last: it must not call an older plan current.
     write_together({options.output: engine, beside: text.encode() + b"\n"})
     console.print(f"wrote {options.output} ({len(engine) / 2**20:.1f} MiB) and {beside.name}", soft_wrap=True)
@@ -177,11 +178,17 @@ def _report(differences: list[against_onnx.Difference], console: Console) -> Non
         raise PlanError(f"found no agreement with ONNX Runtime in {names} (above): the plan is not written")
 
 
-def _network_facts(model: onnx.ModelProto) -> dict[str, object]:
+def _network_facts(model: onnx.ModelProto, path: Path) -> dict[str, object]:
     try:
-        return asdict(onnx_files.description(model))
+        description = onnx_files.description(model)
     except ValueError:  # not one of ours: there is nothing to say about it
         return {}
+    if description.form == "detector":
+        try:
+            description.check_served(path)
+        except ValueError as error:
+            raise errors.UsageError(str(error)) from None
+    return asdict(description)
 
 
 def _read_timing_cache(path: Path | None) -> bytes | None:

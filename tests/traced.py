@@ -12,7 +12,7 @@ from export.graphs import torch_export
 from export.plan import feed_dicts
 
 SIZE = (64, 96)
-OUTPUTS = ("boxes", "scores", "classes")
+OUTPUTS = ("boxes", "scores", "classes", "peaks")
 HEADS = ("hm", "wh", "reg")
 
 

@@ -160,10 +160,10 @@ class Upstream:
             return ()
 
     async def _names(self, model: str, count: int) -> tuple[str, ...]:
+        peaks = np.zeros((1, count, 6), np.float32)
+        peaks[..., 4], peaks[..., 5] = 1, np.arange(count)  # score, class
         inputs: Mapping[contract.Tensor, np.ndarray] = {
-            contract.BOXES: np.zeros((1, count, 4), np.float32),
-            contract.SCORES: np.ones((1, count), np.float32),
-            contract.CLASSES: np.arange(count, dtype=np.int32)[np.newaxis],
+            contract.PEAKS: peaks,
             contract.IMAGE_SIZE: np.ones((1, 2), np.int32),
         }
         result = await self.client.infer(model, inputs)

@@ -35,8 +35,7 @@ DETECT = "detect"
 
 def outputs_of(name: str) -> list[str]:
     """Names of what a task's network answers, in order."""
-    detections = (contract.BOXES, contract.SCORES, contract.CLASSES)
-    return [tensor.name for tensor in (*detections, *contract.TASKS[name].peaks)]
+    return [tensor.name for tensor in (*contract.TASKS[name].columns, contract.PEAKS)]
 
 
 def recognise(heads: Collection[str]) -> list[str]:

@@ -160,15 +160,16 @@ def compare_outputs(
     """Compares all outputs: detections with the heads expected, everything else value by value.
 
     Without heads detections are compared as sets, and what else there is of each with its counterpart's. Sets
-    without a clear member show nothing, which is enough only if there are other outputs. `rounded` widens the
-    tolerance by what itself differs.
+    without a clear member show nothing, which is enough only if there are other outputs. What `peaks` repeats
+    must be there to the bit. `rounded` widens the tolerance by what itself differs.
     """
     differences = []
     # Heads may be there for the detections' sake alone.
     names = [name for name in expected if name in actual or name not in contract.HEADS]
     if set(peaks.OUTPUTS) <= set(names):
         further = [name for name in names if name in rows.FURTHER]
-        names = [name for name in names if name not in (*peaks.OUTPUTS, *further)]
+        has_peaks = rows.PEAKS in names
+        names = [name for name in names if name not in (*peaks.OUTPUTS, *further, rows.PEAKS)]
         agreement = _agreement(expected, actual, tolerance)
         allowed = tolerance.unmatched
         if rounded is not None:
@@ -185,6 +186,10 @@ def compare_outputs(
             passed = beyond <= allowed
             facts = {"beyond": beyond, "worst of the others": worst}
             differences.append(Difference(output=name, batch=batch, passed=passed, facts=facts))
+        if has_peaks:
+            unlike = len(rows.unlike_peaks(actual))
+            facts = {"outputs that it does not hold": unlike}
+            differences.append(Difference(output=rows.PEAKS, batch=batch, passed=not unlike, facts=facts))
     for name in names:
         relative = _relative(expected[name], actual[name])
         allowed = tolerance.relative

@@ -12,12 +12,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from centernet_image import contract
 from centernet_image.contract import BOXES, SCORES
 from torch import Tensor, nn
 
 from export.errors import ExportError
 from export.graphs.rewrite import to_deform_conv
-from export.tasks import DETECT, TASKS, outputs_of
+from export.tasks import DETECT, TASKS
 from export.verify import peaks, rows
 
 # All in standard deviations of a head's values. A wrong graph is off by whole ones.
@@ -118,6 +119,10 @@ def compare(
             )
         for name, difference in _compare_detections(found, heads, task).items():
             differences[name] = max(difference, differences.get(name, 0.0))
+        if rows.PEAKS in found and (unlike := rows.unlike_peaks(found)):
+            raise ExportError(
+                f"check of the decode: {rows.PEAKS} does not hold {', '.join(unlike)} as they are"
+            )
     return differences
 
 
@@ -232,11 +237,12 @@ def _compare_task(found: Outputs, heads: Sequence[str], task: str, box_px: float
     decode = TASKS[task](found[SCORES.name].shape[1])
     with torch.inference_mode():
         outputs = decode({name: torch.from_numpy(found[name]) for name in heads})
-    expected = dict(zip(outputs_of(task), (output.numpy() for output in outputs), strict=True))
+    names = [tensor.name for tensor in contract.TASKS[task].columns]
+    expected = dict(zip(names, (output.numpy() for output in outputs), strict=True))
     agreement, pairs = rows.match(expected, found, score=SCORE_TOLERANCE, box_px=box_px)
     parts = {"boxes": agreement.unmatched}
     differences = {BOXES.name: agreement.box_px, SCORES.name: agreement.score}
-    for name in outputs_of(task)[len(peaks.OUTPUTS) :]:
+    for name in names[len(peaks.OUTPUTS) :]:
         parts[name], differences[name] = rows.beyond(
             name, expected, found, pairs, relative=RELATIVE_TOLERANCE, box_px=box_px
         )

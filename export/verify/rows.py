@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from centernet_image import contract
+from centernet_image import contract, tasks
 
 from export.verify import peaks
 
@@ -11,6 +11,8 @@ Outputs = Mapping[str, np.ndarray]
 
 FURTHER = tuple(dict.fromkeys(tensor.name for task in contract.TASKS.values() for tensor in task.peaks))
 """Outputs of a network beyond `peaks.OUTPUTS`, one row for each detection."""
+
+PEAKS = contract.PEAKS.name
 
 _PIXELS = ("centers", "keypoints", "displacements")
 
@@ -54,6 +56,21 @@ def match(expected: Outputs, actual: Outputs, *, score: float, box_px: float) ->
             worst_box = max(worst_box, float(box_gap[row, best]))
     unmatched = 1 - len(pairs) / wanted if wanted else 0.0
     return peaks.Agreement(score=worst_score, box_px=worst_box, unmatched=unmatched, compared=wanted), pairs
+
+
+def unlike_peaks(found: Outputs) -> list[str]:
+    """Names of the outputs that a detector's `PEAKS` does not hold as they are.
+
+    Args:
+        found: all outputs, of one run.
+    """
+    names = {*FURTHER} & found.keys()
+    task = next(task for task in contract.TASKS.values() if {tensor.name for tensor in task.peaks} == names)
+    try:
+        parts = tasks.split(found[PEAKS], task)
+    except ValueError:  # of another width
+        return [PEAKS]
+    return [name for name, part in parts.items() if not np.array_equal(part, found[name], equal_nan=True)]
 
 
 def beyond(

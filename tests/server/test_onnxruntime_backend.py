@@ -40,7 +40,7 @@ def add_model(repository, name, shape, *, max_batch_size=0, element_type=FLOAT, 
 def add_postprocess_without_threshold(repository):
     folder = shutil.copytree(REPOSITORY / "centernet_postprocess", repository / "centernet_postprocess")
     facts = repository / "model.json"
-    facts.write_text(json.dumps({"classes": ["a"], "input_size": [64, 64], "top_k": 5}))
+    facts.write_text(json.dumps({"classes": ["a"], "input_size": [64, 64], "top_k": 5, "outputs": ["peaks"]}))
     config = folder / "config.pbtxt"
     before, removed, _ = config.read_text().partition('parameters { key: "score_threshold"')
     assert removed

@@ -35,7 +35,7 @@ def expect(small_onnx):
     def expect(pictures, threshold=contract.SCORE_THRESHOLD):
         decoded = [decode(data) for data in pictures]
         frames = np.stack([warp(image, SMALL_SIZE) for image in decoded])
-        names = [tensor.name for tensor in contract.MODELS["centernet_network"][1]]
+        names = [tensor.name for tensor in contract.TASKS["detect"].columns]
         detections = select(
             *session.run(names, {"frame": frames}),
             image_sizes=np.array([image.shape[:2] for image in decoded]),
@@ -195,18 +195,17 @@ CASES = {
         f"classes {classes}": (
             "centernet_postprocess",
             {
-                "boxes": np.zeros((1, 2, 4), np.float32),
-                "scores": np.ones((1, 2), np.float32),
-                "classes": np.array([classes], np.int32),
+                "peaks": np.array([[[0, 0, 4, 4, 1, *each] for each in classes]], np.float32),
                 "image_size": np.array([[512, 512]], np.int32),
             },
             None,
             message,
         )
         for classes, message in (
-            ((0, 999), "classes: found 999, expected 0 to 2, the classes with names"),
-            ((-1, 0), "classes: found -1, expected 0 to 2, the classes with names"),
-            ((0,), r"found shapes \[\[1, 2, 4\], \[1, 2\], \[1, 1\]\], expected as many rows in each"),
+            (([0], [999]), "classes: found 999.0, expected 0 to 2, the classes with names"),
+            (([-1], [0]), "classes: found -1.0, expected 0 to 2, the classes with names"),
+            (([0], [np.nan]), "classes: found nan, expected 0 to 2, the classes with names"),
+            (([], []), "peaks: found 5 columns, expected 6: boxes, scores, classes"),
         )
     },
 }

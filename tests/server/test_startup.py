@@ -6,6 +6,7 @@ import signal
 
 import exported
 import numpy as np
+import onnx
 import pytest
 import tritonclient.grpc as grpc
 from centernet_image import contract
@@ -26,6 +27,7 @@ def test_configuration_is_completed_from_the_file(server):
         "boxes": [100, 4],
         "scores": [100],
         "classes": [100],
+        "peaks": [100, 6],
     }
     for name, (inputs, outputs) in contract.MODELS.items():
         for found, expected in ((metadata[name].inputs, inputs), (metadata[name].outputs, outputs)):
@@ -67,6 +69,25 @@ def test_a_description_of_something_else(small_onnx, tmp_path):
     assert process.wait(timeout=60) == 1
     assert (
         "model.json does not describe a detector, expected classes, input_size and top_k" in log.read_text()
+    )
+
+
+def test_a_network_from_before_peaks(small_onnx, tmp_path):
+    repository = make_repository(tmp_path, small_onnx)
+    version = repository / "centernet_network/1"
+    model, facts = onnx.load(version / "model.onnx"), json.loads((version / "model.json").read_text())
+    model.graph.output.pop()
+    del facts["outputs"]
+    for file in version.glob("model.*"):
+        file.unlink()
+    onnx.save(model, version / "model.onnx")
+    (version / "model.json").write_text(json.dumps(facts))
+    log = tmp_path / "log"
+    process = launch(repository, log)
+    assert process.wait(timeout=60) == 1
+    assert (
+        f"{version}/model.json: found a network without the output peaks, expected one with it: export it "
+        "again by export.to_onnx" in log.read_text()
     )
 
 

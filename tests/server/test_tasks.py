@@ -378,5 +378,16 @@ def test_what_cannot_be_served_is_refused(networks, tmp_path):
         if entry.key == "task":
             entry.value = "embeddings"
     onnx.save(model, tmp_path / "other.onnx")
-    assert "keypoints FP32, scores FP32, expected" in refused(tmp_path / "other.onnx", folder, "--name", "a")
+    assert "keypoints FP32, peaks FP32, scores FP32, expected" in refused(
+        tmp_path / "other.onnx", folder, "--name", "a"
+    )
+    # As it was exported before the server asked for `peaks`.
+    old = onnx.load(path)
+    del old.graph.output[[output.name for output in old.graph.output].index("peaks")]
+    onnx.save(old, tmp_path / "old.onnx")
+    for source in (tmp_path / "old.onnx", as_plan(tmp_path / "old.onnx", tmp_path / "plan", 4)):
+        said = refused(source, folder, "--name", "a")
+        assert re.fullmatch(
+            "found .*keypoints FP32, scores FP32, expected .*peaks FP32.*: export it again.*", said
+        )
     assert not folder.exists()

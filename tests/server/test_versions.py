@@ -35,6 +35,7 @@ class Stub:
             "scores": np.full((1, self.rows), 0.9, np.float32),
             "classes": np.arange(self.rows, dtype=np.int32)[None] % len(self.classes),
         }
+        values["peaks"] = np.dstack([*values.values()]).astype(np.float32)
         nodes = [helper.make_node("Shape", ["frame"], ["batch"], end=1)]
         constants, outputs = [], []
         for name, value in values.items():
@@ -52,7 +53,7 @@ class Stub:
         graph = helper.make_graph(nodes, "stub", [frame], outputs, constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
         onnx.save_model(model, folder / "model.onnx")
-        facts = {"classes": self.classes, "input_size": self.size, "top_k": self.rows}
+        facts = {"classes": self.classes, "input_size": self.size, "top_k": self.rows, "outputs": [*values]}
         text = json.dumps(facts, ensure_ascii=False)
         (folder / "model.json").write_text(text, encoding="utf-8")
         return folder / "model.onnx"
@@ -102,6 +103,15 @@ def test_versions_that_are_loaded_and_unloaded(serve, tmp_path):
         (repository / NETWORK / "3" / "model.json").unlink()
         client.load_model(NETWORK)
         with pytest.raises(InferenceServerException, match=r"no .*/centernet_network/3/model\.json: make"):
+            assert_served(server, FIRST)
+        # Nor is one that was exported before the server asked for `peaks`.
+        (repository / NETWORK / "3" / "model.json").write_text(
+            json.dumps({"classes": ["a"], "input_size": FIRST.size, "top_k": FIRST.rows})
+        )
+        with pytest.raises(
+            InferenceServerException,
+            match=r"3/model\.json: found a network without the output peaks, expected",
+        ):
             assert_served(server, FIRST)
 
 

@@ -34,7 +34,7 @@ def case():
         torch_export.fold_batch_norm(detector),
         [torch.from_numpy(frames[:2])],
         input_names=["frame"],
-        output_names=["boxes", "scores", "classes", *HEADS],
+        output_names=["boxes", "scores", "classes", "peaks", *HEADS],
     )
     return detector, model, frames
 
@@ -42,9 +42,21 @@ def case():
 def test_rounding_of_the_network_itself_is_no_mistake(case):
     detector, model, frames = case
     differences = against_pytorch.compare(model, detector, {"frame": frames}, HEADS)
-    deviation = detector(torch.from_numpy(frames))[3].std().item()
+    deviation = detector(torch.from_numpy(frames))[4].std().item()
     assert differences["hm"] > 5e-3 * deviation, "nothing to forgive"
     assert differences["wh"] < 1e-4
+
+
+def test_peaks_that_are_not_the_other_outputs(case, monkeypatch):
+    detector, model, frames = case
+    right = against_pytorch._run_onnx
+
+    def wrong(*given):
+        return [found | {"peaks": np.roll(found["peaks"], 1, axis=2)} for found in right(*given)]
+
+    monkeypatch.setattr(against_pytorch, "_run_onnx", wrong)
+    with pytest.raises(ExportError, match="peaks does not hold boxes, scores, classes as they are"):
+        against_pytorch.compare(model, detector, {"frame": frames}, HEADS)
 
 
 def test_float64_is_computed_only_where_it_is_needed(case, monkeypatch):

@@ -9,10 +9,11 @@ from centernet_image.description import ServedNetwork
 NAMES = {1: ["ant"], 2: ["硬币"], 10: ["coin"]}
 
 
-def write(folder, version, *, names=None, size=(64, 96)):
+def write(folder, version, *, names=None, size=(64, 96), outputs=("boxes", "scores", "classes", "peaks")):
     path = folder / "centernet_network" / str(version) / "model.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"classes": names or NAMES[version], "input_size": size, "top_k": 100}
+    facts |= {"outputs": outputs} if outputs else {}
     # As `export` writes it: a new file under the old name.
     path.with_suffix(".new").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
     path.with_suffix(".new").replace(path)
@@ -128,3 +129,14 @@ def test_what_is_no_description_of_a_detector(tmp_path):
     os.utime(path, ns=(1, 1))
     with pytest.raises(ValueError, match="does not describe a detector"):
         served.description()
+
+
+def test_a_network_from_before_peaks_is_refused_as_it_starts_and_later(tmp_path):
+    write(tmp_path, 1)
+    served = network(tmp_path, Triton())
+    path = write(tmp_path, 1, outputs=None)
+    message = f"^{path}: found a network without the output peaks, expected one with it: export it again"
+    with pytest.raises(ValueError, match=message):
+        served.description()
+    with pytest.raises(ValueError, match=message):
+        network(tmp_path, Triton())

@@ -1,12 +1,13 @@
 """What each task's postprocess makes of peaks, against the original's answers and against plain loops."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import reference
 from centernet_image import tasks
-from centernet_image.contract import FITS
+from centernet_image.contract import FITS, TASKS
 from centernet_image.description import Description
 from centernet_image.geometry import frame_transform
 from centernet_image.tasks.boxes3d import enclosing
@@ -14,6 +15,48 @@ from centernet_image.tasks.boxes3d import enclosing
 PICTURE = "16004479832"
 SIZE = (600, 800)
 CAMERA = np.array([[[700, 0, 440, 40], [0, 690, 300, -0.5], [0, 0, 1, 0.005]]], np.float32)
+
+
+def shapes(task, rows, open_side):
+    """The tensors of one picture's `PEAKS`, which the network also answers one by one."""
+    sides = {
+        tensor.name: [open_side if side < 0 else side for side in tensor.shape[1:]] for tensor in task.columns
+    }
+    return {name: (2, rows, *shape) for name, shape in sides.items()}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+@pytest.mark.parametrize("open_side", [0, 1, 17])
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_peaks_are_split_into_what_they_were_made_of(task, open_side, rows):
+    rng = np.random.default_rng(2)
+    parts = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in shapes(task, rows, open_side).items()
+    }
+    columns = [part.reshape(2, rows, math.prod(part.shape[2:])) for part in parts.values()]
+    peaks = np.concatenate(columns, axis=2)
+    found = tasks.split(peaks, task)
+    assert list(found) == list(parts)
+    for name, part in parts.items():
+        assert found[name].shape == part.shape
+        np.testing.assert_array_equal(found[name], part)
+        assert not part.size or np.shares_memory(found[name], peaks)
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "expected"),
+    [
+        ("detect", 5, "6: boxes, scores, classes"),
+        ("detect", 7, "6: boxes, scores, classes"),
+        ("boxes3d", 12, "13: boxes, scores, classes, centers, depths, alphas, dimensions"),
+        ("keypoints", 9, "6 and a multiple of 2: boxes, scores, classes, keypoints"),
+        ("embeddings", 5, "6 and a multiple of 1: boxes, scores, classes, embeddings"),
+    ],
+)
+def test_peaks_of_another_width_are_refused(task, columns, expected):
+    with pytest.raises(ValueError, match=f"^peaks: found {columns} columns, expected {expected}$"):
+        tasks.split(np.zeros((1, 3, columns), np.float32), TASKS[task])
 
 
 def network(task, frame_size=(64, 96), fit="whole", classes=3):
@@ -30,8 +73,7 @@ def answer(task, tensors, *, count=5, threshold=0.0, pictures=1, size=SIZE, **fa
         "classes": np.zeros((pictures, count), np.int32),
     }
     peaks = tasks.Peaks(usual | tensors, np.array([size] * pictures), network(task, **facts))
-    names = np.array([name.encode() for name in peaks.network.classes], object)
-    return tasks.answer(peaks, thresholds=threshold, labels=names)
+    return tasks.answer(peaks, thresholds=threshold)
 
 
 def test_keypoints_go_back_to_the_picture_and_rows_that_do_not_count_are_zero():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from centernet_image.contract import STRIDE
+from centernet_image.contract import STRIDE, TASKS
 
 from export import tasks
 
@@ -76,7 +76,7 @@ def test_equals_plain_numpy(name):
     task = name.split(" ")[0].rstrip(",")
     heads = random_heads(CHANNELS[name])
     decode = tasks.TASKS[task](TOP_K)
-    names = tasks.outputs_of(task)
+    names = [tensor.name for tensor in TASKS[task].columns]
     tensors = {head: torch.from_numpy(values) for head, values in heads.items()}
     found = dict(zip(names, (output.numpy() for output in decode(tensors)), strict=True))
     for picture in range(PICTURES):

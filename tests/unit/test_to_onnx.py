@@ -92,7 +92,12 @@ def test_every_architecture_form_and_node(exported, arch, form, dcn_op):
     outputs = [(value.name, shape(value)) for value in model.graph.output]
     if form == "detector":
         assert inputs == [("frame", ["batch", height, width, 3])]
-        assert outputs == [("boxes", ["batch", 20, 4]), ("scores", ["batch", 20]), ("classes", ["batch", 20])]
+        assert outputs == [
+            ("boxes", ["batch", 20, 4]),
+            ("scores", ["batch", 20]),
+            ("classes", ["batch", 20]),
+            ("peaks", ["batch", 20, 6]),
+        ]
     else:
         assert inputs == [("input", ["batch", 3, height, width])]
         assert outputs == [
@@ -112,6 +117,7 @@ def test_every_architecture_form_and_node(exported, arch, form, dcn_op):
         input_size=SIZE,
         top_k=20 if form == "detector" else None,
         checkpoint_sha256="0" * 64,
+        outputs=tuple(name for name, _ in outputs),
     )
 
     frames = against_pytorch.pictures(height, width)
@@ -182,10 +188,11 @@ def test_other_heads(heads):
     result = export(heads=heads)
     assert {*(heads.keys() & {*HEADS}), "boxes", "scores"} == {*result.differences}
     assert_no_dead_nodes(result.model.graph)
-    boxes, scores, classes = run(result.model, against_pytorch.pictures(*SIZE))
+    boxes, scores, classes, peaks = run(result.model, against_pytorch.pictures(*SIZE))
     assert scores[:, 0].all()
     assert set(np.unique(classes)) <= set(range(heads["hm"]))
     assert np.isfinite(boxes).all()
+    np.testing.assert_array_equal(peaks, np.dstack([boxes, scores, classes]).astype(np.float32))
 
 
 def test_detections_of_the_original(shared, tmp_path):
@@ -216,11 +223,12 @@ def test_command_line(tmp_path, capsys):
         "task": "detect",
         "fit": "whole",
         "color": "bgr",
+        "outputs": ["boxes", "scores", "classes", "peaks"],
     }
     assert onnx_files.description(model) == Description.of(
         facts | {"checkpoint_sha256": checkpoint.load(source).sha256}
     )
-    assert [output.name for output in model.graph.output] == ["boxes", "scores", "classes"]
+    assert [output.name for output in model.graph.output] == facts["outputs"]
     printed = capsys.readouterr()
     assert "hm: at most" in printed.out
     assert "boxes: at most" in printed.out

@@ -8,12 +8,14 @@ import numpy as np
 import onnx
 import pytest
 import traced
+from centernet_image.description import Description
 from onnx import TensorProto
 from pictures import encode, picture
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from single_layer import lopsided
 
 from export import to_plan
+from export.errors import UsageError
 from export.graphs import rewrite, torch_export
 from export.plan import feed_dicts, lowering, profiles
 from export.plan.builder import PlanError
@@ -117,8 +119,16 @@ def swapped(boxes):
     return boxes[..., [1, 0, 3, 2]]
 
 
+def moved(found, pixels):
+    """All boxes, also in `peaks`."""
+    return found | {
+        "boxes": found["boxes"] + np.float32(pixels),
+        "peaks": found["peaks"] + np.float32([pixels] * 4 + [0, 0]),
+    }
+
+
 SPOILT = {
-    "boxes shifted": lambda found: found | {"boxes": found["boxes"] + 4},
+    "boxes shifted": lambda found: moved(found, 4),
     "x and y swapped": lambda found: found | {"boxes": swapped(found["boxes"])},
     "scores less": lambda found: found | {"scores": found["scores"] * 0.9},
     "classes shifted": lambda found: found | {"classes": (found["classes"] + 1) % 3},
@@ -141,8 +151,23 @@ def test_a_wrong_engine_is_refused(built, model, tmp_path, monkeypatch, spoil):
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("column", [0, 3, 4, 5])
+def test_an_engine_whose_peaks_are_not_its_other_outputs_is_refused(
+    built, model, tmp_path, monkeypatch, column
+):
+    def spoil(found):
+        peaks = found["peaks"].copy()
+        peaks[0, -1, column] = np.nextafter(peaks[0, -1, column], np.float32(np.inf))
+        return found | {"peaks": peaks}
+
+    monkeypatch.setattr(Runner, "spoil", staticmethod(spoil))
+    with pytest.raises(PlanError, match=r"no agreement with ONNX Runtime in peaks \("):
+        to_plan.main([str(model), str(tmp_path / "out.plan"), "--batch", "1,2,3", "--verify"])
+    assert not (tmp_path / "out.plan").exists()
+
+
 def test_fp32_is_held_to_less(built, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(Runner, "spoil", staticmethod(lambda found: found | {"boxes": found["boxes"] + 1}))
+    monkeypatch.setattr(Runner, "spoil", staticmethod(lambda found: moved(found, 1)))
     options = [str(model), str(tmp_path / "out.plan"), "--batch", "1,2,3", "--verify", "--precision"]
     to_plan.main([*options, "fp16"])
     with pytest.raises(PlanError, match="no agreement"):
@@ -187,3 +212,15 @@ def test_another_network_with_open_sizes_is_verified(built, tmp_path, capsys, pr
     with pytest.raises(PlanError, match="no agreement with ONNX Runtime"):
         to_plan.main([str(path), str(tmp_path / "other.plan"), *options])
     assert not (tmp_path / "other.plan").exists()
+
+
+def test_an_onnx_file_from_before_peaks_is_refused(built, model, tmp_path):
+    old = onnx.load(model)
+    facts = Description(classes=("a",), input_size=traced.SIZE, top_k=20, arch="toy", checkpoint_sha256="0")
+    onnx.helper.set_model_props(old, facts.to_metadata())
+    onnx.save(old, tmp_path / "old.onnx")
+    with pytest.raises(
+        UsageError, match=r"old\.onnx: found a network without the output peaks, expected one"
+    ):
+        to_plan.main([str(tmp_path / "old.onnx"), str(tmp_path / "out.plan")])
+    assert not built

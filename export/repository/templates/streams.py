@@ -10,14 +10,14 @@ import json
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from centernet_image import readiness, tasks
-from centernet_image.contract import BOXES, FRAME, IMAGE, IMAGE_SIZE, TASKS
+from centernet_image.contract import BOXES, FRAME, IMAGE, IMAGE_SIZE, PEAKS, TASKS
 from centernet_image.description import ServedNetwork
-from centernet_image.selection import score_threshold
+from centernet_image.selection import requested_threshold, score_threshold
 from centernet_image.streams import Streams, TooManyError
 from centernet_image.tasks.tracks import heat
 
-PEAKS = [*tasks.DETECTOR, *(tensor.name for tensor in TASKS["tracks"].peaks)]
-PREVIOUS_FRAME, PREVIOUS_HEAT = (tensor.name for tensor in TASKS["tracks"].inputs)
+TASK = TASKS["tracks"]
+PREVIOUS_FRAME, PREVIOUS_HEAT = (tensor.name for tensor in TASK.inputs)
 
 
 class FailedError(Exception):
@@ -91,13 +91,14 @@ class TritonPythonModel:
             return _error(error, pb_utils.TritonError.UNAVAILABLE)
         except Exception as error:
             return _error(repr(error), pb_utils.TritonError.INTERNAL)
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, found[name]) for name in self.outputs])
+        wanted = request.requested_output_names()
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, found[name]) for name in self.outputs if name in wanted]
+        )
 
     async def _track(self, request, stream, description):
         """The frame's answers; the stream changes last, so that a frame that fails leaves it as it was."""
-        parameters = request.parameters()
-        given = json.loads(parameters) if "score_threshold" in parameters else {}
-        threshold = score_threshold(given.get("score_threshold", self.threshold))
+        threshold = requested_threshold(request.parameters(), self.threshold)
         image = pb_utils.get_input_tensor_by_name(request, IMAGE.name)
         frame, image_size = await _ask(self.preprocess, [image], [FRAME.name, IMAGE_SIZE.name])
         before = stream.frame
@@ -111,11 +112,9 @@ class TritonPythonModel:
             PREVIOUS_HEAT: heat(boxes, description.input_size)[None],
         }
         tensors = [pb_utils.Tensor(*tensor) for tensor in inputs.items()]
-        answers = dict(zip(PEAKS, await _ask(self.network.name, tensors, PEAKS), strict=True))
-        labels = np.array([name.encode() for name in description.classes], object)
-        found = tasks.answer(
-            tasks.Peaks(answers, image_size, description), thresholds=threshold, labels=labels
-        )
+        (peaks,) = await _ask(self.network.name, tensors, [PEAKS.name])
+        answers = tasks.split(peaks, TASK)
+        found = tasks.answer(tasks.Peaks(answers, image_size, description), thresholds=threshold)
         count = int(found["num_detections"][0, 0])
         names = ("detection_boxes", "detection_classes", "centers", "displacements")
         ids = np.zeros((1, len(found["detection_classes"][0])), np.int32)

@@ -67,6 +67,13 @@ IMAGE_SIZE = Tensor("image_size", "INT32", (2,))
 BOXES = Tensor("boxes", "FP32", (-1, 4))
 SCORES = Tensor("scores", "FP32", (-1,))
 CLASSES = Tensor("classes", "INT32", (-1,))
+PEAKS = Tensor("peaks", "FP32", (-1, -1))
+"""The network's other outputs side by side: a row holds a peak's box, score, class and its task's values.
+
+The server asks for this one alone: Triton's Python backend fetches each tensor of each request from a GPU by
+itself, and waits for it.
+"""
+
 NUM_DETECTIONS = Tensor("num_detections", "INT32", (1,))
 DETECTION_BOXES = Tensor("detection_boxes", "FP32", (-1, 4))
 DETECTION_SCORES = Tensor("detection_scores", "FP32", (-1,))
@@ -92,7 +99,8 @@ class Task:
     Attributes:
         heads: Heads of a checkpoint by which the task is known, beyond `hm`.
         inputs: Inputs of the network beyond `frame`.
-        peaks: Outputs of the network beyond `boxes`, `scores` and `classes`, in pixels of the frame.
+        peaks: Outputs of the network beyond `boxes`, `scores`, `classes` and the `PEAKS` of them all, in
+            pixels of the frame; at most one dimension beyond K is open.
         requests: Inputs of the ensemble beyond `image`.
         answers: Outputs of the ensemble beyond `DETECTIONS`, in pixels of the picture.
         fit: Its own of `FITS`.
@@ -104,6 +112,11 @@ class Task:
     requests: tuple[Tensor, ...] = ()
     answers: tuple[Tensor, ...] = ()
     fit: str = "whole"
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """What `PEAKS` is made of, in its order."""
+        return (BOXES, SCORES, CLASSES, *self.peaks)
 
 
 TASKS = {
@@ -153,16 +166,15 @@ TASKS = {
 def models(name: str, task: Task) -> dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
     """Inputs and outputs of each model that serves a task under `name`.
 
-    The network's last model has the peaks of a picture, its size and the task's `requests` as inputs. With
-    inputs of its own (`Task.inputs`), the network wants a stream: `name` then is no ensemble but keeps them.
+    With inputs of its own (`Task.inputs`), the network wants a stream: `name` then is no ensemble but keeps
+    them.
     """
-    peaks = (BOXES, SCORES, CLASSES, *task.peaks)
     answers = (*DETECTIONS, *task.answers)
     served = {
         name: ((IMAGE, *task.requests), answers),
         f"{name}_preprocess": ((IMAGE,), (FRAME, IMAGE_SIZE)),
-        f"{name}_network": ((FRAME, *task.inputs), peaks),
-        f"{name}_postprocess": ((*peaks, IMAGE_SIZE, *task.requests), answers),
+        f"{name}_network": ((FRAME, *task.inputs), (*task.columns, PEAKS)),
+        f"{name}_postprocess": ((PEAKS, IMAGE_SIZE, *task.requests), answers),
     }
     if task.inputs:
         del served[f"{name}_postprocess"]

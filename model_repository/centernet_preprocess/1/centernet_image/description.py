@@ -4,10 +4,13 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from centernet_image.contract import COCO, Normalisation
+import numpy as np
+
+from centernet_image.contract import COCO, PEAKS, Normalisation
 
 TEXTS = ("arch", "form", "checkpoint_sha256", "task", "fit", "color")
 """Facts that metadata hold as they are, not as JSON."""
@@ -33,6 +36,7 @@ class Description:
         fit: How pictures are laid into its frame: one of `contract.FITS`.
         color: The order of channels that the network reads, and `mean` and `std` have: one of
             `contract.COLORS`. The frame is BGR for all.
+        outputs: Names of what the network answers.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +50,7 @@ class Description:
     task: str = "detect"
     fit: str = "whole"
     color: str = "bgr"
+    outputs: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> "Description":
@@ -75,6 +80,7 @@ class Description:
         height, width = facts["input_size"]
         given: dict[str, Any] = {name: str(facts[name]) for name in TEXTS if name in facts}
         given |= {name: tuple(map(float, facts[name])) for name in ("mean", "std") if name in facts}
+        given |= {"outputs": tuple(map(str, facts["outputs"]))} if "outputs" in facts else {}
         return cls(
             classes=tuple(map(str, facts["classes"])),
             input_size=(int(height), int(width)),
@@ -97,10 +103,27 @@ class Description:
         own = {each.name for each in fields(cls)} & metadata.keys()
         return cls.of({name: metadata[name] if name in TEXTS else json.loads(metadata[name]) for name in own})
 
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The names as the server answers them: UTF-8 bytes, object [C]."""
+        return np.array([name.encode() for name in self.classes], object)
+
     @property
     def normalisation(self) -> Normalisation:
         """What the network wants of its pixels."""
         return Normalisation(self.mean, self.std)
+
+    def check_served(self, path: Path) -> None:
+        """Whether the server can serve the network of this file.
+
+        Raises:
+            ValueError: It was exported before the server asked for `contract.PEAKS`.
+        """
+        if PEAKS.name not in self.outputs:
+            raise ValueError(
+                f"{path}: found a network without the output {PEAKS.name}, expected one with it: export it "
+                "again by export.to_onnx, then build its plan again, if it has one, by export.to_plan"
+            )
 
     def to_metadata(self) -> dict[str, str]:
         """Each fact as text: strings as they are, anything else as JSON."""
@@ -136,7 +159,7 @@ class ServedNetwork:
 
         Raises:
             FileNotFoundError: There is no description; the text says how to make one.
-            ValueError: There is one, but not of a detector.
+            ValueError: There is one, but not of a detector, or of one that is too old.
         """
         config = json.loads(args["model_config"])
         self.parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
@@ -156,7 +179,7 @@ class ServedNetwork:
 
         Raises:
             FileNotFoundError: This version has none.
-            ValueError: It is not one of a detector.
+            ValueError: It is not one of a detector, or of one that is too old.
         """
         versions = [] if self._given else self._versions()
         if len(versions) == 1:
@@ -185,8 +208,14 @@ class ServedNetwork:
         except OSError:
             if path in self._read:  # of a version that is being taken away
                 return self._read[path][1]
-            return Description.read(path)
+            return self._load(path)
         stamp = (status.st_mtime_ns, status.st_ino)
         if path not in self._read or self._read[path][0] != stamp:
-            self._read[path] = stamp, Description.read(path)
+            self._read[path] = stamp, self._load(path)
         return self._read[path][1]
+
+    @staticmethod
+    def _load(path: Path) -> Description:
+        description = Description.read(path)
+        description.check_served(path)
+        return description

@@ -1,5 +1,6 @@
 """From the network's best peaks to what a client reads."""
 
+import json
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ def select(
     Args:
         boxes: [N, K, 4] in pixels of the frame.
         scores: [N, K], best first.
-        classes: int [N, K].
+        classes: Whole numbers [N, K], of any type.
         image_sizes: [N, 2], height and width of each picture.
         frame_size: Height and width of the frame.
         thresholds: One for all, or [N, 1].
@@ -55,14 +56,15 @@ def select(
         shapes = [list(array.shape) for array in (boxes, scores, classes)]
         raise ValueError(f"boxes, scores, classes: found shapes {shapes}, expected as many rows in each")
     lowest, highest = classes.min(initial=0), classes.max(initial=0)
-    if lowest < 0 or highest >= len(labels):
-        found = lowest if lowest < 0 else highest
+    if not (lowest >= 0 and highest < len(labels)):  # a NaN is not
+        found = highest if lowest >= 0 else lowest
         raise ValueError(f"classes: found {found}, expected 0 to {len(labels) - 1}, the classes with names")
     # A prefix even if the network did not sort, so that `num` always says which rows count.
     num = (scores >= thresholds).sum(axis=1, dtype=np.int32, keepdims=True)
     beyond = np.arange(scores.shape[1]) >= num
+    classes = classes.astype(np.int32)
     boxes = boxes_to_image(boxes, image_sizes, frame_size, fit)
-    found = Detections(num, boxes, scores.copy(), classes.copy(), labels[classes])
+    found = Detections(num, boxes, scores.copy(), classes, labels[classes])
     for array, empty in zip(found[1:], (0, 0, 0, b""), strict=True):
         array[beyond] = empty
     return found
@@ -81,3 +83,18 @@ def score_threshold(value: object) -> float:
     if not 0 <= threshold <= 1:
         raise ValueError(f"score_threshold: found {value!r}, expected a number from 0 to 1")
     return threshold
+
+
+def requested_threshold(parameters: str, default: float) -> float:
+    """The `score_threshold` among a request's parameters, or the default.
+
+    Args:
+        parameters: JSON, as Triton's Python backend has it.
+        default: For requests that say nothing.
+
+    Raises:
+        ValueError: It is no number from 0 to 1.
+    """
+    if "score_threshold" not in parameters:  # Most have none: that is quicker than to parse them.
+        return default
+    return score_threshold(json.loads(parameters).get("score_threshold", default))
