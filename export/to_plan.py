@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
             source.feeds(model) if source else (),
             keep_fp32=options.keep_fp32,
             fp32_offsets=options.fp32_offsets,
+            int8_groups=options.int8_groups,
         )
         engine, timing_cache = builder.build(
             trt,
@@ -123,6 +124,7 @@ def _describe(
         profiles=shapes,
         keep_fp32=options.keep_fp32,
         fp32_offsets=options.fp32_offsets,
+        int8_groups=options.int8_groups,
         tensors=json.loads(json.dumps(model_tensors.of_model(model).to_json())),
     )
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from export.plan import lowering, picture_options, profiles
+from export.plan import lowering, picture_options, profiles, quantize
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -41,6 +41,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--fp32-offsets", action="store_true", help="offsets of DCNs and grids of GridSample in FP32"
     )
     parser.add_argument(
+        "--int8-groups",
+        type=_groups,
+        default=[],
+        metavar="GROUP,…",
+        help=f"convolutions that int8 quantizes, of {', '.join(quantize.GROUPS)} (default: those of the "
+        f"backbone that it makes faster, with at least {quantize.MIN_CHANNELS} channels)",
+    )
+    parser.add_argument(
         "--plugin", type=Path, help="libdcnv2.so, unless it is preloaded or built in build/dcnv2"
     )
     parser.add_argument("--timing-cache", type=Path, help="read if it is there, and written")
@@ -66,6 +74,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.shapes = profiles.parse(options.shapes)
     if options.precision == "int8" and options.calibration is None:
         parser.error("--precision int8 needs --calibration DIR: pictures or arrays like those to be served")
+    if options.precision != "int8" and options.int8_groups:
+        parser.error(f"--int8-groups: found --precision {options.precision}, expected int8")
     if options.pictures < 1:
         parser.error(f"--pictures: found {options.pictures}, expected 1 or more")
     if options.verify and options.target:
@@ -90,3 +100,11 @@ def _batch(text: str) -> tuple[int, int, int]:
             f"found {text}, expected a size or three rising ones, for example 1,8,32"
         )
     return sizes[0], sizes[1], sizes[2]
+
+
+def _groups(text: str) -> list[str]:
+    groups = text.split(",")
+    for group in groups:
+        if group not in quantize.GROUPS:
+            raise argparse.ArgumentTypeError(f"found {group}, expected some of {','.join(quantize.GROUPS)}")
+    return groups

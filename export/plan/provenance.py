@@ -43,6 +43,7 @@ class PlanDescription:
         optimization_level: TensorRT's own; its default if None.
         keep_fp32: patterns of nodes that were left in FP32.
         fp32_offsets: whether offsets are FP32.
+        int8_groups: convolutions that were chosen for INT8 in place of those that it makes faster.
         tensors: inputs and outputs, as `model_tensors.ModelTensors` writes them.
         builder_sha256: as the function of that name.
     """
@@ -58,6 +59,7 @@ class PlanDescription:
     optimization_level: int | None = None
     keep_fp32: list[str] = field(default_factory=list)
     fp32_offsets: bool = False
+    int8_groups: list[str] = field(default_factory=list)
     tensors: dict[str, Any] = field(default_factory=dict)
     builder_sha256: str = field(default_factory=builder_sha256)
 

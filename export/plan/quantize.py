@@ -22,16 +22,14 @@ from export.plan.precision import CONVOLUTIONS, MIN_SCALE, PrecisionError, expor
 GROUPS = ("stem", "backbone", "offsets", "heads", "outputs", "deformable", "upsampling")
 """Groups of convolutions; see `layer_groups`."""
 
-QUANTIZED_GROUPS = ("stem", "backbone", "offsets", "heads", "deformable")
-"""What INT8 quantizes by default.
-
-Left alone: the outputs (rounding makes several peaks of one in the heat map: several boxes of one object) and
-the upsampling. The figures are in docs/accuracy.md.
-"""
+MIN_CHANNELS = 64
+"""Least input and output channels of a convolution that INT8 is worth; see `worth_quantizing`."""
 
 _LARGEST = 127
 # Operators whose output is as it was in their inputs: TensorRT runs them in INT8 if all have one scale.
 _KEEPS_VALUES = ("Concat", "MaxPool")
+# What may stand between two convolutions without a Q or DQ layer of its own.
+_STAYS_INT8 = ("Relu", "LeakyRelu", "Clip", "Add", *_KEEPS_VALUES)
 
 
 def layer_groups(model: onnx.ModelProto) -> dict[str, list[str]]:
@@ -68,11 +66,38 @@ def layer_groups(model: onnx.ModelProto) -> dict[str, list[str]]:
     return groups
 
 
+def names(model: onnx.ModelProto, groups: Collection[str] = ()) -> list[str]:
+    """Names of the convolutions of some of `layer_groups`; those of `worth_quantizing` if there are none."""
+    layers = layer_groups(model)
+    return [name for group in groups for name in layers[group]] if groups else worth_quantizing(model)
+
+
+def worth_quantizing(model: onnx.ModelProto) -> list[str]:
+    """Names of the convolutions that INT8 makes faster; to_int8 quantizes them by default.
+
+    They are those of the backbone with at least `MIN_CHANNELS` input and output channels whose neighbours
+    are INT8, too (another one before or behind, and the other summand of a sum behind): fewer channels, and
+    Q or DQ layers of their own, move more data than INT8 saves.
+    """
+    graph = import_typed(model)
+    backbone = set(layer_groups(model)["backbone"])
+    chosen = [node for node in graph.nodes if node.name in backbone and _channels(node) >= MIN_CHANNELS]
+    while True:
+        before = {id(node): _sources(node.inputs[0], chosen) for node in chosen}
+        linked = {id(source) for sources in before.values() for source in sources}
+        linked |= {key for key, sources in before.items() if sources}
+        sums = [fused for node in graph.nodes if (fused := _fused_sum(node, chosen)) is not None]
+        costly = {id(node) for node, skip in sums if not _is_int8(skip, chosen)}
+        kept = [node for node in chosen if id(node) in linked - costly]
+        if len(kept) == len(chosen):
+            return [node.name for node in kept]
+        chosen = kept
+
+
 def to_int8(
     model: onnx.ModelProto,
     feeds: Iterable[dict[str, np.ndarray]],
     *,
-    groups: Collection[str] = QUANTIZED_GROUPS,
     nodes: Collection[str] | None = None,
     method: CalibrationMethod = CalibrationMethod.MinMax,
 ) -> onnx.ModelProto:
@@ -84,20 +109,20 @@ def to_int8(
     Args:
         model: FP32, with DeformConv nodes (the calibration runs in ONNX Runtime).
         feeds: the model's inputs, one dict per picture, to observe the range of the activations.
-        groups: which of `layer_groups` to quantize.
-        nodes: names of the convolutions to quantize, in place of `groups`.
+        nodes: names of the convolutions to quantize; `worth_quantizing` by default.
         method: how a range is chosen from the values seen.
 
     Raises:
         PrecisionError: there is nothing to quantize or no picture to calibrate with.
     """
     graph = import_typed(model)
-    if nodes is None:
-        layers = layer_groups(model)
-        nodes = [name for group in groups for name in layers[group]]
-    chosen = [node for node in graph.nodes if node.name in set(nodes) and node.op in CONVOLUTIONS]
+    wanted = set(worth_quantizing(model) if nodes is None else nodes)
+    chosen = [node for node in graph.nodes if node.name in wanted and node.op in CONVOLUTIONS]
     if not chosen:
-        raise PrecisionError(f"found no convolution to quantize in {', '.join(groups)}")
+        raise PrecisionError(
+            "found no convolution to quantize, expected some of the backbone with at least "
+            f"{MIN_CHANNELS} input and output channels: use fp16, or choose others by --int8-groups"
+        )
     feeds = iter(feeds)
     first = next(feeds, None)
     if first is None:
@@ -175,11 +200,13 @@ def _largest_value(tensor: gs.Tensor, observed: dict[str, float]) -> float:
 def _tensors_to_quantize(graph: gs.Graph, chosen: list[gs.Node], fixed: set[int]) -> list[list[gs.Tensor]]:
     """What the chosen nodes read, and the skips of sums behind them, in lists that share a scale.
 
-    Those of `fixed` stay as they are, and with them all parts that are joined with one.
+    The inputs of a Concat or MaxPool are quantized in place of its output if one of them is INT8 anyway; if
+    none is, one Q behind it is cheaper, after a MaxPool by three quarters. Those of `fixed` stay as they are,
+    and with them all parts that are joined with one.
     """
     shared: dict[int, list[gs.Tensor]] = {}
     pending = [node.inputs[0] for node in chosen]
-    pending += [skip for node in graph.nodes if (skip := _skip(node, chosen)) is not None]
+    pending += [fused[1] for node in graph.nodes if (fused := _fused_sum(node, chosen)) is not None]
     while pending:
         tensor = pending.pop()
         own = shared.setdefault(id(tensor), [tensor])
@@ -187,6 +214,8 @@ def _tensors_to_quantize(graph: gs.Graph, chosen: list[gs.Node], fixed: set[int]
         if producer is None or producer.op not in _KEEPS_VALUES:
             continue
         if any(id(source) in fixed for source in producer.inputs):
+            continue
+        if not any(_is_int8(source, chosen) for source in producer.inputs):
             continue
         for source in producer.inputs:
             if id(source) not in shared:
@@ -198,8 +227,36 @@ def _tensors_to_quantize(graph: gs.Graph, chosen: list[gs.Node], fixed: set[int]
     return list({id(tensors): tensors for tensors in shared.values()}.values())
 
 
-def _skip(node: gs.Node, chosen: list[gs.Node]) -> gs.Tensor | None:
-    """Of a sum that TensorRT fuses into a chosen convolution: the other summand."""
+def _channels(node: gs.Node) -> int:
+    """The smaller of its numbers of outputs and of inputs a group; 0 if its weights are not constant."""
+    weight = node.inputs[1]
+    return min(weight.shape[:2]) if isinstance(weight, gs.Constant) else 0
+
+
+def _sources(tensor: gs.Tensor, chosen: list[gs.Node]) -> list[gs.Node]:
+    """The chosen nodes that a tensor comes from in INT8."""
+    found, pending, seen = [], list(tensor.inputs), set[int]()
+    wanted = {id(node) for node in chosen}
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if id(node) in wanted:
+            found.append(node)
+        elif node.op in _STAYS_INT8:
+            pending += [producer for source in node.inputs for producer in source.inputs]
+    return found
+
+
+def _is_int8(tensor: gs.Tensor, chosen: list[gs.Node]) -> bool:
+    """Whether a tensor is INT8 whatever else reads it."""
+    wanted = {id(node) for node in chosen}
+    return any(id(reader) in wanted for reader in tensor.outputs) or bool(_sources(tensor, chosen))
+
+
+def _fused_sum(node: gs.Node, chosen: list[gs.Node]) -> tuple[gs.Node, gs.Tensor] | None:
+    """Of a sum that TensorRT fuses into a chosen convolution: that one and the other summand."""
     if node.op != "Add" or any(not tensor.inputs for tensor in node.inputs):
         return None
     convolutions = [node for node in chosen if node.op in ("Conv", "ConvTranspose")]
@@ -212,7 +269,7 @@ def _skip(node: gs.Node, chosen: list[gs.Node]) -> gs.Tensor | None:
         return None
     # Of two the one that is computed last, when the other is there.
     last = max(fusing, key=lambda index: convolutions.index(node.inputs[index].inputs[0]))
-    return node.inputs[1 - last]
+    return node.inputs[last].inputs[0], node.inputs[1 - last]
 
 
 def _quantize(graph: gs.Graph, tensor: gs.Tensor, scale: float, full: set[int]) -> None:

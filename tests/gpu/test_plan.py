@@ -69,7 +69,7 @@ def test_plan_agrees_with_onnx_runtime(model, plugin, kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "groups", [quantize.QUANTIZED_GROUPS, ("deformable",), quantize.GROUPS], ids="+".join
+    "groups", [(), ("backbone", "offsets", "heads"), ("deformable",), quantize.GROUPS], ids="+".join
 )
 def test_int8_plan_computes_its_graph(model, plugin, groups):
     """The same Q/DQ pairs in ONNX Runtime: what is left is how sums are rounded."""
@@ -80,7 +80,7 @@ def test_int8_plan_computes_its_graph(model, plugin, groups):
     feeds = [
         feed_dicts.noise({"frame": [size, *sides]}, {"frame": np.uint8}, seed=size) for size in (1, 1, 2, 5)
     ]
-    quantized = quantize.to_int8(exact, feeds[:2], groups=groups)
+    quantized = quantize.to_int8(exact, feeds[:2], nodes=quantize.names(exact, groups))
     reference = precision.to_fp16(quantized)
     engine, _ = builder.build(
         trt,

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import exported
 import family
+import numpy as np
 import pytest
 import torch
 from centernet_image.contract import TASKS
+from engine_text import layer_types
 from toolchain_of_plugin import ROOT, find_library, find_tensorrt
 
 from export import tasks
 from export.networks import create
+from export.plan import feed_dicts
 
 
 @pytest.fixture(scope="module", params=["dla_34", "resdcn_18"])
@@ -34,6 +37,18 @@ def test_network_builds(onnx_file: Path, precision: str, target: str, batch: str
     assert (tmp_path / "model.plan").stat().st_size > 1 << 20
     assert plan["precision"] == precision
     assert plan["compute_capability"] == {"SM86": "8.6", "SM120": "12.0"}[target]
+
+
+def test_int8_takes_the_wide_convolutions_of_the_backbone(onnx_file: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", feed_dicts.noise({"x": [128, 192, 3]}, {"x": np.uint8})["x"])
+    options = ["--precision", "int8", "--calibration", str(tmp_path), "--batch", "1"]
+    build(onnx_file, tmp_path, "--target", "SM86", *options)
+    layers = layer_types((tmp_path / "model.plan").read_bytes())
+    deformable = layers["plugin", "half"]
+    assert layers["convolution", "int8"] == {3: 19, 16: 31}[deformable]
+    # The stem, offsets and heads; dla_34's narrow levels.
+    assert layers["convolution", "half"] == 1 + deformable + 6 + {3: 0, 16: 5}[deformable]
+    assert layers["plugin", "int8"] == 0
 
 
 @pytest.mark.parametrize("name", family.NETWORKS)

@@ -22,6 +22,8 @@ from export.plan.provenance import builder_sha256
 ROOT = Path(__file__).parents[2]
 RTX_PLUGIN = ROOT / "build" / "dcnv2" / "rtx" / "libdcnv2.so"
 
+GROUPS = ["stem", "backbone", "offsets", "heads", "deformable"]
+
 pytestmark = pytest.mark.plugin
 
 
@@ -45,10 +47,13 @@ def pictures(tmp_path_factory):
 
 
 @pytest.mark.parametrize("target", ["SM86", "SM120"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_detector(model, precision, target, tmp_path, pictures):
+@pytest.mark.parametrize(
+    ("precision", "groups"), [("fp32", []), ("fp16", []), ("int8", []), ("int8", GROUPS)]
+)
+def test_detector(model, precision, groups, target, tmp_path, pictures):
     plan = tmp_path / "folder" / "model.plan"
     options = ["--calibration", pictures] if precision == "int8" else []
+    options += ["--int8-groups", ",".join(groups)] if groups else []
     done = to_plan(model, plan, "--target", target, "--precision", precision, "--batch", "1,2,4", *options)
     assert done.returncode == 0, done.stderr
     assert plan.stat().st_size > 10_000
@@ -71,15 +76,18 @@ def test_detector(model, precision, target, tmp_path, pictures):
         "builder_sha256": builder_sha256(),
         "keep_fp32": [],
         "fp32_offsets": False,
+        "int8_groups": groups,
         "tensors": facts["plan"]["tensors"],
     }
     assert facts["plan"]["tensorrt"].startswith("RTX 1.")
     # A resdcn_18: the stem, 19 convolutions of the backbone, 3 of offsets and 3 of the heads; 3 of outputs.
-    quantized = {("convolution", "int8"): 26, ("convolution", "half"): 3}
+    # The two of its last block are wide enough for INT8, and what is before them is not.
+    quantized = 26 if groups else 2 if precision == "int8" else 0
     kind = {"fp32": "float", "fp16": "half", "int8": "half"}[precision]
-    convolutions = quantized if precision == "int8" else {("convolution", kind): 29}
-    layers = {("transposed", kind): 3, ("plugin", "int8" if precision == "int8" else kind): 3}
-    assert layer_types(plan.read_bytes()) == convolutions | layers
+    layers = {("convolution", kind): 29 - quantized, ("transposed", kind): 3}
+    layers |= {("convolution", "int8"): quantized} if quantized else {}
+    layers |= {("plugin", "int8" if groups else kind): 3}
+    assert layer_types(plan.read_bytes()) == layers
     assert allows_tf32(plan.read_bytes()) == (precision != "fp32")
     assert sorted(path.name for path in plan.parent.iterdir()) == ["model.json", "model.plan"]
 

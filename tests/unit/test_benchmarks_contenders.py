@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from benchmarks import contenders, tensorrt_engine
 from benchmarks.contenders import OUTPUTS, Bound, Contender
-from export.plan import builder
+from export.plan import builder, command_line
 
 pytestmark = pytest.mark.wide
 
@@ -76,6 +76,22 @@ def test_the_bare_engine_has_a_graph_for_each_batch(engine, monkeypatch):
     for batch in (1, 3, 1, 3):
         run(batch)
     assert bound == [(1, True), (3, True)]
+
+
+def test_the_int8_contender_is_a_plan_as_users_build_it(monkeypatch, tmp_path):
+    built = []
+    monkeypatch.setattr(
+        contenders.to_plan, "main", lambda arguments: built.append(command_line.parse(arguments))
+    )
+    monkeypatch.setattr(contenders, "Engine", lambda *_, **__: 1 / 0)
+    np.save(tmp_path / "frames.npy", frames(2, 0))
+    spec = Spec(plan=str(tmp_path / "x.plan"), onnx="x.onnx", plugin=None, batch=[32])
+    spec.frames = str(tmp_path / "frames.npy")
+    with pytest.raises(ZeroDivisionError):
+        contenders.CONTENDERS["plugin-int8"](spec)
+    (options,) = built
+    assert (options.precision, options.batch, options.int8_groups) == ("int8", (32, 32, 32), [])
+    assert len(list(options.calibration.glob("*.npy"))) == contenders.CALIBRATION_PICTURES
 
 
 class Recorded(Contender):

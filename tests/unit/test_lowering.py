@@ -14,6 +14,7 @@ from export.graphs import rewrite
 from export.plan import lowering, precision, quantize
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+GROUPS = ("stem", "backbone", "offsets", "heads", "deformable")
 HALF, SINGLE = np.dtype("float16"), np.dtype("float32")
 
 
@@ -24,7 +25,11 @@ def model():
 
 @pytest.fixture(scope="module")
 def made(model):
-    return {name: lowering.make(model, name, frames(2)) for name in lowering.PRECISIONS}
+    groups = {"int8": GROUPS}
+    return {
+        name: lowering.make(model, name, frames(2), int8_groups=groups.get(name, ()))
+        for name in lowering.PRECISIONS
+    }
 
 
 def nodes(made, name):
@@ -81,8 +86,7 @@ def test_fp16_computes_every_layer_in_halves(made):
 
 def test_int8_quantizes_its_groups_and_the_rest_is_fp16(model, made):
     assert made["int8"].tf32
-    groups = quantize.layer_groups(model)
-    expected = sorted(name for group in ("stem", "backbone", "offsets", "heads") for name in groups[group])
+    expected = sorted(quantize.names(model, GROUPS[:-1]))
     found = sorted(
         node.name
         for node in layers(made, "int8")
@@ -100,6 +104,30 @@ def test_int8_quantizes_its_groups_and_the_rest_is_fp16(model, made):
             assert node.outputs[0].dtype == np.int8 or node.inputs[2].dtype == np.int8, node.name
             # The normalised picture is FP32.
             assert node.inputs[1].dtype == node.inputs[0].dtype, node.name
+
+
+def test_int8_by_default_quantizes_what_it_makes_faster(model):
+    """The last blocks of the backbone, but for those that a narrower one leads into."""
+    found = nodes({"int8": lowering.make(model, "int8", frames(1))}, "int8")
+    quantized = [
+        node.name.removeprefix("network.").removesuffix("/Conv")
+        for node in found
+        if node.op in precision.CONVOLUTIONS and node.inputs[0].inputs[0].op == "DequantizeLinear"
+    ]
+    last = ["layer4.0.conv1", "layer4.0.conv2", "layer4.0.downsample.0", "layer4.1.conv1", "layer4.1.conv2"]
+    assert sorted(quantized) == ["layer3.1.conv1", "layer3.1.conv2", *last]
+    assert {np.dtype(node.inputs[0].dtype) for node in found if node.op == "DCNv2"} == {HALF}
+
+
+def test_int8_leaves_what_is_kept_in_fp32(model):
+    kept = lowering.make(model, "int8", frames(1), keep_fp32=["*layer4*"])
+    types = {node.name: node.inputs[0].dtype for node in layers({"int8": kept}, "int8")}
+    assert {dtype for name, dtype in types.items() if "layer4" in name} == {SINGLE}
+    offsets = lowering.make(model, "int8", frames(1), int8_groups=GROUPS, fp32_offsets=True)
+    for node in layers({"int8": offsets}, "int8"):
+        if "conv_offset_mask" in node.name:
+            assert computed_in(node) == {SINGLE}
+            assert node.inputs[1].inputs == [] or node.inputs[1].inputs[0].op != "DequantizeLinear"
 
 
 @pytest.mark.parametrize(("name", "group"), [("fp32", 8), ("fp16", 1)])

@@ -213,14 +213,16 @@ def _quantized(model):
     )
 
 
+GROUPS = ("stem", "backbone", "offsets", "heads", "deformable")
+
+
 @pytest.fixture(scope="module")
 def int8(detector):
-    return quantize.to_int8(detector, frames(3))
+    return quantize.to_int8(detector, frames(3), nodes=quantize.names(detector, GROUPS))
 
 
 def test_int8_quantizes_the_groups_and_nothing_else(detector, int8):
-    groups = quantize.layer_groups(detector)
-    assert _quantized(int8) == sorted(name for group in quantize.QUANTIZED_GROUPS for name in groups[group])
+    assert _quantized(int8) == sorted(quantize.names(detector, GROUPS))
 
 
 def test_int8_is_of_the_kind_that_tensorrt_takes(int8):
@@ -298,7 +300,7 @@ def test_int8_joins_parts_of_one_scale():
 def test_int8_is_near(detector, int8):
     (feed,) = frames(1)
     expected = run(detector, feed)
-    one_group = quantize.to_int8(detector, frames(8), groups=["heads"])
+    one_group = quantize.to_int8(detector, frames(8), nodes=quantize.names(detector, ["heads"]))
     assert -80 < error_db(expected["hm"], run(one_group, feed)["hm"]) < -25
     assert error_db(expected["hm"], run(int8, feed)["hm"]) < -20
 
@@ -323,7 +325,7 @@ def test_int8_needs_pictures(detector):
     with pytest.raises(precision.PrecisionError, match="no picture"):
         quantize.to_int8(detector, [])
     with pytest.raises(precision.PrecisionError, match="no convolution to quantize"):
-        quantize.to_int8(detector, frames(1), groups=[])
+        quantize.to_int8(detector, frames(1), nodes=[])
 
 
 def test_every_form_survives_the_plugin_rewrite(detector, int8):

@@ -72,6 +72,8 @@ def test_without_gpu_and_target_it_says_so_in_one_line(tmp_path):
     ("arguments", "message"),
     [
         (["--precision", "int8"], "needs --calibration"),
+        (["--int8-groups", "heads"], "--int8-groups: found --precision fp16, expected int8"),
+        (["--precision", "int8", "--int8-groups", "head"], "found head, expected some of stem,backbone,"),
         (["--verify", "--target", "SM86"], "--verify runs the plan"),
         (["--target", "86"], "found 86, expected SM"),
         (["--pictures", "0"], "--pictures: found 0, expected 1 or more"),
@@ -131,6 +133,7 @@ def test_weights_among_the_inputs_have_no_profile():
         {"builder_sha256": "cc"},
         {"calibration_sha256": "cc"},
         {"optimization_level": 5},
+        {"int8_groups": ["heads"]},
         {"profiles": {}},
     ],
 )

@@ -86,10 +86,11 @@ def types(model):
         (["--precision", "fp32"], TensorProto.FLOAT, False, False),
         (["--precision", "fp16"], TensorProto.FLOAT16, False, True),
         ([], TensorProto.FLOAT16, False, True),
-        (["--precision", "int8"], TensorProto.INT8, True, True),
+        (["--precision", "int8"], TensorProto.FLOAT16, True, True),
+        (["--precision", "int8", "--int8-groups", "deformable"], TensorProto.INT8, True, True),
         (["--precision", "tf32"], TensorProto.FLOAT, False, True),
     ],
-    ids=["fp32", "fp16", "default", "int8", "tf32"],
+    ids=["fp32", "fp16", "default", "int8", "int8 groups", "tf32"],
 )
 def test_the_precision_asked_for_is_built(
     built, model, pictures, tmp_path, options, weights, quantized, tf32
@@ -203,6 +204,8 @@ def test_another_network_with_open_sizes_is_verified(built, tmp_path, capsys, pr
     if arrays or precision == "int8":
         np.savez(tmp_path / "0.npz", x=foreign.picture(2, 3, 64, 48))
         options += ["--calibration", str(tmp_path)]
+    if precision == "int8":
+        options += ["--int8-groups", "offsets,deformable,heads"]
     to_plan.main([str(path), str(tmp_path / "out.plan"), *options])
     said = capsys.readouterr().err
     assert [said.count(f", batch {batch}: relative") for batch in (1, 2, 3)] == [1, 1, 1]
