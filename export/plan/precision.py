@@ -21,6 +21,7 @@ MIN_SCALE = 2.0**-20
 _HALF_TINY = float(np.finfo(np.float16).tiny)
 _WEIGHT = {"DCNv2": 3}
 _BOUNDS = ("Clip", "Min", "Max")
+_CHOOSES = ("MaxPool", "Equal", "Where", "Reshape", "Transpose", "ReduceMax", "TopK", "GatherElements")
 # Inputs that stay FP32 whatever the data is: the regions and scales of Resize.
 _ALWAYS_FULL = {"Resize": (1, 2)}
 
@@ -34,8 +35,9 @@ def to_fp16(
 ) -> onnx.ModelProto:
     """Computes everything between the first and the last convolution in FP16.
 
-    What lies before (normalising the frame) and behind (sigmoid, peaks, boxes) stays FP32, as do the model's
-    inputs and outputs. Q/DQ pairs in between get FP16 scales, so layers that INT8 leaves alone run in FP16.
+    What lies before (normalising the frame) and behind (scores, boxes) stays FP32, as do the model's inputs
+    and outputs. Behind, too, FP16 values stay FP16 where some are chosen and none computed, as in the search
+    for peaks. Q/DQ pairs in between get FP16 scales, so layers that INT8 leaves alone run in FP16.
     GridSample and what becomes of its grid behind the last convolution stay FP32: FP16 would place samples
     1/16 pixel off at 64 to 128.
 
@@ -52,9 +54,11 @@ def to_fp16(
     graph = import_typed(model)
     half = _between_convolutions(graph)
     full = positions.in_fp32(graph, with_convolutions=fp32_offsets)
-    half -= full | {id(node) for node in graph.nodes if node.name in keep}
+    apart = full | {id(node) for node in graph.nodes if node.name in keep}
+    half -= apart
     if fp32_offsets:
         half -= positions.round_around(graph, half, weights=_narrow_weights)
+    half |= _choosing(graph, half, apart)
     half |= _constant_branches(graph, half)
     # In front of the first convolution: a cast between them would keep TensorRT from fusing the two.
     half |= {id(node) for node in graph.nodes if node.op == "DequantizeLinear" and _all_read_by(half, node)}
@@ -113,6 +117,26 @@ def _between_convolutions(graph: gs.Graph) -> set[int]:
         return reached
 
     return reach(graph.nodes, backward=True) & reach(reversed(graph.nodes), backward=False)
+
+
+def _choosing(graph: gs.Graph, half: set[int], apart: set[int]) -> set[int]:
+    """Nodes that only pass on values of `half`, and constants that FP16 holds: FP32 is no more exact."""
+    chosen: set[int] = set()
+    for node in graph.nodes:
+        if node.op not in _CHOOSES or id(node) in apart:
+            continue
+        values = [tensor for tensor in node.inputs if tensor.dtype == np.float32]
+        computed = [tensor for tensor in values if not isinstance(tensor, gs.Constant)]
+        sources = {id(producer) for tensor in computed for producer in tensor.inputs or [None]}
+        exact = all(_is_half(tensor.values) for tensor in values if isinstance(tensor, gs.Constant))
+        if sources and sources <= half | chosen and exact:
+            chosen.add(id(node))
+    return chosen
+
+
+def _is_half(values: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return np.array_equal(values.astype(np.float16), values, equal_nan=True)
 
 
 def _all_read_by(nodes: set[int], node: gs.Node) -> bool:

@@ -52,8 +52,8 @@ class Keypoints(Detect):
         """Joints [N, J, 2, K], each moved to the nearest peak if that lies in the box, and not too far."""
         count, height, width = heat.shape[1:]
         kept = min(self.top_k, height * width)
-        rows = peaks.local_maxima(heat.sigmoid()).flatten(0, 1)
-        scores, cell = (each.unflatten(0, (-1, count)) for each in peaks.best(rows, kept))  # [N, J, M]
+        rows = peaks.local_maxima(heat).flatten(0, 1)
+        logits, cell = (each.unflatten(0, (-1, count)) for each in peaks.best(rows, kept))  # [N, J, M]
         places = peaks.place(cell, width, dim=2)  # [N, J, 2, M]
         if offset is None:
             places = places + 0.5
@@ -61,7 +61,7 @@ class Keypoints(Detect):
             moved = peaks.gather(offset.flatten(2), cell.flatten(1))  # one offset for all joints' peaks
             places = places + moved.unflatten(2, (count, kept)).transpose(1, 2)
         squares = (joints.unsqueeze(4) - places.unsqueeze(3)).square().sum(2)  # [N, J, K, M]
-        squares = torch.where((scores > JOINT_SCORE).unsqueeze(2), squares, torch.inf)
+        squares = torch.where((logits.sigmoid() > JOINT_SCORE).unsqueeze(2), squares, torch.inf)
         square, nearest = squares.min(3)
         nearest_places = places.gather(3, nearest.unsqueeze(2).expand(-1, -1, 2, -1))
         low, high = boxes[:, None, :2], boxes[:, None, 2:]

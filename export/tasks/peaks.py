@@ -10,6 +10,9 @@ from centernet_image.contract import STRIDE
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+SUPPRESSED = -1e4
+"""The logit of what is no peak: finite, in FP16 too, and below all whose score is not 0."""
+
 
 @dataclass(frozen=True)
 class Peaks:
@@ -50,14 +53,19 @@ def find(hm: Tensor, top_k: int) -> Peaks:
     """The best peaks of logits [N, C, H, W]."""
     classes, height, width = hm.shape[1:]
     # The original's K best of each class and then of all are the K best of all.
-    scores, index = best(local_maxima(hm.sigmoid()).flatten(1, 2), top_k)
+    logits, index = best(local_maxima(hm).flatten(1, 2), top_k)
     cell = index % (height * width)
-    return Peaks(scores, (index // (height * width)).int(), index, cell, place(cell, width, dim=1), classes)
+    label = (index // (height * width)).int()
+    return Peaks(logits.sigmoid(), label, index, cell, place(cell, width, dim=1), classes)
 
 
-def local_maxima(scores: Tensor) -> Tensor:
-    """Scores [N, C, H, W], 0 where a neighbour is higher."""
-    return torch.where(scores == max_pool2d(scores, 3, stride=1, padding=1), scores, 0.0)
+def local_maxima(logits: Tensor) -> Tensor:
+    """Logits [N, C, H, W], `SUPPRESSED` where a neighbour is higher.
+
+    The original compares scores. Logits are in the same order, and tell apart what float32 rounds to one
+    score; nothing is computed on them, so a plan keeps them in the network's precision.
+    """
+    return torch.where(logits == max_pool2d(logits, 3, stride=1, padding=1), logits, SUPPRESSED)
 
 
 def place(cell: Tensor, width: int, *, dim: int) -> Tensor:

@@ -115,11 +115,9 @@ def with_heads(model: onnx.ModelProto) -> onnx.ModelProto:
     outputs = {output.name for output in model.graph.output}
     if not {*peaks.OUTPUTS, peaks.HEAT, peaks.SIZE} <= produced or outputs & {*rows.FURTHER}:
         return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for name in contract.HEADS:
-        if name in produced - outputs:
-            copy.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    copy = onnx.shape_inference.infer_shapes(model)
+    # With their types: a precision's heads may be FP16.
+    copy.graph.output.extend(info for info in copy.graph.value_info if info.name in contract.HEADS)
     return copy
 
 

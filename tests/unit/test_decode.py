@@ -131,6 +131,23 @@ def test_fewer_peaks_than_rows():
     assert_equals_naive(hm, wh, reg)
 
 
+def test_logits_beyond_what_a_score_tells_apart():
+    hm, wh, reg = heads(6, 1, classes=1)
+    hm[:] = -200
+    hm[0, 0, 2, 2:5] = (30, 40, 35)
+    _, scores, _ = decode(hm, wh, reg)
+    assert scores[0].tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_logits_that_are_not_finite():
+    hm, wh, reg = heads(7, 1, classes=1)
+    hm[:] = -np.inf
+    hm[0, 0, 0, 0], hm[0, 0, 4, 6], hm[0, 0, 0, 4] = np.inf, 2, np.nan
+    boxes, scores, _ = decode(hm, wh, reg)
+    np.testing.assert_allclose(scores[0], [1, 1 / (1 + np.exp(-2)), 0, 0, 0, 0], rtol=0, atol=1e-6)
+    assert np.isfinite(boxes).all()
+
+
 def test_as_many_rows_as_cells():
     parts = heads(5, 2, classes=1, height=4, width=3)
     assert_equals_naive(*parts, top_k=12)
