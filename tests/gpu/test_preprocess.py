@@ -203,7 +203,7 @@ def test_memory_stays_bounded(gpu):
 def test_without_a_gpu_the_cpu_does_it():
     """In a process that sees none, with one asked for: a warning, and the CPU's answers."""
     code = (
-        "from centernet_preprocessing import create; from centernet_image import Limits\n"
+        "from centernet_preprocessing import create; from centernet_image.decode import Limits\n"
         "made = create((64, 64), Limits(), device='auto', gpu_id=0, max_batch=2, warn=print)\n"
         "print(type(made).__name__)"
     )
