@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -385,6 +386,7 @@ def test_what_cannot_be_served_is_refused(networks, tmp_path):
     old = onnx.load(path)
     del old.graph.output[[output.name for output in old.graph.output].index("peaks")]
     onnx.save(old, tmp_path / "old.onnx")
+    shutil.copyfile(path.with_suffix(".json"), tmp_path / "old.json")
     for source in (tmp_path / "old.onnx", as_plan(tmp_path / "old.onnx", tmp_path / "plan", 4)):
         said = refused(source, folder, "--name", "a")
         assert re.fullmatch(
