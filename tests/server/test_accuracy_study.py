@@ -69,7 +69,7 @@ def test_rows_agree(report):
 
 def test_every_group_is_quantized_alone(report):
     rows = report["checkpoints"][0]["sensitivity"]
-    groups = ["stem", "backbone", "offsets", "heads", "outputs"]
+    groups = ["stem", "backbone", "offsets", "heads", "outputs", "deformable", "upsampling"]
     outputs = ["outputs.hm", "outputs.reg", "outputs.wh"]
     assert sorted(row["group"] for row in rows) == sorted(["none", *groups, *outputs, "all"])
     assert rows[-1]["layers"] == sum(row["layers"] for row in rows if row["group"] in groups)

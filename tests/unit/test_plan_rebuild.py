@@ -165,7 +165,7 @@ def test_other_calibration_pictures_make_another_plan(tmp_path, monkeypatch, cap
         "--precision",
         "int8",
     ]
-    command += ["--calibration", str(pictures)]
+    command += ["--calibration", str(pictures), "--int8-groups", "stem,backbone,outputs"]
     to_plan.main(command)
     said = capsys.readouterr().err
     assert re.search(
