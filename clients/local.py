@@ -32,10 +32,13 @@ class LocalDetector:
         network: In place of `centernet_network`.
         classes: Names, in the order of the network's class indices.
         frame_size: Height and width of the network's input.
+        fit: How pictures are laid into it, one of `contract.FITS`.
     """
 
-    def __init__(self, network: Network, *, classes: Sequence[str], frame_size: tuple[int, int]) -> None:
-        self._network = network
+    def __init__(
+        self, network: Network, *, classes: Sequence[str], frame_size: tuple[int, int], fit: str = "whole"
+    ) -> None:
+        self._network, self._fit = network, fit
         self._labels = np.array([name.encode() for name in classes], dtype=object)
         self._frame_size = frame_size
         # As the preprocess model has it: pictures run in parallel, OpenCV's functions do not.
@@ -86,6 +89,7 @@ class LocalDetector:
             frame_size=self._frame_size,
             thresholds=threshold,
             labels=self._labels,
+            fit=self._fit,
         )
         return [
             Detections(boxes[:num], scores[:num], ids[:num], tuple(label.decode() for label in labels[:num]))
@@ -98,7 +102,7 @@ class LocalDetector:
             image = decode(content)
         except ImageError as error:
             return SourceError(str(error))
-        warp(image, self._frame_size, out=frame)
+        warp(image, self._frame_size, frame, self._fit)
         return image.shape[0], image.shape[1]
 
 
@@ -126,7 +130,9 @@ def of_file(path: Path, *, plugin: Path | None = None, gpu: bool = False) -> Loc
             network = onnxruntime_network(path, providers=[*providers, "CPUExecutionProvider"])
     except (OSError, ValueError, RuntimeError) as error:
         raise CenterNetError(f"cannot use {path}: {error}") from error
-    return LocalDetector(network, classes=description.classes, frame_size=description.input_size)
+    return LocalDetector(
+        network, classes=description.classes, frame_size=description.input_size, fit=description.fit
+    )
 
 
 def onnxruntime_network(

@@ -21,6 +21,9 @@ PORTS = {"grpc": 8001, "http": 8000}
 STOPPING = "has no available versions"
 """What a server that is about to stop says of its models, under "not found"."""
 
+FULL = "limit max_streams"
+"""Of one that keeps as many videos as it may: that lasts until one of them ends, not for a moment."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
@@ -177,7 +180,7 @@ def _reason(error: OSError) -> str:
 def _answered(error: Any, *, unavailable: tuple[str, ...]) -> CenterNetError:
     """The error of an answer whose status may be one of `unavailable`."""
     message = error.message()
-    away = error.status() in unavailable or STOPPING in message
+    away = (error.status() in unavailable and FULL not in message) or STOPPING in message
     message = re.sub(r"^in ensemble '[^']*', |\[request id: <id_unknown>\] |^.*last error: ", "", message)
     return (UnavailableError if away else RejectedError)(message)
 

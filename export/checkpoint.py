@@ -111,6 +111,10 @@ def _some(names: set[str]) -> str:
 
 
 def _heads(path: Path, state: State, arch: str, stems: Sequence[str]) -> dict[str, int]:
+    # CenterFace's network ends with the heat map's sigmoid: its only convolution is the first of two layers.
+    only = {f"hm.{part}": f"hm.0.{part}" for part in ("weight", "bias")}
+    if {*only.values()} <= state.keys() and state["hm.0.weight"].shape[2:] == (1, 1):
+        state |= {name: state.pop(other) for name, other in only.items()}
     expected = _expected_names(arch, tuple(stems))
     rest = {name for name in state if name not in expected and not name.endswith("num_batches_tracked")}
     heads = {}

@@ -12,6 +12,7 @@ import onnx
 import torch
 from centernet_image.contract import (
     COLORS,
+    FITS,
     FRAME,
     HEADS,
     RAW_INPUT,
@@ -70,6 +71,7 @@ def to_onnx(
     classes: list[str] | None = None,
     normalisation: Normalisation | None = None,
     color: str | None = None,
+    fit: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Export:
     """Exports a network and checks the result.
@@ -87,10 +89,11 @@ def to_onnx(
         classes: Class names; else the checkpoint's own, the task's for their number, or numbers.
         normalisation: What the network was trained on; in the graph, or, for `heads`, left to the caller.
         color: The order of channels that it was trained on: one of the contract's `COLORS`.
+        fit: How pictures were laid into its frame: one of the contract's `FITS`.
         progress: Is told what is done next.
 
     Raises:
-        UsageError: `task`, `input_size`, `top_k` or `classes` is impossible for this network.
+        UsageError: `task`, `input_size`, `top_k`, `classes` or `fit` is impossible for this network.
         ExportError: The exported graph is not valid or does not compute what the network computes.
     """
     task = _task(source, form, task)
@@ -98,7 +101,13 @@ def to_onnx(
     height, width = input_size = input_size or kind.input_size
     top_k = kind.default_top_k if top_k is None else top_k
     normalisation, color = normalisation or kind.normalisation, color or kind.color
+    fit = fit or TASKS[task].fit
     names = classes if classes is not None else source.classes or _default_labels(kind, source.heads)
+    if task == tasks.DETECT and fit != TASKS[task].fit:
+        raise UsageError(
+            f"--fit: found {fit}, expected {TASKS[task].fit} for a detector: clients lay pictures into "
+            "its frames themselves, and know no other way"
+        )
     _check_options(source, form, input_size, top_k, names)
     frame = against_pytorch.pictures(height, width)
     normalise = Normalise(normalisation, color)
@@ -139,7 +148,7 @@ def to_onnx(
         mean=normalisation.mean,
         std=normalisation.std,
         task=task,
-        fit=TASKS[task].fit,
+        fit=fit,
         color=color,
         outputs=tuple(outputs or heads),
     )
@@ -237,6 +246,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--color", choices=COLORS, help=f"channels as it was trained (default: {_defaults('color', str)})"
     )
+    fits = ", ".join(f"{name} {task.fit}" for name, task in TASKS.items() if task.fit != FITS[0])
+    parser.add_argument(
+        "--fit", choices=FITS, help=f"how it was trained to see a picture (default: {FITS[0]}, {fits})"
+    )
     return parser
 
 
@@ -280,6 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             classes=classes,
             normalisation=pixels,
             color=options.color,
+            fit=options.fit,
             progress=progress,
         )
         progress("writing")

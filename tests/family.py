@@ -21,12 +21,13 @@ SIZE = (64, 96)
 
 @dataclass(frozen=True)
 class Network:
-    """What it is for, and its heads."""
+    """What it is for, and its heads; `seed` gives scores that differ by more than INT8 rounds."""
 
     task: str
     heads: dict[str, int]
     arch: str = "resdcn_18"
     stems: tuple[str, ...] = ()
+    seed: int = 0
 
 
 NETWORKS = {
@@ -35,13 +36,16 @@ NETWORKS = {
     "boxes3d bare": Network("boxes3d", {"hm": 3, "dep": 1, "dim": 3, "rot": 8}),
     "embeddings": Network("embeddings", {"hm": 1, "reg": 2, "wh": 4, "id": 16}),
     "tracks": Network("tracks", {"hm": 2, "reg": 2, "wh": 2, "tracking": 2}, "dla_34", tuple(STEMS)),
+    "landmarks": Network(
+        "landmarks", {"hm": 1, "wh": 2, "hm_offset": 2, "landmarks": 8}, "mobilenetv2", seed=2
+    ),
 }
 """By name; the architecture matters little for most."""
 
 
 def checkpoint(name: str) -> Checkpoint:
     made = NETWORKS[name]
-    network = tiny.network(made.arch, made.heads, stems=made.stems)
+    network = tiny.network(made.arch, made.heads, stems=made.stems, seed=made.seed)
     return Checkpoint(network, made.arch, dict(made.heads), None, "0" * 64)
 
 

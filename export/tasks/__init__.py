@@ -20,6 +20,7 @@ from export.tasks.boxes3d import Boxes3D
 from export.tasks.detect import Detect
 from export.tasks.embeddings import Embeddings
 from export.tasks.keypoints import Keypoints
+from export.tasks.landmarks import Landmarks
 from export.tasks.task import Task
 from export.tasks.tracks import Tracks
 
@@ -29,6 +30,7 @@ TASKS: dict[str, type[Task]] = {
     "boxes3d": Boxes3D,
     "embeddings": Embeddings,
     "tracks": Tracks,
+    "landmarks": Landmarks,
 }
 DETECT = "detect"
 
@@ -63,6 +65,10 @@ def choose(heads: Mapping[str, int], *, inputs: int = 1, name: str | None = None
             f"found heads {shown or 'none'} of {of}, expected those of one: {_remedy(candidates)}"
         )
     name = name or candidates[0]
+    if name == DETECT and "landmarks" in heads:
+        raise UsageError(
+            f"--task {DETECT}: found heads {shown}, whose wh a detector would misread: leave out --task"
+        )
     required = ("hm", *contract.TASKS[name].heads)
     missing = [head for head in required if head not in heads]
     if missing:

@@ -19,5 +19,8 @@ class Detect(Task):
     def forward(self, heads: Heads) -> tuple[Tensor, ...]:
         """Boxes, scores, classes."""
         found = peaks.find(heads["hm"], self.top_k)
-        boxes = peaks.box_around(found.centre(heads.get("reg")), found.size(heads["wh"]))
-        return peaks.in_pixels(boxes), found.scores, found.classes
+        return peaks.in_pixels(self.boxes(found, heads)), found.scores, found.classes
+
+    def boxes(self, found: peaks.Peaks, heads: Heads) -> Tensor:
+        """The peaks' boxes [N, 4, K] in cells."""
+        return peaks.box_around(found.centre(heads.get("reg")), found.size(heads["wh"]))

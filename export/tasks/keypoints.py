@@ -1,6 +1,7 @@
 """Key points of people and objects: CenterNet's `multi_pose`, CenterPose."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,12 @@ class Keypoints(Detect):
     """Joints `hps` from the centre's cell, each put on a peak of its own heat map `hm_hp` where one is near.
 
     Zhou et al., "Objects as Points", 2019, section 4.2.
+
+    Attributes:
+        points: The head with x and y of each.
     """
+
+    points: ClassVar[str] = "hps"
 
     @classmethod
     def labels(cls, heads: Mapping[str, int]) -> tuple[str, ...] | None:
@@ -41,8 +47,8 @@ class Keypoints(Detect):
     def forward(self, heads: Heads) -> tuple[Tensor, ...]:
         """Boxes, scores, classes, and keypoints [N, K, joints, 2]: (x, y) in pixels of the frame."""
         found = peaks.find(heads["hm"], self.top_k)
-        boxes = peaks.box_around(found.centre(heads.get("reg")), found.size(heads["wh"]))
-        joints = found.read(heads["hps"]).unflatten(1, (-1, 2)) + found.place.unsqueeze(1)
+        boxes = self.boxes(found, heads)
+        joints = found.read(heads[self.points]).unflatten(1, (-1, 2)) + found.place.unsqueeze(1)
         if "hm_hp" in heads:
             joints = self._refine(joints, boxes, heads["hm_hp"], heads.get("hp_offset"))
         keypoints = joints.permute(0, 3, 1, 2) * peaks.STRIDE

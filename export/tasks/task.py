@@ -6,6 +6,9 @@ from typing import ClassVar
 from centernet_image.contract import COCO, COCO_CLASSES, INPUT_SIZE, TOP_K, Normalisation
 from torch import Tensor, nn
 
+COCO_IN_FULL = Normalisation((0.40789654, 0.44719302, 0.47026115), (0.28863828, 0.27408164, 0.27809835))
+"""`COCO` before it was rounded, as CenterTrack and CenterFace have it."""
+
 Heads = Mapping[str, Tensor]
 """Raw heads [N, channels, H, W], by name."""
 

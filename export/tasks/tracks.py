@@ -3,17 +3,16 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from centernet_image.contract import Normalisation
 from torch import Tensor
 
 from export.tasks import peaks
-from export.tasks.task import Heads, Task
+from export.tasks.task import COCO_IN_FULL, Heads, Task
 
 
 class Tracks(Task):
     """Boxes and the displacements of their centres: Zhou et al., "Tracking Objects as Points", 2020."""
 
-    normalisation = Normalisation((0.40789654, 0.44719302, 0.47026115), (0.28863828, 0.27408164, 0.27809835))
+    normalisation = COCO_IN_FULL
     names: ClassVar = {**Task.names, 1: ("person",)}
 
     @classmethod

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import served_family as family
+import torch
 import tritonclient.grpc as grpc
 from centernet_image.contract import TASKS, models
 from centernet_image.geometry import frame_transform, warp
@@ -21,6 +22,7 @@ from protocols import INVALID, PROTOCOLS, images, infer
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
+from clients import CenterNetClient, RejectedError, RetryPolicy
 from export import to_repository
 from export.errors import UsageError
 from export.repository import model_tensors
@@ -35,9 +37,9 @@ FRAMES = [np.roll(picture(*IMAGE_SIZE, seed=5), (2 * n, -5 * n), axis=(0, 1)) fo
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """The ONNX file of each task."""
+    """The ONNX file of each task, and of a detector."""
     folder = tmp_path_factory.mktemp("networks")
-    return {name: family.export(name, folder) for name in NAMES}
+    return {name: family.export(name, folder) for name in NAMES} | {"helmets": family.export_helmets(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def to_picture(points, fit):
 
 
 def expected_answers(name, peaks, fit):
-    if name == "keypoints":
+    if name in ("keypoints", "landmarks"):
         return {"keypoints": to_picture(peaks["keypoints"], fit).reshape(peaks["keypoints"].shape)}
     if name == "embeddings":
         return {"embeddings": peaks["embeddings"]}
@@ -113,6 +115,19 @@ def test_the_servers_answers_are_the_networks(family_server, networks, name):
     if name == "boxes3d":  # Without `wh`: around what the camera sees of each.
         boxes = found["detection_boxes"]
         assert (boxes[..., 2:] > boxes[..., :2]).all()
+
+
+def test_persons_and_helmets(family_server):
+    """A MobileNetV2 of the two classes, on pixels as its trainer normalised them."""
+    image = picture(*IMAGE_SIZE, seed=1)
+    found = infer(family_server, "grpc", "helmets", request("helmets", [image]), ALL)
+    pixels = (warp(image, family.SIZE) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    with torch.inference_mode():
+        heat = family.helmets()(torch.from_numpy(pixels.transpose(2, 0, 1)[None]).float())["hm"].sigmoid()
+    for index, name in enumerate((b"person", b"helmet")):
+        own = found["detection_labels"][0] == name
+        assert set(found["detection_classes"][0][own]) == {index}
+        assert found["detection_scores"][0][own].max() == pytest.approx(heat[0, index].max().item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -280,6 +295,13 @@ def test_streams_are_bounded(family_server):
     with pytest.raises(InferenceServerException, match="limit max_streams is 4") as raised:
         send(family_server, FRAMES[:1], sequence=25)
     assert raised.value.status() == "StatusCode.UNAVAILABLE"
+    for protocol in PROTOCOLS:  # A client does not take it for a server that is away.
+        url = getattr(family_server, f"{protocol}_url")
+        with (
+            CenterNetClient(url, protocol=protocol, model="tracks", retry=RetryPolicy(retries=1)) as client,
+            pytest.raises(RejectedError, match="limit max_streams is 4: try again when one has ended"),
+        ):
+            client.detect(encode(FRAMES[0]))
     for sequence in (21, 22, 23, 24):
         send(family_server, FRAMES[1:2], sequence=sequence, start=False)
     wait_for(family_server, 0)

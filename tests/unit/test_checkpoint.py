@@ -108,6 +108,30 @@ def test_heads_of_one_convolution(tmp_path):
         assert loaded.network(torch.zeros(1, 3, 32, 32))["hm"].shape == (1, 3, 8, 8)
 
 
+def test_centerfaces_own_names_at_its_size(tmp_path):
+    """The heat map's convolution is the first of two layers, with a sigmoid behind it."""
+    heads = {"hm": 1, "wh": 2, "hm_offset": 2, "landmarks": 10}
+    network = tiny.network("mobilenetv2", heads, width=1)
+    content = network.state_dict()
+    for part in ("weight", "bias"):
+        content[f"hm.0.{part}"] = content.pop(f"hm.{part}")
+    assert content["dla_up.conv_last.0.weight"].shape[0] == 24
+    torch.save({"epoch": 140, "state_dict": content}, tmp_path / "model_best.pth")
+    loaded = checkpoint.load(tmp_path / "model_best.pth")
+    assert (loaded.arch, loaded.heads) == ("mobilenetv2", heads)
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.network(image), network(image), rtol=0, atol=0)
+
+
+def test_half_a_head_is_not_taken_for_a_heat_map_with_its_sigmoid(tmp_path):
+    content = tiny.network("resdcn_18").state_dict()
+    del content["hm.2.weight"], content["hm.2.bias"]
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ExportError, match=r"does not have: hm\.0\.bias, hm\.0\.weight"):
+        checkpoint.load(tmp_path / "x.pth")
+
+
 def without(prefix):
     return lambda state: {name: value for name, value in state.items() if not name.startswith(prefix)}
 

@@ -16,6 +16,7 @@ CHANNELS = {
     "embeddings, width and height": {"hm": 1, "wh": 2, "reg": 2, "id": 5},
     "tracks": {"hm": 2, "wh": 2, "reg": 2, "tracking": 2},
     "tracks, amodal": {"hm": 2, "wh": 2, "reg": 2, "tracking": 2, "ltrb_amodal": 4},
+    "landmarks": {"hm": 1, "wh": 2, "hm_offset": 2, "landmarks": 8},
 }
 
 
@@ -42,10 +43,25 @@ def peaks(hm):
     return sorted(found, reverse=True)[:TOP_K]
 
 
+def centerface(heads, x, y):
+    """What the original's `centerface_decode` makes of a peak: landmarks have the centre's offset, too."""
+    landmarks = []
+    centre_x, centre_y = x + heads["hm_offset"][0, y, x], y + heads["hm_offset"][1, y, x]
+    width, height = (np.exp(np.float64(side)) * 4 for side in heads["wh"][:, y, x])
+    for channel in range(0, len(heads["landmarks"]), 2):
+        right, down = heads["landmarks"][channel : channel + 2, y, x]
+        landmarks.append((centre_x + right, centre_y + down))
+    left, top = centre_x - width / 2, centre_y - height / 2
+    return np.array([left, top, left + width, top + height]), np.array(landmarks)
+
+
 def row(task, heads, x, y):
     """The box and the further outputs of one peak, lengths in cells; `heads` are of one picture."""
     at = {name: head[:, y, x].astype(np.float64) for name, head in heads.items()}
     cell = np.array([x, y], np.float64)
+    if task == "landmarks":
+        box, landmarks = centerface(heads, x, y)
+        return box, landmarks - at["hm_offset"]  # the original's fault, see there
     centre = cell + at.get("reg", 0.5)
     around = np.concatenate([centre, centre])
     size = at.get("wh", np.zeros(2))
@@ -92,3 +108,37 @@ def test_equals_plain_numpy(name):
                 np.testing.assert_allclose(
                     found[output][picture, index], np.asarray(value) * scale, rtol=1e-4, atol=1e-4
                 )
+
+
+def encoded(box, points, size):
+    """The targets of CenterFace.pytorch's dataset for one face, in cells, as heads of maps of a size."""
+    (x1, y1, x2, y2), (height, width) = box, size
+    centre = (x1 + x2) / 2, (y1 + y2) / 2
+    x, y = map(int, centre)
+    heads = {
+        "hm": np.full((1, 1, height, width), -9, np.float32),
+        "wh": np.zeros((1, 2, height, width), np.float32),
+        "hm_offset": np.zeros((1, 2, height, width), np.float32),
+        "landmarks": np.zeros((1, 2 * len(points), height, width), np.float32),
+    }
+    heads["hm"][0, 0, y, x] = 3
+    heads["wh"][0, :, y, x] = np.log((x2 - x1) / 4), np.log((y2 - y1) / 4)
+    heads["hm_offset"][0, :, y, x] = centre[0] - x, centre[1] - y
+    for index, point in enumerate(points):
+        heads["landmarks"][0, 2 * index : 2 * index + 2, y, x] = point[0] - x, point[1] - y
+    return heads, (x, y)
+
+
+def test_a_face_as_it_is_trained_comes_back():
+    """And as the original decodes it, it would not: by the offset of the centre, here 0.75 and 0.5 cells."""
+    box = np.array([3.5, 2, 12, 9])
+    points = np.array([[6, 4], [9.5, 4.25], [7.75, 6], [6.25, 8], [9, 7.5]])
+    heads, cell = encoded(box, points, (HEIGHT, WIDTH))
+    decode = tasks.TASKS["landmarks"](TOP_K)
+    boxes, scores, _, keypoints = decode({name: torch.from_numpy(head) for name, head in heads.items()})
+    assert scores[0, 0] > 0.9
+    np.testing.assert_allclose(boxes[0, 0] / STRIDE, box, atol=1e-5)
+    np.testing.assert_allclose(keypoints[0, 0] / STRIDE, points, atol=1e-5)
+    theirs_box, theirs = centerface({name: head[0] for name, head in heads.items()}, *cell)
+    np.testing.assert_allclose(theirs_box, box, atol=1e-5)
+    np.testing.assert_allclose(theirs - points, [[0.75, 0.5]] * 5, atol=1e-5)

@@ -223,11 +223,13 @@ def test_graphs_of_narrow_networks(name):
         assert part <= 0.05, output
 
 
-def test_channels_are_swapped_for_rgb():
+def test_channels_are_swapped_for_rgb_and_another_fit_is_kept():
     """FairMOT reads RGB: a frame with red and blue exchanged gives other answers, BGR's network the same."""
     source = family.checkpoint("embeddings")
     normal = exported("embeddings").model
-    swapped = to_onnx.to_onnx(source, input_size=family.SIZE, top_k=TOP_K, color="bgr").model
+    other = to_onnx.to_onnx(source, input_size=family.SIZE, top_k=TOP_K, color="bgr", fit="longest")
+    swapped = other.model
+    assert onnx_files.description(swapped).fit == "longest"
     frame = feed_dicts.noise({"frame": [2, *family.SIZE, 3]}, {"frame": np.dtype(np.uint8)})["frame"]
     first, second, same = (
         onnxruntime.InferenceSession(model.SerializeToString()).run(["scores"], {"frame": each})[0]
@@ -250,6 +252,13 @@ def test_channels_are_swapped_for_rgb():
         ({"hm": 1, "wh": 2, "hps": 7}, {}, "found heads .*, expected hps=6 for keypoints$"),
         ({"hm": 1, "wh": 2, "hps": 8, "hm_hp": 3}, {}, "expected hm_hp=4 or none for keypoints$"),
         ({"hm": 1, "wh": 3, "id": 8}, {}, "expected wh=4 or wh=2 for embeddings$"),
+        ({"hm": 1, "wh": 2, "hm_offset": 2, "landmarks": 9}, {}, "expected landmarks=8 for landmarks$"),
+        ({"hm": 1, "wh": 2, "reg": 2, "landmarks": 10}, {}, "expected hm_offset=2 for landmarks$"),
+        (
+            {"hm": 1, "wh": 2, "hm_offset": 2, "landmarks": 10},
+            {"task": "detect"},
+            "landmarks=10, whose wh a detector would misread: leave out --task$",
+        ),
         ({"hm": 1, "dep": 1, "rot": 4, "dim": 3}, {}, "expected rot=8 for boxes3d$"),
         (
             {"hm": 1, "wh": 2, "tracking": 2},
@@ -369,6 +378,7 @@ CENTERPOSE = {"hm": 1, "wh": 2, "hps": 16, "reg": 2, "hm_hp": 8, "hp_offset": 2,
         ({"hm": 3, "dep": 1, "rot": 8, "dim": 3}, 1, "boxes3d", ("pedestrian", "car", "cyclist")),
         ({"hm": 1, "wh": 2, "reg": 2, "id": 512}, 1, "embeddings", ("person",)),
         ({"hm": 80, "wh": 2, "reg": 2, "tracking": 2}, 3, "tracks", COCO_CLASSES),
+        ({"hm": 1, "wh": 2, "hm_offset": 2, "landmarks": 10}, 1, "landmarks", ("face",)),
         ({"hm": 2, "wh": 4}, 1, "detect", None),
     ],
 )

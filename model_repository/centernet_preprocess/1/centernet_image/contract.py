@@ -3,7 +3,7 @@
 Shapes are per picture, without the batch dimension; -1 is a size that the exported network decides.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 TOP_K = 100
 """Detections per picture."""
@@ -161,6 +161,8 @@ TASKS = {
     ),
 }
 """By name; every network is one of them."""
+
+TASKS["landmarks"] = replace(TASKS["keypoints"], heads=("landmarks",))
 
 
 def models(name: str, task: Task) -> dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
