@@ -25,6 +25,9 @@ GROUPS = ("stem", "backbone", "offsets", "heads", "outputs", "deformable", "upsa
 MIN_CHANNELS = 64
 """Least input and output channels of a convolution that INT8 is worth; see `worth_quantizing`."""
 
+NARROW_GROUPS = ("stem", "backbone", "offsets", "heads", "deformable")
+"""What INT8 quantizes of a network that has nothing worth it: all but what costs accuracy."""
+
 _LARGEST = 127
 # Operators whose output is as it was in their inputs: TensorRT runs them in INT8 if all have one scale.
 _KEEPS_VALUES = ("Concat", "MaxPool")
@@ -67,9 +70,13 @@ def layer_groups(model: onnx.ModelProto) -> dict[str, list[str]]:
 
 
 def names(model: onnx.ModelProto, groups: Collection[str] = ()) -> list[str]:
-    """Names of the convolutions of some of `layer_groups`; those of `worth_quantizing` if there are none."""
+    """Names of the convolutions of some of `layer_groups`.
+
+    If none are given, those of `worth_quantizing`, and of a network without such those of `NARROW_GROUPS`.
+    """
     layers = layer_groups(model)
-    return [name for group in groups for name in layers[group]] if groups else worth_quantizing(model)
+    worth = [] if groups else worth_quantizing(model)
+    return worth or [name for group in groups or NARROW_GROUPS for name in layers[group]]
 
 
 def worth_quantizing(model: onnx.ModelProto) -> list[str]:
@@ -109,20 +116,17 @@ def to_int8(
     Args:
         model: FP32, with DeformConv nodes (the calibration runs in ONNX Runtime).
         feeds: the model's inputs, one dict per picture, to observe the range of the activations.
-        nodes: names of the convolutions to quantize; `worth_quantizing` by default.
+        nodes: names of the convolutions to quantize; those of `names` by default.
         method: how a range is chosen from the values seen.
 
     Raises:
         PrecisionError: there is nothing to quantize or no picture to calibrate with.
     """
     graph = import_typed(model)
-    wanted = set(worth_quantizing(model) if nodes is None else nodes)
+    wanted = set(names(model) if nodes is None else nodes)
     chosen = [node for node in graph.nodes if node.name in wanted and node.op in CONVOLUTIONS]
     if not chosen:
-        raise PrecisionError(
-            "found no convolution to quantize, expected some of the backbone with at least "
-            f"{MIN_CHANNELS} input and output channels: use fp16, or choose others by --int8-groups"
-        )
+        raise PrecisionError("found no convolution to quantize: use fp16, or choose others by --int8-groups")
     feeds = iter(feeds)
     first = next(feeds, None)
     if first is None:

@@ -44,8 +44,7 @@ def build(model, folder, precision, name, shape, shapes=None, *options):
         arguments += ["--shapes", f"{name}={shapes}"]
     if precision == "int8":
         np.savez(folder / "0.npz", **{name: foreign.picture(*shape)})
-        # All have too few channels for what INT8 quantizes by default.
-        arguments += ["--calibration", folder, "--int8-groups", "stem,backbone,offsets,heads,deformable"]
+        arguments += ["--calibration", folder]
     done = to_plan(model, plan, *arguments)
     assert done.returncode == 0, done.stderr
     return layer_types(plan.read_bytes()), json.loads(plan.with_suffix(".json").read_text())["plan"]
@@ -109,7 +108,7 @@ def test_nodes_of_others(tmp_path):
     assert layers["plugin", "half"] == 1
 
 
-@pytest.mark.parametrize("why", ["unknown", "silent", "range", "pattern", "narrow"])
+@pytest.mark.parametrize("why", ["unknown", "silent", "range", "pattern", "nothing of a group"])
 def test_what_is_refused_names_file_and_node(why, tmp_path):
     model, options = foreign.separate(), []
     (node,) = (each for each in model.graph.node if each.op_type == "DeformConv")
@@ -127,10 +126,10 @@ def test_what_is_refused_names_file_and_node(why, tmp_path):
         norm.op_type = "InstanceNormalization"
         del norm.input[3:]
         expected = "theirs: found values up to"
-    elif why == "narrow":
+    elif why == "nothing of a group":
         np.savez(tmp_path / "0.npz", x=foreign.picture(1, 3, 64, 64))
-        options = ["--precision", "int8", "--calibration", tmp_path]
-        expected = "found no convolution to quantize, expected some of the backbone with at least 64 input"
+        options = ["--precision", "int8", "--calibration", tmp_path, "--int8-groups", "upsampling"]
+        expected = "found no convolution to quantize: use fp16, or choose others by --int8-groups"
     else:
         options = ["--keep-fp32", "nothing*"]
         expected = "--keep-fp32 nothing*: found no node of that name"

@@ -57,6 +57,20 @@ def test_wide_convolutions_of_the_backbone():
     assert quantize.worth_quantizing(g.with_head()) == ["c0", "c1", "c5", "c6"]
 
 
+def test_a_narrow_network_is_quantized_by_group():
+    g = Backbone()
+    for name in ("first", "second", "third"):
+        g.layer(name, NARROW, NARROW)
+    model = g.with_head()
+    layers = quantize.layer_groups(model)
+    assert quantize.worth_quantizing(model) == []
+    expected = {name for group in quantize.NARROW_GROUPS for name in layers[group]}
+    assert {"second", "third"} <= expected
+    assert not expected & {*layers["outputs"], *layers["upsampling"]}
+    assert set(quantize.names(model)) == expected
+    assert quantize.names(model, ["outputs"]) == layers["outputs"]
+
+
 def test_groups_of_channels_are_as_narrow_as_one():
     g = Backbone()
     for name in "abc":
@@ -135,8 +149,3 @@ def test_parts_of_a_concat_are_int8_if_one_is_anyway(joined):
     expected = "DequantizeLinear" if joined != "none" else "Relu"
     assert join.i(0).op == expected
     assert join.i(1).op == ("Sigmoid" if joined == "none" else "DequantizeLinear")
-
-
-def test_a_narrow_network_is_refused():
-    with pytest.raises(precision.PrecisionError, match="at least 64 input and output channels: use fp16, or"):
-        quantized(Backbone(NARROW).with_head(NARROW))
