@@ -4,7 +4,7 @@ import foreign
 import onnx_graphsurgeon as gs
 import pytest
 
-from export.plan import precision, quantize
+from export.plan import quantize
 
 WIDE, NARROW = quantize.MIN_CHANNELS, quantize.MIN_CHANNELS - 1
 
