@@ -64,16 +64,16 @@ def make(
         # FP32 means FP32: TF32 rounds to as few bits as FP16 does.
         model = rewrite.to_dcnv2(ready)
         return PlanNetwork(reference=reference, rounded=ready, model=model, tf32=False)
-    # Tensor cores make up for zeros; FP32 has none.
-    ready = space_to_depth.fold_stems(ready, apart=kept)
     if precision_name == "tf32":
         typed = ready
     else:
+        ready = space_to_depth.fold_stems(ready, apart=kept)
         if precision_name == "int8":
             full = kept | _predicting_positions(ready) if fp32_offsets else kept
             names = quantize.names(ready, int8_groups)
             ready = quantize.to_int8(ready, feeds, nodes=[name for name in names if name not in full])
         typed = precision.to_fp16(ready, keep=kept, fp32_offsets=fp32_offsets)
+    # Tensor cores make up for the zeros between the channels; FP32 has none.
     rounded = rewrite.to_dense_conv_transpose(typed)
     model = rewrite.to_dcnv2(rounded, tf32=precision_name == "tf32")
     return PlanNetwork(reference=reference, rounded=rounded, model=model, tf32=True)
