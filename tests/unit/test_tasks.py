@@ -56,7 +56,8 @@ def decode(task, heads):
     """A task's outputs for the only picture of raw heads, by name."""
     tensors = {name: torch.from_numpy(np.ascontiguousarray(head)) for name, head in heads.items()}
     outputs = tasks.TASKS[task](TOP_K)(tensors)
-    return {name: output[0].numpy() for name, output in zip(tasks.outputs_of(task), outputs, strict=True)}
+    names = (tensor.name for tensor in TASKS[task].columns)
+    return {name: output[0].numpy() for name, output in zip(names, outputs, strict=True)}
 
 
 @pytest.fixture
