@@ -30,7 +30,7 @@ from export import to_plan
 from export.files import write_beside
 from export.plan import builder, lowering, profiles
 
-OUTPUTS = tuple(tensor.name for tensor in (contract.BOXES, contract.SCORES, contract.CLASSES, contract.PEAKS))
+OUTPUTS = (contract.BOXES.name, contract.SCORES.name, contract.CLASSES.name)
 CALIBRATION_PICTURES = 16
 
 
@@ -88,9 +88,7 @@ class PyTorch(Contender):
         def detect(frame: torch.Tensor) -> tuple[torch.Tensor, ...]:
             x = detector.normalise(frame)
             heads = network(x.half().contiguous(memory_format=torch.channels_last) if half else x)
-            outputs = detector.decode({name: heads[name].float() for name in detector.reads()})
-            columns = [each if each.dim() > 2 else each.unsqueeze(2).float() for each in outputs]
-            return (*outputs, torch.cat(columns, 2))
+            return detector.decode({name: heads[name].float() for name in detector.reads()})
 
         self._device = spec.device
         # One compilation for each batch size.
