@@ -74,9 +74,11 @@ def names(model: onnx.ModelProto, groups: Collection[str] = ()) -> list[str]:
 
     If none are given, those of `worth_quantizing`, and of a network without such those of `NARROW_GROUPS`.
     """
-    layers = layer_groups(model)
     worth = [] if groups else worth_quantizing(model)
-    return worth or [name for group in groups or NARROW_GROUPS for name in layers[group]]
+    if worth:
+        return worth
+    layers = layer_groups(model)
+    return [name for group in groups or NARROW_GROUPS for name in layers[group]]
 
 
 def worth_quantizing(model: onnx.ModelProto) -> list[str]:
