@@ -35,7 +35,7 @@ class Replica:
         spec = importlib.util.spec_from_file_location("health", HEALTH)
         self._health = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self._health)
-        self.healthy = False
+        self._answered: Container | None = None  # Health is of one server, not of its successor.
         threading.Thread(target=self._watch, daemon=True).start()
 
     def start(self, classes: list[str] | None = None) -> None:
@@ -71,15 +71,17 @@ class Replica:
                 continue
             try:
                 self._health.infer(f"http://{HOST}:{self.ports[0]}/v2/models/centernet/infer")
-                self.healthy = True
+                self._answered = one
             except self._health.UnhealthyError as error:
-                self.healthy = self.healthy and error.busy
+                if not error.busy:
+                    self._answered = None
 
     @property
     def ready(self) -> bool:
         """What a balancer is told."""
         one = self.running
-        return self.healthy and one is not None and one.process.poll() is None and not one.draining.exists()
+        answered = one is not None and self._answered is one
+        return answered and one.process.poll() is None and not one.draining.exists()
 
 
 def health_endpoint(replica: Replica) -> ThreadingHTTPServer:
