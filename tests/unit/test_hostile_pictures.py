@@ -71,10 +71,15 @@ def without_the_middle(data, *, length=0.2):
     return data[:start] + data[start + int(len(data) * length) :]
 
 
-def zeros_in_the_middle(data):
+def zeros_in_the_middle(data, value=b"\0"):
     start = int(len(data) * 0.5)
     stop = start + len(data) // 5
-    return data[:start] + bytes(stop - start) + data[stop:]
+    return data[:start] + value * (stop - start) + data[stop:]
+
+
+def ones_in_the_middle(data):
+    """As flash memory is when it has been erased."""
+    return zeros_in_the_middle(data, b"\xff")
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +173,24 @@ def test_pictures_with_bytes_missing_inside(name):
         ("TIFF", {"compression": "tiff_lzw"}),
         ("TIFF", {"compression": "tiff_adobe_deflate"}),
         ("TIFF", {"compression": "packbits"}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
     ],
 )
-@pytest.mark.parametrize("damage", [without_the_middle, zeros_in_the_middle])
+@pytest.mark.parametrize("damage", [without_the_middle, zeros_in_the_middle, ones_in_the_middle])
 def test_holes_in_what_is_compressed(name, options, damage):
     with pytest.raises(ImageError, match=DAMAGE):
         decode(damage(encode(BIG, name, **options)))
+
+
+@pytest.mark.parametrize("options", [{"quality": 100, "method": 0}, {"lossless": True, "method": 0}])
+@pytest.mark.parametrize("level", [0, 255])
+def test_flat_areas_are_no_holes(options, level):
+    picture = np.full((600, 800, 3), level, np.uint8)
+    picture[:75] = np.random.default_rng(0).integers(0, 256, (75, 800, 3))
+    data = encode(picture, "WEBP", **options)
+    assert bytes(100) in data
+    assert decode(data)[-1].tolist() == [[level] * 3] * 800
 
 
 def test_a_jpeg_cannot_hide_its_size():

@@ -51,6 +51,9 @@ MAX_PARTS = 2**18
 _EXPANSION = {_NONE: 1, _LZW: 3641, **dict.fromkeys(_DEFLATE, 1032), _PACKBITS: 64}
 """How many bytes one byte stands for at most: with LZW, 9 bits for 4096 bytes."""
 
+_HOLES = (bytes(256), b"\xff" * 256)
+"""Not PackBits: a literal has at most 128 bytes, and encoders put more than two equal ones into a run."""
+
 LARGE_TILE = 1024
 """Pixels of a side that a tile may have in any picture."""
 
@@ -144,6 +147,10 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
     compression = directory.one(_COMPRESSION, _NONE)
     if (parts.sizes * float(_EXPANSION[compression]) < parts.needed).any():
         raise DamagedError("a part has too few bytes for its pixels")
+    if compression == _PACKBITS:
+        spans = zip(parts.offsets.tolist(), (parts.offsets + parts.sizes).tolist(), strict=True)
+        if any(data.find(hole, start, end) >= 0 for start, end in spans for hole in _HOLES):
+            raise DamagedError("there is a hole in its pixels")
     # Transparency is dropped: no decoder is to multiply by it.
     values = {_EXTRA_SAMPLES: np.zeros_like(directory.all(_EXTRA_SAMPLES, 0))}
     file = io.BytesIO(data)

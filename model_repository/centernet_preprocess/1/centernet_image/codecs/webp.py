@@ -15,6 +15,8 @@ from centernet_image.codecs.common import (
 )
 
 _PIXELS = (b"VP8 ", b"VP8L")
+_HOLE = 64
+"""Zeros in a row, or bytes of ones, that are looked into."""
 
 
 def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
@@ -43,8 +45,9 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
         raise DamagedError("it holds no pixels")
     width, height = _size(picture)
     check(width, height)
-    padded = picture + bytes(len(picture) % 2)
-    image = opencv(b"RIFF" + struct.pack("<I", len(padded) + 4) + b"WEBP" + padded)
+    image = opencv(_file(picture))
+    if any(bytes([value]) * _HOLE in picture for value in (0, 255)) and _is_whole_without_end(picture):
+        raise DamagedError("there is a hole in its pixels")
     if canvas is None or canvas == (width, height):
         return image, orientation or 1
     (left, top), (canvas_width, canvas_height) = place, canvas
@@ -53,6 +56,22 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
     whole = np.zeros((canvas_height, canvas_width, 3), np.uint8)
     whole[top : top + height, left : left + width] = image
     return whole, orientation or 1
+
+
+def _file(picture: bytes) -> bytes:
+    """A file of nothing but these pixels."""
+    padded = picture + bytes(len(picture) % 2)
+    return b"RIFF" + struct.pack("<I", len(padded) + 4) + b"WEBP" + padded
+
+
+def _is_whole_without_end(picture: bytes) -> bool:
+    """Whether the decoder has enough pixels before it comes to the end, as a hole makes it: few bits each."""
+    content = picture[8:-_HOLE]
+    try:
+        opencv(_file(picture[:4] + struct.pack("<I", len(content)) + content))
+    except DamagedError:
+        return False
+    return True
 
 
 def _chunks(data: bytes, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
