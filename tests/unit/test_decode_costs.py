@@ -49,6 +49,27 @@ def test_strips_of_any_height(monkeypatch, channels, compression, rows):
     np.testing.assert_array_equal(decode(file.getvalue()), image)
 
 
+def test_lzw_in_the_order_of_before_1993():
+    pixels = noise(8, 8, 3, np.uint8)
+    codes = [256, *pixels.ravel().tolist(), 257]
+    strip = sum(code << 9 * index for index, code in enumerate(codes)).to_bytes(
+        len(codes) * 9 // 8 + 1, "little"
+    )
+    entries = {
+        256: [8],
+        257: [8],
+        258: [8] * 3,
+        259: [5],
+        262: [2],
+        273: [8],
+        277: [3],
+        278: [8],
+        279: [len(strip)],
+    }
+    data = tiff({tag: (3, values) for tag, values in entries.items()}, strip)
+    np.testing.assert_array_equal(decode(data), pixels[..., ::-1])
+
+
 @pytest.mark.parametrize("compression", [1, 8])
 @pytest.mark.parametrize("channels", [3, 4])
 def test_tiles_at_the_edges(compression, channels):

@@ -219,6 +219,17 @@ def test_tiff_tags_that_contradict_each_other(tags, message):
         decode(deflated(SMALL, **tags))
 
 
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_lzw"])
+@pytest.mark.parametrize("value", [b"\0", b"\xff", b"\x78", b"\x80"])
+def test_a_hole_over_a_strip_is_seen_before_any_is_decompressed(monkeypatch, value, compression):
+    data = encode(BIG, "TIFF", compression=compression, tiffinfo={278: 5})
+    assert decode(data).shape == BIG.shape
+    monkeypatch.setattr(tiff_codec.isal_zlib, "decompressobj", None)
+    monkeypatch.setattr(tiff_codec.Image, "open", None)
+    with pytest.raises(ImageError, match="does not begin as its compression"):
+        decode(zeros_in_the_middle(data, value))
+
+
 @pytest.mark.parametrize("samples", [1, 3])
 def test_a_tiff_is_held_against_its_checksum(samples):
     pixels = SMALL[..., :samples]

@@ -156,6 +156,8 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
         spans = zip(parts.offsets.tolist(), (parts.offsets + parts.sizes).tolist(), strict=True)
         if any(data.find(hole, start, end) >= 0 for start, end in spans for hole in _HOLES):
             raise DamagedError("there is a hole in its pixels")
+    if directory.one(_FILL_ORDER, 1) == 1 and not _begin_as(compression, data, parts.offsets):
+        raise DamagedError("a part does not begin as its compression does")
     orientation = directory.one(_ORIENTATION, 1)
     orientation = orientation if 1 <= orientation <= 8 else 1
     if compression in (_LZW, _PACKBITS):
@@ -221,6 +223,18 @@ def _parts(directory: _Directory, width: int, height: int, file_size: int) -> _P
     needed = np.full((planes, parts), rows * stride)
     needed[:, -1] = last_rows * stride
     return _Parts(offsets, sizes, needed.ravel(), rows * stride, (columns, samples))
+
+
+def _begin_as(compression: int, data: bytes, offsets: np.ndarray) -> bool:
+    """Whether all parts begin right: one that lies in a hole does not, and nothing need be decompressed."""
+    if compression not in (_LZW, *_DEFLATE):
+        return True
+    file, first = np.frombuffer(data, np.uint8), offsets.astype(np.int64)
+    start = file[first].astype(int) << 8 | file[first + 1]
+    if compression in _DEFLATE:
+        return not (start % 31 | (start >> 8 & 15) ^ 8).any()
+    # The code that clears the table, of 9 bits; in files of before 1993 they come in the other order.
+    return bool((start >> 7 == 256).all() or (start & 0xFF01 == 1).all())
 
 
 def _uncompressed(data: bytes, parts: _Parts) -> Iterator[np.ndarray]:
