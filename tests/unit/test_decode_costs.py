@@ -26,21 +26,63 @@ def noise(height, width, channels, dtype):
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_a_tiff_has_one_decoder(monkeypatch, compression):
-    def reached(_data):
+    def reached(*_args, **_options):
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(tiff_codec, "opencv", reached)
+    if compression in ("raw", "tiff_adobe_deflate"):
+        monkeypatch.setattr(tiff_codec.Image, "open", reached)
     np.testing.assert_array_equal(decode(encode(IMAGE, "TIFF", compression=compression)), IMAGE)
 
 
-def test_deflate_is_undone_once(monkeypatch):
-    files = []
-    opened = Image.open
-    monkeypatch.setattr(
-        tiff_codec.Image, "open", lambda file, **names: files.append(file.getvalue()) or opened(file, **names)
+@pytest.mark.parametrize("rows", [1, 2, 7, 300])
+@pytest.mark.parametrize("compression", ["raw", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_strips_of_any_height(monkeypatch, channels, compression, rows):
+    """Short ones are undone together, as many as fit."""
+    monkeypatch.setattr(tiff_codec, "AT_ONCE", 5 * 400 * channels)
+    image = noise(300, 400, channels, np.uint8).repeat(3 // channels, 2)
+    file = io.BytesIO()
+    Image.fromarray(image[..., ::-1] if channels == 3 else image[..., 0]).save(
+        file, "TIFF", compression=compression, tiffinfo={278: rows}
     )
-    decode(encode(IMAGE, "TIFF", compression="tiff_adobe_deflate"))
-    assert IMAGE[0, :, ::-1].tobytes() in files[0]
+    np.testing.assert_array_equal(decode(file.getvalue()), image)
+
+
+def test_lzw_in_the_order_of_before_1993():
+    pixels = noise(8, 8, 3, np.uint8)
+    codes = [256, *pixels.ravel().tolist(), 257]
+    strip = sum(code << 9 * index for index, code in enumerate(codes)).to_bytes(
+        len(codes) * 9 // 8 + 1, "little"
+    )
+    entries = {
+        256: [8],
+        257: [8],
+        258: [8] * 3,
+        259: [5],
+        262: [2],
+        273: [8],
+        277: [3],
+        278: [8],
+        279: [len(strip)],
+    }
+    data = tiff({tag: (3, values) for tag, values in entries.items()}, strip)
+    np.testing.assert_array_equal(decode(data), pixels[..., ::-1])
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_tiles_at_the_edges(compression, channels):
+    pixels = noise(48, 64, channels, np.uint8)
+    tiles = [pixels[y : y + 16, x : x + 32].tobytes() for y in (0, 16, 32) for x in (0, 32)]
+    tiles = [zlib.compress(tile) for tile in tiles] if compression == 8 else tiles
+    sizes = [len(tile) for tile in tiles]
+    entries = {256: [50], 257: [41], 258: [8] * channels, 259: [compression], 262: [2], 277: [channels]}
+    entries |= {322: [32], 323: [16], 324: (8 + np.cumsum([0, *sizes[:-1]])).tolist(), 325: sizes}
+    data = tiff(
+        {tag: (4 if tag in (324, 325) else 3, values) for tag, values in entries.items()}, b"".join(tiles)
+    )
+    np.testing.assert_array_equal(decode(data), pixels[:41, :50, 2::-1])
 
 
 @pytest.mark.parametrize("predictor", [1, 2])
@@ -78,13 +120,16 @@ def test_deflate_of_other_bytes_orders_and_widths(mode, options):
 @pytest.mark.parametrize("planar", [1, 2])
 @pytest.mark.parametrize("compression", [1, 8])
 @pytest.mark.parametrize("kind", [0, 1, 2])
-def test_transparency_is_dropped(compression, kind, planar):
+def test_transparency_is_dropped(monkeypatch, compression, kind, planar):
     """Neither multiplied by nor divided by, in any order of the samples."""
+    if planar == 1:
+        monkeypatch.setattr(tiff_codec.Image, "open", None)  # There is nothing to undo.
     pixels = noise(70, 90, 4, np.uint8)
-    planes = [pixels[..., plane].tobytes() for plane in range(4)] if planar == 2 else [pixels.tobytes()]
-    strips = [zlib.compress(plane) if compression == 8 else plane for plane in planes]
+    planes = [pixels[..., plane] for plane in range(4)] if planar == 2 else [pixels]
+    strips = [plane[top : top + 30].tobytes() for plane in planes for top in (0, 30, 60)]
+    strips = [zlib.compress(strip) for strip in strips] if compression == 8 else strips
     sizes = [len(strip) for strip in strips]
-    entries = {256: [90], 257: [70], 258: [8] * 4, 259: [compression], 262: [2], 277: [4], 278: [70]}
+    entries = {256: [90], 257: [70], 258: [8] * 4, 259: [compression], 262: [2], 277: [4], 278: [30]}
     entries |= {273: (8 + np.cumsum([0, *sizes[:-1]])).tolist(), 279: sizes, 284: [planar], 338: [kind]}
     data = tiff(
         {tag: (4 if tag in (273, 279) else 3, values) for tag, values in entries.items()}, b"".join(strips)
@@ -129,5 +174,5 @@ def test_memory(monkeypatch, data):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Samples, picture, BGR; of a TIFF what is stored behind its end.
+    # Samples, picture, BGR.
     assert peak < 4 * IMAGE.nbytes

@@ -17,6 +17,7 @@ from pictures import encode
 from seed_pictures import HEIGHT, WIDTH, png, seeds, tiff
 
 BIG = hostile_pictures.photograph(200, 240)
+SMALL = hostile_pictures.photograph(50, 60)
 DAMAGE = "damaged or truncated"
 REFUSALS = {
     "JPEG of 1000 scans": "more than 10 scans",
@@ -117,7 +118,7 @@ def test_refusals_come_before_any_pixel(refused, monkeypatch):
 
     monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", reached)
     monkeypatch.setattr(gif.Image, "open", reached)
-    monkeypatch.setattr(tiff_codec.zlib, "decompressobj", reached)
+    monkeypatch.setattr(tiff_codec.isal_zlib, "decompressobj", reached)
     monkeypatch.setattr("cv2.imdecode", reached)
     for name in REFUSALS.keys() - {"PNG without pixels", "TIFF of a bomb"}:
         with pytest.raises(ImageError):
@@ -191,6 +192,55 @@ def test_flat_areas_are_no_holes(options, level):
     data = encode(picture, "WEBP", **options)
     assert bytes(100) in data
     assert decode(data)[-1].tolist() == [[level] * 3] * 800
+
+
+def deflated(pixels, **tags):
+    """A TIFF of one strip, uint8 [height, width, samples], with more tags by their number."""
+    strip = zlib.compress(pixels.tobytes())
+    height, width, samples = pixels.shape
+    entries = {256: [width], 257: [height], 258: [8] * samples, 259: [8], 262: [2], 273: [8], 277: [samples]}
+    entries |= {278: [height], 279: [len(strip)]} | {int(tag[1:]): values for tag, values in tags.items()}
+    return tiff({tag: (3, values) for tag, values in entries.items()}, strip)
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"t266": [2]}, "of reversed bits and Deflate"),
+        ({"t317": [3]}, "of unusual predictor 3"),
+        ({"t317": [2], "t262": [6]}, "of unusual predictor 2"),
+        ({"t338": [0]}, DAMAGE),  # One more sample than there are.
+        ({"t258": [8, 8]}, DAMAGE),
+    ],
+)
+def test_tiff_tags_that_contradict_each_other(tags, message):
+    assert decode(deflated(SMALL)).shape == SMALL.shape
+    with pytest.raises(ImageError, match=message):
+        decode(deflated(SMALL, **tags))
+
+
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_lzw"])
+@pytest.mark.parametrize("value", [b"\0", b"\xff", b"\x78", b"\x80"])
+def test_a_hole_over_a_strip_is_seen_before_any_is_decompressed(monkeypatch, value, compression):
+    data = encode(BIG, "TIFF", compression=compression, tiffinfo={278: 5})
+    assert decode(data).shape == BIG.shape
+    monkeypatch.setattr(tiff_codec.isal_zlib, "decompressobj", None)
+    monkeypatch.setattr(tiff_codec.Image, "open", None)
+    with pytest.raises(ImageError, match="does not begin as its compression"):
+        decode(zeros_in_the_middle(data, value))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_tiff_is_held_against_its_checksum(samples):
+    pixels = SMALL[..., :samples]
+    color = {"t262": [2 if samples == 3 else 1]}
+    data = bytearray(deflated(pixels, **color))
+    assert decode(bytes(data)).shape == SMALL.shape
+    size = len(zlib.compress(pixels.tobytes()))
+    data[8 + size - 1] ^= 1
+    for damaged in (bytes(data), deflated(pixels, t279=[size - 1], **color)):
+        with pytest.raises(ImageError, match=DAMAGE):
+            decode(damaged)
 
 
 def test_a_jpeg_cannot_hide_its_size():

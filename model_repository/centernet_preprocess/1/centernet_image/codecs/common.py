@@ -22,7 +22,7 @@ MAX_PARTS = 65_536
 """Chunks or blocks that one file may have: walking them costs time, whatever their size."""
 
 MAX_EXIF_TAGS = 4096
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE = 16
 
 _ORIENTATION = 0x0112
 _SHORT = 3

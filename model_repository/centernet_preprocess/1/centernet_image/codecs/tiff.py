@@ -2,11 +2,12 @@
 
 import io
 import struct
-import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import cv2
 import numpy as np
+from isal import isal_zlib
 from PIL import Image, UnidentifiedImageError
 
 from centernet_image.codecs.common import CheckSize, DamagedError, ImageError, opencv, to_bgr
@@ -37,13 +38,15 @@ _OFFSET_TYPES = {4: 4, 8: 16}
 _USUAL_MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK")
 _SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _UNSIGNED, _VOID = 1, 4
+_RGB, _YCBCR = 2, 6
+_TO_BGR = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGR}
 _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 """NumPy's types of the integers among the field types."""
 
 MAX_TAGS = 65_535
 MAX_SAMPLES = 5
-AT_ONCE = 2**18
-"""Bytes of Deflate, and of what it stands for."""
+AT_ONCE = 2**16
+"""Bytes of Deflate, and of what it stands for: what stays in the processor's cache."""
 
 MAX_PARTS = 2**18
 """Strips or tiles: those of 16x16 pixels in a picture of 64 megapixels."""
@@ -63,12 +66,12 @@ class _Directory:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._order = "<" if data[:2] == b"II" else ">"
-        (version,) = struct.unpack_from(f"{self._order}H", data, 2)
+        self.order = "<" if data[:2] == b"II" else ">"
+        (version,) = struct.unpack_from(f"{self.order}H", data, 2)
         big = version == 43
-        self._offset = self._order + ("Q" if big else "I")
-        self._count = self._order + ("Q" if big else "H")
-        self._entry = self._order + ("HHQ" if big else "HHI")
+        self._offset = self.order + ("Q" if big else "I")
+        self._count = self.order + ("Q" if big else "H")
+        self._entry = self.order + ("HHQ" if big else "HHI")
         self._inline = 8 if big else 4
         self._entry_size = struct.calcsize(self._entry) + self._inline
         self._header_size = 16 if big else 8
@@ -78,9 +81,7 @@ class _Directory:
         if count > MAX_TAGS or start + count * self._entry_size > len(data):
             raise DamagedError("its directory is not there")
         positions = range(start, start + count * self._entry_size, self._entry_size)
-        tags = (
-            (struct.unpack_from(f"{self._order}H", data, position)[0], position) for position in positions
-        )
+        tags = ((struct.unpack_from(f"{self.order}H", data, position)[0], position) for position in positions)
         self._entries = {tag: position for tag, position in tags if tag in _KEPT or tag == _ORIENTATION}
 
     def __contains__(self, tag: int) -> bool:
@@ -96,7 +97,7 @@ class _Directory:
         _, kind, count = struct.unpack_from(self._entry, self._data, position)
         if kind not in _TYPES or not count:
             raise DamagedError(f"its tag {tag} holds no numbers")
-        dtype = np.dtype(self._order + _TYPES[kind])
+        dtype = np.dtype(self.order + _TYPES[kind])
         position += self._entry_size - self._inline
         if count * dtype.itemsize > self._inline:
             (position,) = struct.unpack_from(self._offset, self._data, position)
@@ -115,7 +116,7 @@ class _Directory:
         for tag in sorted(self._entries.keys() & _KEPT):
             entry = self._data[self._entries[tag] : self._entries[tag] + self._entry_size]
             if tag in values:
-                packed = values[tag].astype(self._order + self._offset[1]).tobytes()
+                packed = values[tag].astype(self.order + self._offset[1]).tobytes()
                 entry = struct.pack(self._entry, tag, _OFFSET_TYPES[self._inline], len(values[tag]))
                 if len(packed) > self._inline:
                     packed, position = struct.pack(self._offset, file.tell()), packed
@@ -129,12 +130,16 @@ class _Directory:
 
 
 class _Parts(NamedTuple):
-    """Strips or tiles: where each is, its bytes in the file and of pixels, and the pixels' of a whole one."""
+    """Strips or tiles: where each is, its bytes in the file and of pixels, and the pixels' of a whole one.
+
+    `shape` is that of its rows: columns, samples.
+    """
 
     offsets: np.ndarray
     sizes: np.ndarray
     needed: np.ndarray
     whole: int
+    shape: tuple[int, int]
 
 
 def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
@@ -151,17 +156,19 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
         spans = zip(parts.offsets.tolist(), (parts.offsets + parts.sizes).tolist(), strict=True)
         if any(data.find(hole, start, end) >= 0 for start, end in spans for hole in _HOLES):
             raise DamagedError("there is a hole in its pixels")
-    # Transparency is dropped: no decoder is to multiply by it.
-    values = {_EXTRA_SAMPLES: np.zeros_like(directory.all(_EXTRA_SAMPLES, 0))}
-    file = io.BytesIO(data)
-    if compression in _DEFLATE:
-        tags = (_TILE_OFFSETS, _TILE_BYTES) if _TILE_WIDTH in directory else (_STRIP_OFFSETS, _STRIP_BYTES)
-        values |= zip(tags, _store(file, data, parts), strict=True)
-    directory.write_alone(file, values)
-    usual = directory.one(_PLANAR, 1) == directory.one(_FILL_ORDER, 1) == 1
-    image = _by_pillow(file, usual=usual, strict=compression in (_LZW, _PACKBITS))
+    if directory.one(_FILL_ORDER, 1) == 1 and not _begin_as(compression, data, parts.offsets):
+        raise DamagedError("a part does not begin as its compression does")
     orientation = directory.one(_ORIENTATION, 1)
-    return opencv(file.getbuffer()) if image is None else image, orientation if 1 <= orientation <= 8 else 1
+    orientation = orientation if 1 <= orientation <= 8 else 1
+    if compression in (_LZW, _PACKBITS):
+        return _by_library(directory, io.BytesIO(data), {}, compressed=True), orientation
+    decoded = _decompressed(directory, data, parts) if compression in _DEFLATE else _uncompressed(data, parts)
+    if _is_rgb(directory):
+        return _assembled(decoded, parts.shape, height, width), orientation
+    file, values = io.BytesIO(data), {}
+    if compression in _DEFLATE:
+        values = _store(directory, file, decoded, parts.needed)
+    return _by_library(directory, file, values, compressed=False), orientation
 
 
 def _check_samples(directory: _Directory) -> None:
@@ -211,36 +218,69 @@ def _parts(directory: _Directory, width: int, height: int, file_size: int) -> _P
     # Else a few bytes, named again and again, would be much work.
     if sizes.sum(dtype=np.float64) > file_size:
         raise DamagedError("its parts overlap")
-    stride = -(-columns * directory.one(_BITS, 1) * (1 if planes > 1 else samples) // 8)
+    samples = 1 if planes > 1 else samples
+    stride = -(-columns * directory.one(_BITS, 1) * samples // 8)
     needed = np.full((planes, parts), rows * stride)
     needed[:, -1] = last_rows * stride
-    return _Parts(offsets, sizes, needed.ravel(), rows * stride)
+    return _Parts(offsets, sizes, needed.ravel(), rows * stride, (columns, samples))
 
 
-def _store(file: io.BytesIO, data: bytes, parts: _Parts) -> tuple[np.ndarray, np.ndarray]:
-    """Undoes Deflate: writes the parts behind the file, stored, and returns their places and sizes.
+def _begin_as(compression: int, data: bytes, offsets: np.ndarray) -> bool:
+    """Whether all parts begin right: one that lies in a hole does not, and nothing need be decompressed."""
+    if compression not in (_LZW, *_DEFLATE):
+        return True
+    file, first = np.frombuffer(data, np.uint8), offsets.astype(np.int64)
+    start = file[first].astype(int) << 8 | file[first + 1]
+    if compression in _DEFLATE:
+        return not (start % 31 | (start >> 8 & 15) ^ 8).any()
+    # The code that clears the table, of 9 bits; in files of before 1993 they come in the other order.
+    return bool((start >> 7 == 256).all() or (start & 0xFF01 == 1).all())
 
-    libtiff would not hold them against their checksums.
+
+def _uncompressed(data: bytes, parts: _Parts) -> Iterator[np.ndarray]:
+    """The bytes of each part's pixels where nothing is compressed."""
+    for offset, needed in zip(parts.offsets.tolist(), parts.needed.tolist(), strict=True):
+        yield np.frombuffer(data, np.uint8, needed, offset)
+
+
+def _decompressed(directory: _Directory, data: bytes, parts: _Parts) -> Iterator[np.ndarray]:
+    """The bytes of the parts' pixels, Deflate and the differences between neighbours undone.
+
+    libtiff would not hold the parts against their checksums. Short strips come together; what is yielded is
+    valid until the next is asked for.
     """
-    view, end = memoryview(data), file.seek(0, io.SEEK_END)
-    places = [end]
-    for offset, size, needed in zip(*(array.tolist() for array in parts[:3]), strict=True):
-        store, length = zlib.compressobj(0, wbits=9, memLevel=1), 0
-        for pixels in _inflated(view[offset : offset + size]):
-            length += len(pixels)
-            if length > parts.whole:
-                break
-            end += file.write(store.compress(pixels))
-        if not needed <= length <= parts.whole:
-            raise DamagedError(f"a part of {needed} bytes decompresses to {length}")
-        end += file.write(store.flush())
-        places.append(end)
-    return np.array(places[:-1]), np.diff(places)
+    if directory.one(_FILL_ORDER, 1) != 1:
+        raise ImageError(
+            "found a TIFF picture of reversed bits and Deflate compression, expected no compression"
+        )
+    predictor, bits = directory.one(_PREDICTOR, 1), directory.one(_BITS, 1)
+    differences = predictor == 2 and bits in (8, 16) and directory.one(_PHOTOMETRIC, 0) != _YCBCR
+    if predictor != 1 and not differences:
+        raise ImageError(f"found a TIFF picture of unusual predictor {predictor}, expected none")
+    together = 1 if _TILE_WIDTH in directory else max(1, AT_ONCE // parts.whole)
+    view, pixels = memoryview(data), np.empty(together * parts.whole, np.uint8)
+    entries = list(zip(*(array.tolist() for array in parts[:3]), strict=True))
+    for first in range(0, len(entries), together):
+        end = 0
+        for offset, size, needed in entries[first : first + together]:
+            start = end
+            for piece in _inflated(view[offset : offset + size]):
+                if end + len(piece) > start + parts.whole:
+                    raise DamagedError(f"a part of {needed} bytes decompresses to more")
+                pixels[end : end + len(piece)] = np.frombuffer(piece, np.uint8)
+                end += len(piece)
+            if end - start < needed:
+                raise DamagedError(f"a part of {needed} bytes decompresses to {end - start}")
+            end = start + needed
+        if differences:
+            samples = pixels[:end].view(f"{directory.order}u{bits // 8}").reshape(-1, *parts.shape)
+            np.cumsum(samples, axis=1, dtype=samples.dtype, out=samples)
+        yield pixels[:end]
 
 
 def _inflated(part: memoryview) -> Iterator[bytes]:
     """What Deflate stands for, bit by bit: a strip may be the whole picture."""
-    stream = zlib.decompressobj()
+    stream = isal_zlib.decompressobj()
     try:
         for start in range(0, len(part), AT_ONCE):
             pending: bytes | memoryview = part[start : start + AT_ONCE]
@@ -248,30 +288,79 @@ def _inflated(part: memoryview) -> Iterator[bytes]:
                 yield stream.decompress(pending, AT_ONCE)
                 pending = stream.unconsumed_tail
         yield stream.flush()
-    except zlib.error as error:
+    except isal_zlib.IsalError as error:  # type: ignore[misc]  # its stub types the class as an instance
         raise DamagedError(str(error)) from error
     if not stream.eof:
         raise DamagedError("a part has no end")
 
 
-def _by_pillow(file: io.BytesIO, *, usual: bool, strict: bool) -> np.ndarray | None:
-    """The picture, or None if it is of a kind that OpenCV knows better.
+def _is_rgb(directory: _Directory) -> bool:
+    """Whether its bytes are red, green and blue in turn, perhaps with a fourth that is dropped."""
+    samples = directory.one(_SAMPLES, 1)
+    extra = len(directory.all(_EXTRA_SAMPLES)) if _EXTRA_SAMPLES in directory else samples - 3
+    return (
+        directory.one(_PHOTOMETRIC, 0) == _RGB
+        and directory.one(_PLANAR, 1) == directory.one(_FILL_ORDER, 1) == 1
+        and samples in _TO_BGR
+        and extra == samples - 3
+        and directory.all(_BITS, 1).tolist() in ([8], [8] * samples)
+    )
+
+
+def _assembled(decoded: Iterator[np.ndarray], shape: tuple[int, int], height: int, width: int) -> np.ndarray:
+    image = np.empty((height, width, 3), np.uint8)
+    columns, samples = shape
+    top = left = 0
+    for pixels in decoded:
+        source = pixels.reshape(-1, columns, samples)
+        target = image[top : top + len(source), left : left + columns]
+        cv2.cvtColor(source[: len(target), : target.shape[1]], _TO_BGR[samples], dst=target)
+        left += columns
+        if left >= width:
+            left, top = 0, top + len(source)
+    return image
+
+
+def _store(
+    directory: _Directory, file: io.BytesIO, decoded: Iterator[np.ndarray], needed: np.ndarray
+) -> dict[int, np.ndarray]:
+    """Writes the parts behind the file, not compressed, and returns the tags that say so."""
+    start = file.seek(0, io.SEEK_END)
+    for pixels in decoded:
+        file.write(pixels.data)
+    tags = (_TILE_OFFSETS, _TILE_BYTES) if _TILE_WIDTH in directory else (_STRIP_OFFSETS, _STRIP_BYTES)
+    return {
+        _COMPRESSION: np.array([_NONE]),
+        tags[0]: start + np.cumsum(needed) - needed,
+        tags[1]: needed,
+    }
+
+
+def _by_library(
+    directory: _Directory, file: io.BytesIO, values: dict[int, np.ndarray], *, compressed: bool
+) -> np.ndarray:
+    """Decodes the file, some of its tags with other values, by Pillow or what OpenCV knows better.
 
     Args:
-        file: The whole file.
-        usual: Whether its samples are in the usual order.
-        strict: Whether it must be decoded in any case: OpenCV would read on behind damage.
+        directory: Of the file.
+        file: The whole file; the directory that is to be read is written behind it.
+        values: Replace those of the file.
+        compressed: Whether it must be Pillow: OpenCV would read on behind damage.
     """
+    # Transparency is dropped: no decoder is to multiply by it.
+    directory.write_alone(file, {_EXTRA_SAMPLES: np.zeros_like(directory.all(_EXTRA_SAMPLES, 0)), **values})
+    usual = directory.one(_PLANAR, 1) == directory.one(_FILL_ORDER, 1) == 1
     file.seek(0)
     try:
         with Image.open(file, formats=["TIFF"]) as picture:
             usual = usual and picture.mode in _USUAL_MODES
-            if usual or strict:
+            if usual or compressed:
                 picture.load()
-            return to_bgr(picture) if usual else None
+            if usual:
+                return to_bgr(picture)
     except UnidentifiedImageError as error:
-        if strict:
+        if compressed:
             raise ImageError(
                 "found a TIFF picture of unusual samples and LZW or PackBits compression, expected Deflate"
             ) from error
-        return None
+    return opencv(file.getbuffer())
