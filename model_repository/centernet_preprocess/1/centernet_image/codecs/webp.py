@@ -45,9 +45,9 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
         raise DamagedError("it holds no pixels")
     width, height = _size(picture)
     check(width, height)
-    image = opencv(_file(picture))
     if any(bytes([value]) * _HOLE in picture for value in (0, 255)) and _is_whole_without_end(picture):
         raise DamagedError("there is a hole in its pixels")
+    image = opencv(_file(picture))
     if canvas is None or canvas == (width, height):
         return image, orientation or 1
     (left, top), (canvas_width, canvas_height) = place, canvas
