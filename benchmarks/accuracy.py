@@ -29,7 +29,7 @@ from benchmarks.report import BenchmarkError
 from benchmarks.triton_server import running
 from clients import coco, local
 from clients.errors import CenterNetError
-from clients.local import LocalDetector, Network
+from clients.local import LocalDetector
 from export import to_onnx
 from export.errors import ExportError
 from export.files import sha256, write_beside
@@ -174,10 +174,11 @@ class Study:
     def _onnxruntime(self, name: str) -> list[dict[str, Any]]:
         # Q/DQ as written: on some processors ONNX Runtime's integer kernels saturate; TensorRT's do not.
         as_written = {"session.disable_quant_qdq": "1"}
-        return self._detect(self._local(local.onnxruntime_network(self._model(name), session=as_written)))
+        network = local.onnxruntime_network(self._model(name), session=as_written)
+        return self._detect(LocalDetector(network, self._description()))
 
     def _tensorrt(self, plan: Path) -> list[dict[str, Any]]:
-        return self._detect(self._local(local.tensorrt_network(plan)))
+        return self._detect(LocalDetector(local.tensorrt_network(plan), self._description()))
 
     def _server(self) -> list[dict[str, Any]]:
         """What `clients/evaluate.py` gets from a server of this network."""
@@ -191,10 +192,6 @@ class Study:
                 if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
                     raise BenchmarkError("the server's answers could not be evaluated (above)")
             return json.loads(output.read_text(encoding="utf-8"))
-
-    def _local(self, network: Network) -> LocalDetector:
-        classes = self._description().classes
-        return LocalDetector(network, classes=classes, frame_size=self._options.input_size)
 
     def _description(self) -> Description:
         return onnx_files.description(onnx.load(self._model("fp32")))
