@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_graphsurgeon as gs
 from centernet_image import contract
 from centernet_image.description import Description
 from rich.console import Console
@@ -28,11 +29,12 @@ from benchmarks.report import BenchmarkError
 from benchmarks.triton_server import running
 from clients import coco, local
 from clients.errors import CenterNetError
-from clients.local import LocalDetector, Network
+from clients.local import LocalDetector
 from export import to_onnx
 from export.errors import ExportError
 from export.files import sha256, write_beside
 from export.graphs import onnx_files
+from export.graphs.surgery import apply, export_graph, import_graph
 from export.plan import feed_dicts, precision, quantize
 from export.reference_detector import Reference
 
@@ -138,7 +140,7 @@ class Study:
         """INT8 of one part of the network at a time, the rest in FP32."""
         base = self._precision("onnxruntime", partial(self._onnxruntime, "fp32"))
         yield {"group": "none", "layers": 0} | base
-        for part, layers in _parts(onnx.load(self._model("fp32"))).items():
+        for part, layers in _parts(import_graph(onnx.load(self._model("fp32")))).items():
             if layers:
                 name = f"int8-{part}"
                 values = self._precision(name, partial(self._onnxruntime, name), against="onnxruntime")
@@ -172,10 +174,11 @@ class Study:
     def _onnxruntime(self, name: str) -> list[dict[str, Any]]:
         # Q/DQ as written: on some processors ONNX Runtime's integer kernels saturate; TensorRT's do not.
         as_written = {"session.disable_quant_qdq": "1"}
-        return self._detect(self._local(local.onnxruntime_network(self._model(name), session=as_written)))
+        network = local.onnxruntime_network(self._model(name), session=as_written)
+        return self._detect(LocalDetector(network, self._description()))
 
     def _tensorrt(self, plan: Path) -> list[dict[str, Any]]:
-        return self._detect(self._local(local.tensorrt_network(plan)))
+        return self._detect(LocalDetector(local.tensorrt_network(plan), self._description()))
 
     def _server(self) -> list[dict[str, Any]]:
         """What `clients/evaluate.py` gets from a server of this network."""
@@ -189,10 +192,6 @@ class Study:
                 if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
                     raise BenchmarkError("the server's answers could not be evaluated (above)")
             return json.loads(output.read_text(encoding="utf-8"))
-
-    def _local(self, network: Network) -> LocalDetector:
-        classes = self._description().classes
-        return LocalDetector(network, classes=classes, frame_size=self._options.input_size)
 
     def _description(self) -> Description:
         return onnx_files.description(onnx.load(self._model("fp32")))
@@ -216,14 +215,14 @@ class Study:
             to_onnx.main([str(self._checkpoint), str(path), "--input-size", size, *pixels])
             return path
         model = onnx.load(self._model("fp32"))
-        feeds = feed_dicts.from_pictures(model, self.calibration)
-        if name == "fp16":
-            made = precision.to_fp16(model)
-        elif name == "int8":
-            made = precision.to_fp16(quantize.to_int8(model, feeds))
-        else:
-            made = quantize.to_int8(model, feeds, nodes=_parts(model)[name.removeprefix("int8-")])
-        write_beside(path, made.SerializeToString())
+        graph = import_graph(model)
+        if name.startswith("int8"):
+            nodes = _parts(graph)[name.removeprefix("int8-")] if name != "int8" else None
+            feeds = feed_dicts.from_pictures(model, self.calibration)
+            apply(graph, partial(quantize.to_int8, feeds=feeds, nodes=nodes))
+        if name in ("fp16", "int8"):
+            apply(graph, precision.to_fp16)
+        write_beside(path, export_graph(graph).SerializeToString())
         return path
 
     def _pixels(self) -> dict[str, str | None]:
@@ -241,9 +240,9 @@ class Study:
         return digest.hexdigest()
 
 
-def _parts(model: onnx.ModelProto) -> dict[str, list[str]]:
+def _parts(graph: gs.Graph) -> dict[str, list[str]]:
     """Names of convolutions: the groups of `export.plan.precision`, each of the outputs, and all together."""
-    groups = quantize.layer_groups(model)
+    groups = quantize.layer_groups(graph)
     heads = {f"outputs.{name.split('/')[0].split('.')[1]}": [name] for name in groups["outputs"]}
     return groups | heads | {"all": [name for names in groups.values() for name in names]}
 

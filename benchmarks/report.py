@@ -22,6 +22,8 @@ from typing import Any
 
 from centernet_image import contract
 
+from export.files import write_beside
+
 PACKAGES = (
     *("numpy", "opencv-python-headless", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision"),
     *("tensorrt", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings", "polygraphy", "tritonclient"),
@@ -71,9 +73,7 @@ def write(
     files = {".json": text} | ({".md": page(json.loads(text), tables)} if tables else {})
     output_dir.mkdir(parents=True, exist_ok=True)
     for suffix, content in files.items():
-        partial = output_dir / f"{name}{suffix}.part"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(output_dir / f"{name}{suffix}")
+        write_beside(output_dir / f"{name}{suffix}", content.encode())
 
 
 def page(results: Mapping[str, Any], tables: Callable[[Any], str]) -> str:

@@ -285,9 +285,8 @@ def _work(
             threads=int(settings.get("intra_op_thread_count", 0)),
             session={key: value for key, value in settings.items() if key.startswith("session.")},
         )
-        size = description.input_size
-        detector = LocalDetector(network, classes=description.classes, frame_size=size)
-        return lambda request: request.in_process(detector, size), "ONNX Runtime, CPU"
+        detector = LocalDetector(network, description)
+        return lambda request: request.in_process(detector, description.input_size), "ONNX Runtime, CPU"
     if options.only_server:
         return lambda _: None, "TensorRT"
     try:

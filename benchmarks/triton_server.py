@@ -7,6 +7,7 @@ runs the command while the server is up; `{url}` in it becomes the address of it
 
 import argparse
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from benchmarks import networks
 from benchmarks.report import BenchmarkError
 from server import launcher
 
-CUDA_POOLS = tuple(f"--cuda-memory-pool-byte-size={gpu}:{2**29}" for gpu in range(8))
-"""Frames between the steps; the default of 64 MiB holds 85 of them."""
+TUNING: tuple[str, ...] = runpy.run_path(str(networks.ROOT / "ci" / "container" / "tuning.py"))["TUNING"]
+"""Of the container's server; its modules are no package, since they run alone there."""
 
 
 def cpu_s(pid: int | None) -> float | None:
@@ -70,7 +71,7 @@ def running(
     """
     if (repository / networks.NETWORK / "1" / "model.plan").exists():
         # No model has a configuration of this name: the default ones count.
-        arguments = ("--model-config-name=gpu", *CUDA_POOLS, *arguments)
+        arguments = ("--model-config-name=gpu", *TUNING, *arguments)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         try:

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from centernet_image import contract
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
 from export.detector import Normalise
 from export.networks import CenterNet, create
 from export.networks.dcn import DCN
 from export.networks.layers import BasicBlock
-from export.networks.resdcn import Bottleneck
 
 HEADS = {"hm": 80, "reg": 2, "wh": 2}
 HEAD_SPREAD = {"hm": 0.7, "reg": 0.2, "wh": 4.0}

@@ -30,17 +30,11 @@ class LocalDetector:
 
     Args:
         network: In place of `centernet_network`.
-        classes: Names, in the order of the network's class indices.
-        frame_size: Height and width of the network's input.
-        fit: How pictures are laid into it, one of `contract.FITS`.
+        description: Its classes, the size of its frame, and how pictures are laid into that.
     """
 
-    def __init__(
-        self, network: Network, *, classes: Sequence[str], frame_size: tuple[int, int], fit: str = "whole"
-    ) -> None:
-        self._network, self._fit = network, fit
-        self._labels = np.array([name.encode() for name in classes], dtype=object)
-        self._frame_size = frame_size
+    def __init__(self, network: Network, description: Description) -> None:
+        self._network, self._description = network, description
         # As the preprocess model has it: pictures run in parallel, OpenCV's functions do not.
         cv2.setNumThreads(1)
         self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
@@ -60,7 +54,7 @@ class LocalDetector:
         self, contents: Sequence[bytes], *, threshold: float = contract.SCORE_THRESHOLD
     ) -> list[Detections | SourceError]:
         """Finds the objects in encoded pictures, in one batch; those that cannot be decoded are errors."""
-        frames = np.empty((len(contents), *self._frame_size, 3), np.uint8)
+        frames = np.empty((len(contents), *self._description.input_size, 3), np.uint8)
         jobs = (contents, frames)
         sizes = list(
             map(self._prepare, *jobs) if len(contents) == 1 else self._pool.map(self._prepare, *jobs)
@@ -86,10 +80,10 @@ class LocalDetector:
             scores,
             classes,
             image_sizes=image_sizes,
-            frame_size=self._frame_size,
+            frame_size=self._description.input_size,
             thresholds=threshold,
-            labels=self._labels,
-            fit=self._fit,
+            labels=self._description.labels,
+            fit=self._description.fit,
         )
         return [
             Detections(boxes[:num], scores[:num], ids[:num], tuple(label.decode() for label in labels[:num]))
@@ -102,7 +96,7 @@ class LocalDetector:
             image = decode(content)
         except ImageError as error:
             return SourceError(str(error))
-        warp(image, self._frame_size, frame, self._fit)
+        warp(image, self._description.input_size, frame, self._description.fit)
         return image.shape[0], image.shape[1]
 
 
@@ -130,9 +124,7 @@ def of_file(path: Path, *, plugin: Path | None = None, gpu: bool = False) -> Loc
             network = onnxruntime_network(path, providers=[*providers, "CPUExecutionProvider"])
     except (OSError, ValueError, RuntimeError) as error:
         raise CenterNetError(f"cannot use {path}: {error}") from error
-    return LocalDetector(
-        network, classes=description.classes, frame_size=description.input_size, fit=description.fit
-    )
+    return LocalDetector(network, description)
 
 
 def onnxruntime_network(

@@ -37,14 +37,26 @@ def parse(mean: str | None, std: str | None) -> Normalisation | None:
 def _numbers(option: str, text: str) -> tuple[float, ...]:
     if text in NORMALISATIONS:
         return getattr(NORMALISATIONS[text], option.removeprefix("--"))
+    return numbers(option, text, 3, EXPECTED)
+
+
+def numbers(option: str, text: str, count: int, expected: str) -> tuple[float, ...]:
+    """The numbers of `--mean` or `--std`.
+
+    Raises:
+        UsageError: They are not so many, or not for pixels / 255.
+    """
     try:
         values = tuple(float(part) for part in re.split(r"[,\s]+", text.strip()))
     except ValueError:
         values = ()
-    if len(values) != 3 or not all(map(math.isfinite, values)):
-        raise UsageError(f"{option}: found {text}, expected {EXPECTED}")
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise UsageError(f"{option}: found {text}, expected {expected}")
     low_open = option == "--std"
     if max(values) > 1 or min(values) < 0 or (low_open and min(values) == 0):
         limits = "above 0 and at most 1" if low_open else "0 to 1"
-        raise UsageError(f"{option}: found {text}, expected numbers of {limits}: they are for pixels / 255")
+        raise UsageError(
+            f"{option}: found {text}, expected numbers of {limits}: they are for pixels / 255; "
+            "divide those for 0 to 255 by 255"
+        )
     return values

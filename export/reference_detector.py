@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from centernet_image.contract import COCO_CLASSES, TOP_K, Normalisation
+from centernet_image.description import Description
 
 from clients.annotations import Annotations, numbers_first
 from clients.errors import CenterNetError
@@ -67,4 +68,4 @@ class Reference(LocalDetector):
             with torch.inference_mode():
                 return [output.cpu().numpy() for output in detector(torch.from_numpy(frames).to(device))[:3]]
 
-        super().__init__(network, classes=names, frame_size=frame_size)
+        super().__init__(network, Description(classes=tuple(names), input_size=frame_size, top_k=TOP_K))

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from export.errors import ExportError, UsageError, run
 from export.files import write_together
 from export.graphs import torch_export
 from export.graphs.rewrite import to_dcnv2
+from export.graphs.surgery import rewritten
 from export.networks import STEMS
 from export.plan import feed_dicts
 from export.verify import against_pytorch
@@ -136,7 +138,7 @@ def to_onnx(
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"PyTorch cannot export {source.arch}: {str(error).splitlines()[0]}") from error
     if dcn_op == "DCNv2":
-        model = to_dcnv2(model, fuse=False)
+        model = rewritten(model, partial(to_dcnv2, fuse=False))
         torch_export.declare_dcn_domain(model)
     description = Description(
         arch=source.arch,

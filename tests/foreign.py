@@ -116,6 +116,22 @@ def picture(*shape):
     return np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
 
 
+def assert_types(model):
+    """The types and shapes that passes left are those that follow from the nodes, all standard ones."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True)
+    found, expected = (
+        {info.name: info.type.tensor_type for info in each.graph.value_info} for each in (model, inferred)
+    )
+    assert found.keys() == expected.keys()
+    for name, kind in expected.items():
+        # Open sizes have names of the inference's own.
+        sizes, known = ([side.dim_value for side in each.shape.dim] for each in (found[name], kind))
+        assert (found[name].elem_type, sizes) == (kind.elem_type, known), name
+
+
 def attributes(model, op="DCNv2"):
     """Of the nodes of one operator."""
     return [

@@ -20,6 +20,7 @@ import threading
 import time
 from pathlib import Path
 
+from tuning import TUNING
 from watch import Watch, metrics
 
 HOME = Path(__file__).resolve().parents[2]
@@ -31,10 +32,6 @@ SECURE = (
     "--allow-sagemaker=false",
     "--allow-vertex-ai=false",
 )
-# So many put the frames of a batch's requests together: 3 % more frames a second on an H200.
-COPY_THREADS = "--buffer-manager-thread-count=4"
-# Frames between the steps, on each GPU; the default of 64 MiB holds 85. A number without a GPU does nothing.
-CUDA_POOLS = tuple(f"--cuda-memory-pool-byte-size={gpu}:{2**29}" for gpu in range(8))
 RESTRICTED = "model-repository,trace,logging"
 
 NO_ANSWER = 70
@@ -200,8 +197,7 @@ def _server_command(options: argparse.Namespace, repository: Path, further: list
         f"--model-repository={repository}",
         f"--metrics-port={options.metrics_port}",
         *SECURE,
-        *CUDA_POOLS,
-        COPY_THREADS,
+        *TUNING,
         f"--http-restricted-api={restricted}:admin-key={key}",
         f"--grpc-restricted-protocol={restricted}:admin-key={key}",
         *choices,

@@ -160,10 +160,14 @@ class Upstream:
             return ()
 
     async def _names(self, model: str, count: int) -> tuple[str, ...]:
-        peaks = np.zeros((1, count, 6), np.float32)
-        peaks[..., 4], peaks[..., 5] = 1, np.arange(count)  # score, class
+        values = {
+            contract.BOXES: np.zeros((1, count, 4)),
+            contract.SCORES: np.ones((1, count, 1)),
+            contract.CLASSES: np.arange(count).reshape(1, count, 1),
+        }
+        columns = [values[tensor] for tensor in contract.TASKS["detect"].columns]
         inputs: Mapping[contract.Tensor, np.ndarray] = {
-            contract.PEAKS: peaks,
+            contract.PEAKS: np.concatenate(columns, axis=-1, dtype=np.float32),
             contract.IMAGE_SIZE: np.ones((1, 2), np.int32),
         }
         result = await self.client.infer(model, inputs)

@@ -8,32 +8,26 @@ what brings them into FP16's range. A graph without any of it stays as it is.
 from collections.abc import Collection
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-
-from export.graphs.surgery import export_graph, import_graph
 
 _OUTPUT_AXIS = {"DeformConv": 0, "Conv": 0, "ConvTranspose": 1}
 
 
-def fold(model: onnx.ModelProto, *, apart: Collection[str] = ()) -> onnx.ModelProto:
+def fold(graph: gs.Graph, *, apart: Collection[str] = ()) -> None:
     """Folds what can be folded, with the same results up to rounding.
 
     Args:
-        model: with standard operators, DeformConv among them.
+        graph: with standard operators, DeformConv among them.
         apart: names of nodes that will have another precision than others: they are not merged with those.
     """
-    graph = import_graph(onnx.shape_inference.infer_shapes(model))
     scaled: dict[tuple[int, float], tuple[gs.Constant, gs.Constant]] = {}
-    changed = False
     for node in list(graph.nodes):
         if node.op == "DeformConv":
-            changed |= _fold_mask_factor(graph, node, scaled)
-            changed |= _merge_offset_and_mask(graph, node, apart)
+            _fold_mask_factor(graph, node, scaled)
+            _merge_offset_and_mask(graph, node, apart)
         if node.op in _OUTPUT_AXIS:
             while _fold_next(graph, node):
-                changed = True
-    return export_graph(graph, model) if changed else model
+                pass
 
 
 def _only_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
@@ -46,16 +40,16 @@ def _only_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
 
 def _fold_mask_factor(
     graph: gs.Graph, node: gs.Node, scaled: dict[tuple[int, float], tuple[gs.Constant, gs.Constant]]
-) -> bool:
+) -> None:
     """A mask c · sigmoid(x) is sigmoid(x) with weights c times as large."""
     mask = node.inputs[4] if len(node.inputs) > 4 else None
     weight = node.inputs[1]
     if mask is None or not mask.inputs or mask.inputs[0].op != "Mul" or not isinstance(weight, gs.Constant):
-        return False
+        return
     factors = [tensor for tensor in mask.inputs[0].inputs if isinstance(tensor, gs.Constant)]
     sigmoids = [t for t in mask.inputs[0].inputs if t.inputs and t.inputs[0].op == "Sigmoid"]
     if len(factors) != 1 or len(sigmoids) != 1 or factors[0].values.size != 1:
-        return False
+        return
     factor = float(factors[0].values.reshape(()))
     key = (id(weight), factor)
     if key not in scaled:
@@ -66,35 +60,35 @@ def _fold_mask_factor(
     node.inputs[4] = sigmoids[0]
     if not mask.outputs and not any(mask is output for output in graph.outputs):
         mask.inputs[0].inputs.clear()  # else it would be one more reader of the sigmoid
-    return True
 
 
-def _merge_offset_and_mask(graph: gs.Graph, node: gs.Node, apart: Collection[str]) -> bool:
+def _merge_offset_and_mask(graph: gs.Graph, node: gs.Node, apart: Collection[str]) -> None:
     """Two convolutions of one tensor, for offsets and mask, become one: the plugin reads its output."""
     if len(node.inputs) < 5 or not node.inputs[2].inputs or not node.inputs[4].inputs:
-        return False
+        return
     offset, mask = node.inputs[2], node.inputs[4]
     sigmoid: gs.Node = mask.inputs[0]
     if sigmoid.op != "Sigmoid" or not sigmoid.inputs[0].inputs:
-        return False
+        return
     logits = sigmoid.inputs[0]
     first, second = offset.inputs[0], logits.inputs[0]
     readers = {id(_only_reader(graph, tensor)) for tensor in (offset, mask)}
     if readers != {id(node)} or _only_reader(graph, logits) is not sigmoid:
-        return False
+        return
     if first is second or (first.name in apart) != (second.name in apart):
-        return False
+        return
     if not all(_is_plain(conv) for conv in (first, second)) or first.inputs[0] is not second.inputs[0]:
-        return False
+        return
     weights = [conv.inputs[1].values for conv in (first, second)]
     attributes = [_geometry(conv) for conv in (first, second)]
     if attributes[0] != attributes[1] or weights[0].shape[1:] != weights[1].shape[1:]:
-        return False
+        return
     biases = [
         conv.inputs[2].values if len(conv.inputs) > 2 else np.zeros(len(weight), weight.dtype)
         for conv, weight in zip((first, second), weights, strict=True)
     ]
-    packed = gs.Variable(f"{node.name}/packed", offset.dtype)
+    sides = offset.shape and [offset.shape[0], sum(len(weight) for weight in weights), *offset.shape[2:]]
+    packed = gs.Variable(f"{node.name}/packed", offset.dtype, sides)
     sizes = gs.Constant(f"{node.name}/sizes", np.array([len(weight) for weight in weights], np.int64))
     first.outputs, second.outputs = [packed], []
     first.inputs = [
@@ -104,7 +98,6 @@ def _merge_offset_and_mask(graph: gs.Graph, node: gs.Node, apart: Collection[str
     ]
     second.inputs = []
     graph.nodes.append(gs.Node("Split", f"{node.name}/Split", {"axis": 1}, [packed, sizes], [offset, logits]))
-    return True
 
 
 def _is_plain(conv: gs.Node) -> bool:

@@ -7,18 +7,18 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from export.graphs import casts, foreign_nodes, standard_nodes
-from export.graphs.surgery import RewriteError, export_graph, import_graph, kernel_size, weight_index
+from export.graphs.surgery import RewriteError, apply, export_graph, import_graph, kernel_size, weight_index
 
 
-def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True, tf32: bool = False) -> onnx.ModelProto:
+def to_dcnv2(graph: gs.Graph, *, fuse: bool = True, tf32: bool = False) -> None:
     """Rewrites every DeformConv node to DCNv2, the plugin's node.
 
     Names of nodes and tensors are kept. A DeformConv without mask gets a mask of ones, one without bias
-    zeros: TensorRT's parser knows no omitted input of a plugin. A model that has DCNv2 nodes already (the
+    zeros: TensorRT's parser knows no omitted input of a plugin. A graph that has DCNv2 nodes already (the
     original project's exports) keeps them.
 
     Args:
-        model: any ONNX model, with or without DeformConv nodes.
+        graph: with or without DeformConv nodes.
         fuse: also moves into the node what surrounds it: the split and sigmoid of the offset convolution's
             output (`packed_offset_mask`), the ReLU behind it (`relu`), and constant weights as
             [O, kh, kw, I / groups] (`weight_ohwi`); and Q/DQ pairs around it (`quantized`,
@@ -28,7 +28,6 @@ def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True, tf32: bool = False) -
     Raises:
         RewriteError: padding is not symmetric, or a weight's kernel size is unknown.
     """
-    graph = import_graph(model)
     for node in graph.nodes:
         if node.op == "DeformConv":
             _to_dcnv2(graph, node)
@@ -47,13 +46,17 @@ def to_dcnv2(model: onnx.ModelProto, *, fuse: bool = True, tf32: bool = False) -
                 _fuse_relu(graph, node)
                 _fuse_quantization(graph, node)
                 _fuse_weight_layout(node, repacked)
-    return export_graph(graph, model)
 
 
 def to_deform_conv(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrites every DCNv2 node, fused or not, and those of others, to standard operators.
+    """The model of `import_standard`: ONNX Runtime runs it."""
+    return export_graph(import_standard(model))
 
-    ONNX Runtime runs them. A model of an opset before 19 is converted to 19, where DeformConv begins.
+
+def import_standard(model: onnx.ModelProto) -> gs.Graph:
+    """A graph with every DCNv2 node, fused or not, and those of others, rewritten to standard operators.
+
+    A model of an opset before 19 is converted to 19, where DeformConv begins.
 
     Raises:
         RewriteError: a node has another number of inputs than its attributes ask for,
@@ -61,20 +64,16 @@ def to_deform_conv(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if any(node.op_type == "DCNv2" or foreign_nodes.is_deform_conv(node) for node in model.graph.node):
         model = standard_nodes.raise_opset(model)
-    graph = import_graph(onnx.shape_inference.infer_shapes(model))
-    foreign_nodes.to_deform_conv(graph)
-    for node in list(graph.nodes):
-        if node.op == "DCNv2":
-            standard_nodes.to_deform_conv(graph, node)
-    return export_graph(graph, model)
+    graph = import_graph(model)
+    apply(graph, foreign_nodes.to_deform_conv, standard_nodes.to_deform_conv)
+    return graph
 
 
-def to_dense_conv_transpose(model: onnx.ModelProto) -> onnx.ModelProto:
+def to_dense_conv_transpose(graph: gs.Graph) -> None:
     """Rewrites depthwise ConvTranspose nodes, DLA's upsampling, to dense ones: zeros between the channels.
 
     TensorRT has tensor-core kernels for the dense ones alone. Products with zero change no finite sum.
     """
-    graph = import_graph(model)
     made: dict[int, gs.Constant] = {}
     for node in graph.nodes:
         if node.op != "ConvTranspose":
@@ -94,10 +93,10 @@ def to_dense_conv_transpose(model: onnx.ModelProto) -> onnx.ModelProto:
             pair[0].inputs[0] = made[id(weight)]
             for each in pair:
                 each.attrs["axis"] = 1  # the output channel's; before, there was but one
+                each.outputs[0].shape = made[id(weight)].shape
         else:
             node.inputs[1] = made[id(weight)]
         node.attrs["group"] = 1
-    return export_graph(graph, model)
 
 
 def _pair_behind_constant(tensor: gs.Tensor) -> tuple[gs.Node, gs.Node] | None:

@@ -20,10 +20,7 @@ from collections.abc import Collection
 from itertools import product
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-
-from export.graphs.surgery import export_graph, import_graph
 
 _MOST_CHANNELS = 16
 """Of a layer on the full grid: four times as many fill a tensor core's tile; with more, zeros cost time."""
@@ -32,17 +29,16 @@ _MOST_SOURCE_CHANNELS = 4
 """Of what is folded by itself, a picture: more would cost more memory traffic than the stem."""
 
 
-def fold_stems(model: onnx.ModelProto, *, apart: Collection[str] = ()) -> onnx.ModelProto:
+def fold_stems(graph: gs.Graph, *, apart: Collection[str] = ()) -> None:
     """Puts stems on half the grid, with the same results up to the order of sums.
 
     A stem begins at pictures, ends at a convolution of stride 2, and holds at least one convolution of
     stride 1, ReLUs and sums of few channels, which nothing else reads. All sizes on its way are even.
 
     Args:
-        model: FP32, standard operators. One without a stem, or of open sizes, stays as it is.
+        graph: FP32, standard operators. One without a stem, or of open sizes, stays as it is.
         apart: names of nodes that compute in FP32, where zeros would cost time.
     """
-    graph = import_graph(onnx.shape_inference.infer_shapes(model))
     nodes = list(graph.nodes)
     folded: dict[int, gs.Variable] = {}
     for index, node in enumerate(nodes):
@@ -50,7 +46,6 @@ def fold_stems(model: onnx.ModelProto, *, apart: Collection[str] = ()) -> onnx.M
             stem = _stem(graph, nodes[: index + 1], apart)
             if stem is not None:
                 _fold(graph, stem, folded)
-    return export_graph(graph, model) if folded else model
 
 
 def _strides(node: gs.Node) -> list[int] | None:

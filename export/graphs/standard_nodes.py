@@ -10,12 +10,18 @@ from export.graphs.surgery import DEFORM_CONV_OPSET, RewriteError, kernel_size, 
 ELSEWHERE = "elsewhere"
 
 
-def to_deform_conv(graph: gs.Graph, node: gs.Node) -> None:
-    """Rewrites a DCNv2 node, and adds what its attributes stand for.
+def to_deform_conv(graph: gs.Graph) -> None:
+    """Rewrites DCNv2 nodes, and adds what their attributes stand for.
 
     Raises:
-        RewriteError: it has another number of inputs than its attributes ask for, or weights that are inputs.
+        RewriteError: one has another number of inputs than its attributes ask for, or its weights are inputs.
     """
+    for node in list(graph.nodes):
+        if node.op == "DCNv2":
+            _rewrite(graph, node)
+
+
+def _rewrite(graph: gs.Graph, node: gs.Node) -> None:
     attrs = node.attrs
     packed, quantized = (attrs.get(name, 0) for name in ("packed_offset_mask", "quantized"))
     count = (4 if packed else 5) + quantized

@@ -1,12 +1,20 @@
-"""ONNX graphs as GraphSurgeon's, and what is asked of their nodes."""
+"""ONNX graphs as GraphSurgeon's, passes over them, and what is asked of their nodes.
 
+A pass changes a graph in place, and gives the tensors that it makes or changes their types and shapes: the
+next one reads them. All passes share one graph, which is imported and exported once.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from export.errors import ExportError
+
+Pass = Callable[[gs.Graph], None]
 
 DEFORM_CONV_OPSET = 19
 """The first opset with DeformConv."""
@@ -21,8 +29,12 @@ class RewriteError(ExportError):
 
 
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
-    """The model as a sorted graph: every node has a name, and what Constant nodes hold are constants."""
-    graph = gs.import_onnx(model)
+    """The model as a sorted graph whose tensors know their types and shapes.
+
+    Every node has a name, and what Constant nodes hold are constants.
+    """
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+    graph.metadata_props = model.metadata_props
     graph.toposort()
     for index, node in enumerate(graph.nodes):
         node.name = node.name or f"{node.op}_{index}"
@@ -53,14 +65,38 @@ def kernel_size(node: gs.Node) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def export_graph(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model of a graph, with IR version and metadata of the model that the graph came from."""
-    graph.cleanup().toposort()
-    rewritten = gs.export_onnx(graph, do_type_check=False)
-    rewritten.ir_version = model.ir_version
-    del rewritten.metadata_props[:]
-    rewritten.metadata_props.extend(model.metadata_props)
-    return rewritten
+def apply(graph: gs.Graph, *passes: Pass) -> None:
+    """Runs passes one after the other, each on a sorted graph without unused nodes."""
+    for each in passes:
+        each(graph)
+        graph.cleanup().toposort()
+
+
+def export_graph(graph: gs.Graph) -> onnx.ModelProto:
+    """The model of a graph, with the metadata of the model that the graph came from."""
+    model = gs.export_onnx(graph, do_type_check=False)
+    model.metadata_props.extend(graph.metadata_props)
+    return model
+
+
+def rewritten(model: onnx.ModelProto, *passes: Pass) -> onnx.ModelProto:
+    """The model after some passes."""
+    graph = import_graph(model)
+    apply(graph, *passes)
+    return export_graph(graph)
+
+
+def infer_types(graph: gs.Graph, exported: onnx.ModelProto) -> None:
+    """Gives the graph's tensors the types and shapes that follow in the model just exported from it.
+
+    Needed only behind nodes that were not ONNX's at import.
+    """
+    tensors = graph.tensors()
+    inferred = onnx.shape_inference.infer_shapes(exported).graph
+    for info in (*inferred.value_info, *inferred.output):
+        found, tensor = OnnxImporter.import_tensor(info), tensors[info.name]
+        if isinstance(tensor, gs.Variable):
+            tensor.dtype, tensor.shape = found.dtype, found.shape
 
 
 def weight_index(node: gs.Node) -> int:

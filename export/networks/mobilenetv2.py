@@ -4,8 +4,10 @@ The backbone is Sandler et al.'s, 2018.
 """
 
 from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.ops import Conv2dNormActivation
 
-from export.networks.layers import CenterNet, Heads, conv_bn, init_backbone
+from export.networks.layers import CenterNet, Heads, init_backbone
 
 STAGES = (
     (1, 16, 1, 1),
@@ -32,56 +34,19 @@ def channels_of(count: int, width: float) -> int:
     return rounded if rounded >= 0.9 * wanted else rounded + 8
 
 
-class ConvBNReLU6(nn.Sequential):
-    """Convolution, BatchNorm, ReLU up to 6."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, groups: int = 1
-    ) -> None:
-        conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=kernel_size // 2,
-            groups=groups,
-            bias=False,
-        )
-        super().__init__(conv, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
-
-
-class InvertedResidual(nn.Module):
-    """Expansion, a convolution of each channel alone, projection; a shortcut where the shapes allow it."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, expansion: int) -> None:
-        super().__init__()
-        hidden = in_channels * expansion
-        layers: list[nn.Module] = []
-        if expansion != 1:
-            layers.append(ConvBNReLU6(in_channels, hidden, 1))
-        layers.append(ConvBNReLU6(hidden, hidden, stride=stride, groups=hidden))
-        layers += conv_bn(hidden, out_channels, 1)
-        self.conv = nn.Sequential(*layers)
-        self.shortcut = stride == 1 and in_channels == out_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, in, H, W] to [N, out, H/stride, W/stride]."""
-        return x + self.conv(x) if self.shortcut else self.conv(x)
-
-
 class Backbone(nn.Module):
     """MobileNetV2 without its last convolution and classifier, cut where features leave it."""
 
     def __init__(self, width: float) -> None:
         super().__init__()
         channels = channels_of(STEM, width)
-        blocks: list[nn.Module] = [ConvBNReLU6(3, channels, stride=2)]
+        blocks: list[nn.Module] = [Conv2dNormActivation(3, channels, stride=2, activation_layer=nn.ReLU6)]
         self.channels: list[int] = []
         for stage, (expansion, count, repeats, stride) in enumerate(STAGES):
             out = channels_of(count, width)
             for index in range(repeats):
                 first = stride if index == 0 else 1
-                blocks.append(InvertedResidual(channels, out, stride=first, expansion=expansion))
+                blocks.append(InvertedResidual(channels, out, first, expansion))
                 channels = out
             if stage in FEATURES:
                 self.add_module(f"feature_{stage}", nn.Sequential(*blocks))

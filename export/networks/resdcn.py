@@ -1,33 +1,10 @@
 """ResNet with deformable up-sampling: CenterNet's resdcn_18 to resdcn_152."""
 
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
 from export.networks.dcn import DCN
 from export.networks.layers import BasicBlock, CenterNet, Heads, conv_bn, init_backbone, upsample
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution and a shortcut; the 3x3 has the stride."""
-
-    expansion = 4
-
-    def __init__(
-        self, in_channels: int, channels: int, *, stride: int = 1, downsample: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = conv_bn(in_channels, channels, 1)
-        self.conv2, self.bn2 = conv_bn(channels, channels, 3, stride=stride)
-        self.conv3, self.bn3 = conv_bn(channels, self.expansion * channels, 1)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, in, H, W] to [N, 4·channels, H/stride, W/stride]."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        return self.relu(self.bn3(self.conv3(x)) + shortcut)
-
 
 BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),

@@ -3,12 +3,16 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 
-from export.graphs import fold, rewrite, space_to_depth
-from export.graphs.surgery import import_graph
+from export.graphs import rewrite
+from export.graphs.fold import fold
+from export.graphs.space_to_depth import fold_stems
+from export.graphs.surgery import Pass, apply, export_graph, infer_types
 from export.plan import positions, precision, quantize
 
 PRECISIONS = ("fp32", "tf32", "fp16", "int8")
@@ -57,30 +61,36 @@ def make(
     """
     if precision_name not in PRECISIONS:
         raise ValueError(f"found precision {precision_name}, expected one of {', '.join(PRECISIONS)}")
-    reference = rewrite.to_deform_conv(model)
-    kept = _matching(reference, keep_fp32)
-    ready = fold.fold(reference, apart=kept)
-    if precision_name == "fp32":
-        # FP32 means FP32: TF32 rounds to as few bits as FP16 does.
-        model = rewrite.to_dcnv2(ready)
-        return PlanNetwork(reference=reference, rounded=ready, model=model, tf32=False)
-    if precision_name == "tf32":
-        typed = ready
-    else:
-        ready = space_to_depth.fold_stems(ready, apart=kept)
-        if precision_name == "int8":
-            full = kept | _predicting_positions(ready) if fp32_offsets else kept
-            names = quantize.names(ready, int8_groups)
-            ready = quantize.to_int8(ready, feeds, nodes=[name for name in names if name not in full])
-        typed = precision.to_fp16(ready, keep=kept, fp32_offsets=fp32_offsets)
+    graph = rewrite.import_standard(model)
+    reference = export_graph(graph)
+    infer_types(graph, reference)
+    kept = _matching(graph, keep_fp32)
+
+    def to_int8(graph: gs.Graph) -> None:
+        full = kept | _predicting_positions(graph) if fp32_offsets else kept
+        names = quantize.names(graph, int8_groups)
+        quantize.to_int8(graph, feeds, nodes=[name for name in names if name not in full])
+
+    to_fp16 = partial(precision.to_fp16, keep=kept, fp32_offsets=fp32_offsets)
+    stems = partial(fold_stems, apart=kept)
     # Tensor cores make up for the zeros between the channels; FP32 has none.
-    rounded = rewrite.to_dense_conv_transpose(typed)
-    model = rewrite.to_dcnv2(rounded, tf32=precision_name == "tf32")
-    return PlanNetwork(reference=reference, rounded=rounded, model=model, tf32=True)
+    dense = rewrite.to_dense_conv_transpose
+    passes: dict[str, list[Pass]] = {
+        "fp32": [],
+        "tf32": [dense],
+        "fp16": [stems, to_fp16, dense],
+        "int8": [stems, to_int8, to_fp16, dense],
+    }
+    apply(graph, partial(fold, apart=kept), *passes[precision_name])
+    rounded = export_graph(graph)
+    apply(graph, partial(rewrite.to_dcnv2, tf32=precision_name == "tf32"))
+    # FP32 means FP32: TF32 rounds to as few bits as FP16 does.
+    tf32 = precision_name != "fp32"
+    return PlanNetwork(reference=reference, rounded=rounded, model=export_graph(graph), tf32=tf32)
 
 
-def _matching(model: onnx.ModelProto, patterns: Collection[str]) -> set[str]:
-    names = [node.name for node in import_graph(model).nodes] if patterns else []
+def _matching(graph: gs.Graph, patterns: Collection[str]) -> set[str]:
+    names = [node.name for node in graph.nodes]
     found: set[str] = set()
     for pattern in patterns:
         matching = {name for name in names if fnmatchcase(name, pattern)}
@@ -94,7 +104,6 @@ def _matching(model: onnx.ModelProto, patterns: Collection[str]) -> set[str]:
     return found
 
 
-def _predicting_positions(model: onnx.ModelProto) -> set[str]:
-    graph = import_graph(model)
+def _predicting_positions(graph: gs.Graph) -> set[str]:
     full = positions.in_fp32(graph, with_convolutions=True)
     return {node.name for node in graph.nodes if id(node) in full}

@@ -1,18 +1,16 @@
 """Options that say what a network wants of a picture: `--mean --std --layout --color --fit --size`."""
 
 import argparse
-import math
 import re
 from collections.abc import Sequence
 
+from centernet_image.contract import NORMALISATIONS
 from centernet_image.picture_tensor import COLORS, FITS, LAYOUTS, PictureTensor
 
 from export.errors import UsageError
+from export.normalisation import numbers
 
-NAMED = {
-    "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
-    "none": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
-}
+NAMED = {name: NORMALISATIONS[name] for name in ("imagenet", "none")}
 """Of red, green and blue, whatever the order of the channels."""
 _OPTIONS = ("mean", "std", "layout", "color", "fit", "size")
 
@@ -117,25 +115,10 @@ def _numbers(options: argparse.Namespace, which: str, color: str) -> tuple[float
             f"--{which}: found none, expected {count} numbers for pixels / 255, imagenet or none: it must be "
             "what the network was trained with, which its file does not say"
         )
-    values: tuple[float, ...]
     if text in NAMED:
-        values = NAMED[text][which]
+        values = getattr(NAMED[text], which)
         if color == "gray":
             return (sum(values) / 3,)
         return values if color == "rgb" else values[::-1]
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != count or not all(map(math.isfinite, values)):
-        raise UsageError(
-            f"--{which}: found {text}, expected {count} numbers for pixels / 255 in {color} order, "
-            "imagenet or none"
-        )
-    low_open = which == "std"
-    if max(values) > 1 or min(values) < 0 or (low_open and min(values) == 0):
-        limits = "above 0 and at most 1" if low_open else "0 to 1"
-        raise UsageError(
-            f"--{which}: found {text}, expected numbers of {limits}: for 0 to 255, divide them by 255"
-        )
-    return values
+    expected = f"{count} numbers for pixels / 255 in {color} order, imagenet or none"
+    return numbers(f"--{which}", text, count, expected)

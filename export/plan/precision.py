@@ -7,12 +7,11 @@ precision can be studied without a GPU.
 from collections.abc import Collection, Iterable
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from export.errors import ExportError
-from export.graphs.surgery import CONVOLUTIONS, export_graph, import_graph
+from export.graphs.surgery import CONVOLUTIONS
 from export.plan import positions
 
 _HALF_MAX = float(np.finfo(np.float16).max)
@@ -30,9 +29,7 @@ class PrecisionError(ExportError):
     """A graph that cannot be converted; the message says where and why."""
 
 
-def to_fp16(
-    model: onnx.ModelProto, *, keep: Collection[str] = (), fp32_offsets: bool = False
-) -> onnx.ModelProto:
+def to_fp16(graph: gs.Graph, *, keep: Collection[str] = (), fp32_offsets: bool = False) -> None:
     """Computes everything between the first and the last convolution in FP16.
 
     What lies before (normalising the frame) and behind (scores, boxes) stays FP32, as do the model's inputs
@@ -42,7 +39,7 @@ def to_fp16(
     1/16 pixel off at 64 to 128.
 
     Args:
-        model: FP32, standard operators.
+        graph: FP32, standard operators.
         keep: names of nodes that stay FP32.
         fp32_offsets: leaves the convolutions that predict offsets, masks and grids in FP32, too. A DeformConv
             is then FP32 as ONNX wants it, between casts that round to FP16 what the plugin reads in FP16.
@@ -51,7 +48,6 @@ def to_fp16(
         PrecisionError: a node in between holds a subgraph, a tensor's type is unknown, or weights are
             beyond the range of FP16.
     """
-    graph = import_typed(model)
     half = _between_convolutions(graph)
     full = positions.in_fp32(graph, with_convolutions=fp32_offsets)
     apart = full | {id(node) for node in graph.nodes if node.name in keep}
@@ -87,20 +83,6 @@ def to_fp16(
             value = node.attrs.get("value")
             values = np.zeros(1) if value is None else _in_range(value.values, node, 0)
             node.attrs["value"] = gs.Constant(f"{node.name}/value", np.asarray(values, np.float16))
-    return export_typed(graph, model)
-
-
-def import_typed(model: onnx.ModelProto) -> gs.Graph:
-    """The model as a graph whose tensors know their types and shapes."""
-    return import_graph(onnx.shape_inference.infer_shapes(model))
-
-
-def export_typed(graph: gs.Graph, model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model of a changed graph, with the types and shapes that it has now."""
-    converted = export_graph(graph, model)
-    # Shapes and types of the inner tensors were those of the model before.
-    del converted.graph.value_info[:]
-    return onnx.shape_inference.infer_shapes(converted)
 
 
 def _between_convolutions(graph: gs.Graph) -> set[int]:

@@ -16,8 +16,9 @@ import onnx_graphsurgeon as gs
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator
 
+from export.graphs.surgery import CONVOLUTIONS, export_graph
 from export.plan import positions
-from export.plan.precision import CONVOLUTIONS, MIN_SCALE, PrecisionError, export_typed, import_typed
+from export.plan.precision import MIN_SCALE, PrecisionError
 
 GROUPS = ("stem", "backbone", "offsets", "heads", "outputs", "deformable", "upsampling")
 """Groups of convolutions; see `layer_groups`."""
@@ -35,14 +36,13 @@ _KEEPS_VALUES = ("Concat", "MaxPool")
 _STAYS_INT8 = ("Relu", "LeakyRelu", "Clip", "Add", *_KEEPS_VALUES)
 
 
-def layer_groups(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Names of the model's convolutions by what they do, read off the graph's structure.
+def layer_groups(graph: gs.Graph) -> dict[str, list[str]]:
+    """Names of the graph's convolutions by what they do, read off the graph's structure.
 
     stem: no convolution comes before. offsets: the next convolution is deformable and reads them as offset or
     mask. outputs: no convolution comes behind. heads: only outputs come behind. backbone: the other plain
     ones. deformable, upsampling: DeformConv and ConvTranspose.
     """
-    graph = import_typed(model)
     before = {
         id(node): _next_convolutions(node, backward=True) for node in graph.nodes if node.op in CONVOLUTIONS
     }
@@ -69,27 +69,26 @@ def layer_groups(model: onnx.ModelProto) -> dict[str, list[str]]:
     return groups
 
 
-def names(model: onnx.ModelProto, groups: Collection[str] = ()) -> list[str]:
+def names(graph: gs.Graph, groups: Collection[str] = ()) -> list[str]:
     """Names of the convolutions of some of `layer_groups`.
 
     If none are given, those of `worth_quantizing`, and of a network without such those of `NARROW_GROUPS`.
     """
-    worth = [] if groups else worth_quantizing(model)
+    worth = [] if groups else worth_quantizing(graph)
     if worth:
         return worth
-    layers = layer_groups(model)
+    layers = layer_groups(graph)
     return [name for group in groups or NARROW_GROUPS for name in layers[group]]
 
 
-def worth_quantizing(model: onnx.ModelProto) -> list[str]:
+def worth_quantizing(graph: gs.Graph) -> list[str]:
     """Names of the convolutions that INT8 makes faster; to_int8 quantizes them by default.
 
     They are those of the backbone with at least `MIN_CHANNELS` input and output channels whose neighbours
     are INT8, too (another one before or behind, and the other summand of a sum behind): fewer channels, and
     Q or DQ layers of their own, move more data than INT8 saves.
     """
-    graph = import_typed(model)
-    backbone = set(layer_groups(model)["backbone"])
+    backbone = set(layer_groups(graph)["backbone"])
     chosen = [node for node in graph.nodes if node.name in backbone and _channels(node) >= MIN_CHANNELS]
     while True:
         before = {id(node): _sources(node.inputs[0], chosen) for node in chosen}
@@ -104,19 +103,19 @@ def worth_quantizing(model: onnx.ModelProto) -> list[str]:
 
 
 def to_int8(
-    model: onnx.ModelProto,
+    graph: gs.Graph,
     feeds: Iterable[dict[str, np.ndarray]],
     *,
     nodes: Collection[str] | None = None,
     method: CalibrationMethod = CalibrationMethod.MinMax,
-) -> onnx.ModelProto:
+) -> None:
     """Quantizes convolutions to INT8 by Q/DQ pairs; everything else stays as it is.
 
     Symmetric, per output channel for weights, per tensor for activations: the only kind TensorRT knows. A
     tensor has one pair, which all who read it share.
 
     Args:
-        model: FP32, with DeformConv nodes (the calibration runs in ONNX Runtime).
+        graph: FP32, with DeformConv nodes (the calibration runs in ONNX Runtime).
         feeds: the model's inputs, one dict per picture, to observe the range of the activations.
         nodes: names of the convolutions to quantize; those of `names` by default.
         method: how a range is chosen from the values seen.
@@ -124,8 +123,7 @@ def to_int8(
     Raises:
         PrecisionError: there is nothing to quantize or no picture to calibrate with.
     """
-    graph = import_typed(model)
-    wanted = set(names(model) if nodes is None else nodes)
+    wanted = set(names(graph) if nodes is None else nodes)
     chosen = [node for node in graph.nodes if node.name in wanted and node.op in CONVOLUTIONS]
     if not chosen:
         raise PrecisionError("found no convolution to quantize: use fp16, or choose others by --int8-groups")
@@ -137,8 +135,7 @@ def to_int8(
     full = positions.in_fp32(graph, with_convolutions=False) | positions.between_offsets(graph)
     chosen = [node for node in chosen if not _reads_positions(node, full)]
     sharing = _tensors_to_quantize(graph, chosen, fixed)
-    # By the same names: an ONNX file without names of nodes gets them in the graph.
-    largest = _largest_values(export_typed(import_typed(model), model), chain([first], feeds), method)
+    largest = _largest_values(export_graph(graph), chain([first], feeds), method)
     for tensors in sharing:
         scale = max(_largest_value(tensor, largest) for tensor in tensors) / _LARGEST
         for tensor in tensors:
@@ -151,7 +148,6 @@ def to_int8(
             if id(weight) not in weights:
                 weights[id(weight)] = _quantize_weight(graph, weight, axis=_output_axis(node))
             node.inputs[1] = weights[id(weight)]
-    return export_typed(graph, model)
 
 
 class _Feeds(CalibrationDataReader):

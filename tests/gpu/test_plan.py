@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import exported
@@ -15,6 +16,7 @@ from single_layer import lopsided
 from export.errors import ExportError
 from export.files import sha256
 from export.graphs import rewrite
+from export.graphs.surgery import apply, export_graph, import_graph
 from export.plan import builder, feed_dicts, lowering, precision, profiles, quantize
 from export.plan.builder import load_tensorrt
 from export.plan.provenance import find_gpu
@@ -80,13 +82,12 @@ def test_int8_plan_computes_its_graph(model, plugin, groups):
     feeds = [
         feed_dicts.noise({"frame": [size, *sides]}, {"frame": np.uint8}, seed=size) for size in (1, 1, 2, 5)
     ]
-    quantized = quantize.to_int8(exact, feeds[:2], nodes=quantize.names(exact, groups))
-    reference = precision.to_fp16(quantized)
-    engine, _ = builder.build(
-        trt,
-        rewrite.to_dcnv2(rewrite.to_dense_conv_transpose(reference)),
-        shapes=profiles.profiles(exact, (1, 2, 5)),
-    )
+    graph = import_graph(exact)
+    to_int8 = partial(quantize.to_int8, feeds=feeds[:2], nodes=quantize.names(graph, groups))
+    apply(graph, to_int8, precision.to_fp16)
+    reference = export_graph(graph)
+    apply(graph, rewrite.to_dense_conv_transpose, rewrite.to_dcnv2)
+    engine, _ = builder.build(trt, export_graph(graph), shapes=profiles.profiles(exact, (1, 2, 5)))
     differences = against_onnx.verify(reference, engine, feeds[1:], against_onnx.TOLERANCES["int8"])
     assert all(difference.passed for difference in differences), list(map(str, differences))
     print(*differences, sep="\n")

@@ -190,14 +190,15 @@ import io, sys
 from pathlib import Path
 import onnx
 from rich.console import Console
-from export.graphs import rewrite
+from export.graphs.rewrite import to_dcnv2
+from export.graphs.surgery import rewritten
 from export.plan import builder, profiles
 
 builder.load_plugin(trt, Path(sys.argv[1]), rtx=True)
 model = onnx.load(sys.argv[2])
 console = Console(file=io.StringIO(), force_terminal=True, width=100)
 shapes = profiles.profiles(model, (1, 2, 4))
-engine, _ = builder.build(trt, rewrite.to_dcnv2(model), shapes=shapes, target="SM86", console=console)
+engine, _ = builder.build(trt, rewritten(model, to_dcnv2), shapes=shapes, target="SM86", console=console)
 print(len(engine))
 print(console.file.getvalue())
 """

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from centernet_image.contract import FITS
+from centernet_image.description import Description
 from centernet_image.geometry import frame_transform, warp
 from pictures import encode, picture
 
@@ -20,7 +21,8 @@ def test_pictures_are_laid_into_the_frame_as_the_network_wants_them(fit):
         frames.append(given)
         return BOX[None], np.ones((1, 1), np.float32), np.zeros((1, 1), np.int32)
 
-    detector = LocalDetector(network, classes=["coin"], frame_size=FRAME_SIZE, fit=fit)
+    description = Description(classes=("coin",), input_size=FRAME_SIZE, top_k=1, fit=fit)
+    detector = LocalDetector(network, description)
     found = detector.detect(encode(image))
     np.testing.assert_array_equal(frames[0][0], warp(image, FRAME_SIZE, fit=fit))
     matrix = frame_transform(SIZE, FRAME_SIZE, fit)

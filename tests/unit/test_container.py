@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import triton_server
+from benchmarks import networks, triton_server
+from benchmarks.report import BenchmarkError
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile.triton").read_text()
@@ -69,12 +69,6 @@ def test_health_check_notices_a_drain_in_time():
     assert interval_s * retries <= 10, "DRAIN_DELAY_S"
 
 
-def test_pools_of_gpu_memory_are_those_that_are_measured(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "ci/container")
-    entrypoint = runpy.run_path(str(ROOT / "ci/container/entrypoint.py"), run_name="entrypoint")
-    assert entrypoint["CUDA_POOLS"] == triton_server.CUDA_POOLS
-
-
 def test_install_says_what_is_missing(tmp_path):
     environment = {**os.environ, "TENSORRT_LIB": str(tmp_path)}
     done = subprocess.run([ROOT / "ci/container/install"], env=environment, capture_output=True, text=True)
@@ -100,12 +94,36 @@ def test_plugin_build_says_what_is_missing(tmp_path):
 def container_code(monkeypatch):
     """The modules of ci/container, which are found where the scripts lie."""
     monkeypatch.syspath_prepend(ROOT / "ci/container")
-    names = ("health", "watch", "entrypoint")
+    names = ("health", "watch", "tuning", "entrypoint")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield types.SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     for name in names:
         sys.modules.pop(name, None)
+
+
+def test_benchmarks_start_the_server_as_the_container_does(container_code, monkeypatch, tmp_path):
+    started = []
+
+    def start(_repository, *arguments, **_):
+        started.extend(arguments)
+        raise triton_server.launcher.StartError
+
+    monkeypatch.setattr(triton_server.launcher, "start", start)
+    plan = tmp_path / networks.NETWORK / "1" / "model.plan"
+    plan.parent.mkdir(parents=True)
+    plan.touch()
+    with pytest.raises(BenchmarkError), triton_server.running(tmp_path):
+        pass
+    monkeypatch.setattr(sys, "argv", ["entrypoint"])
+    command = container_code.entrypoint._server_command(*container_code.entrypoint._parse()[:1], tmp_path, [])
+    tuning = set(container_code.tuning.TUNING)
+    assert {option.partition("=")[0] for option in tuning} == {
+        "--buffer-manager-thread-count",
+        "--cuda-memory-pool-byte-size",
+    }
+    assert tuning <= set(command)
+    assert tuning <= set(started)
 
 
 ANSWER, DEAD, REFUSED = "answer", "dead", "refused"

@@ -10,6 +10,7 @@ from onnx import helper
 
 from export.graphs import foreign_nodes, rewrite
 from export.graphs.surgery import RewriteError
+from export.plan import lowering
 
 GEOMETRY = {"stride": [2, 1], "padding": [1, 2], "dilation": [1, 2]}
 
@@ -72,6 +73,12 @@ def test_they_answer_the_same(kind, bias):
     feed = {"x": foreign.picture(2, 3, 11, 9)}
     found = foreign.run(rewrite.to_deform_conv(model), feed)
     np.testing.assert_array_equal(found, foreign.run(reference(bias=bias), feed))
+
+
+def test_types_and_shapes_behind_them_are_inferred():
+    attributes = {"stride": 1, "padding": 1, "deform_groups": 1}
+    model = written_as(foreign.separate(), "MMCVModulatedDeformConv2d", "mmcv", USUAL, **attributes)
+    foreign.assert_types(lowering.make(model, "fp16").rounded)
 
 
 def test_version_1_without_mask():

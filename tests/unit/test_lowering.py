@@ -1,7 +1,9 @@
 """The graph that TensorRT gets: types, Q/DQ, TF32 of each precision."""
 
 from collections import Counter
+from unittest import mock
 
+import foreign
 import numpy as np
 import onnx_graphsurgeon as gs
 import onnxruntime
@@ -11,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from traced import frames
 
 from export.graphs import rewrite
+from export.graphs.surgery import import_graph
 from export.plan import lowering, precision, quantize
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
@@ -54,6 +57,22 @@ def run(model, feed):
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, feed), strict=True))
 
 
+@pytest.mark.parametrize(("name", "exports"), [("fp32", 3), ("tf32", 3), ("fp16", 3), ("int8", 4)])
+def test_all_passes_share_one_graph(model, name, exports):
+    """It is exported for the three models of the result, and once more for INT8's calibration."""
+    with (
+        mock.patch.object(gs, "import_onnx", wraps=gs.import_onnx) as imported,
+        mock.patch.object(gs, "export_onnx", wraps=gs.export_onnx) as exported,
+    ):
+        lowering.make(model, name, frames(1))
+    assert (imported.call_count, exported.call_count) == (1, exports)
+
+
+def test_types_and_shapes_follow_every_pass(made):
+    for name in lowering.PRECISIONS:
+        foreign.assert_types(made[name].rounded)
+
+
 def test_every_form_has_the_plugins_nodes(model, made):
     for name in lowering.PRECISIONS:
         found = operators(made, name)
@@ -86,7 +105,7 @@ def test_fp16_computes_every_layer_in_halves(made):
 
 def test_int8_quantizes_its_groups_and_the_rest_is_fp16(model, made):
     assert made["int8"].tf32
-    expected = sorted(quantize.names(model, GROUPS[:-1]))
+    expected = sorted(quantize.names(import_graph(model), GROUPS[:-1]))
     found = sorted(
         node.name
         for node in layers(made, "int8")
@@ -130,7 +149,7 @@ def test_int8_leaves_what_is_kept_in_fp32(model):
             assert node.inputs[1].inputs == [] or node.inputs[1].inputs[0].op != "DequantizeLinear"
 
 
-@pytest.mark.parametrize(("name", "group"), [("fp32", 8), ("fp16", 1)])
+@pytest.mark.parametrize(("name", "group"), [("fp32", 8), ("fp16", 1), ("int8", 1)])
 def test_depthwise_upsampling_is_dense_where_tensor_cores_are(name, group):
     weight = np.ones((8, 1, 2, 2), np.float32)
     nodes = [helper.make_node("ConvTranspose", ["x", "weight"], ["y"], group=8, strides=[2, 2])]
@@ -142,8 +161,10 @@ def test_depthwise_upsampling_is_dense_where_tensor_cores_are(name, group):
         [numpy_helper.from_array(weight, "weight")],
     )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-    (node,) = layers({name: lowering.make(model, name)}, name)
+    made = lowering.make(model, name, [{"x": foreign.picture(1, 8, 4, 4)}], int8_groups=["upsampling"])
+    (node,) = layers({name: made}, name)
     assert node.attrs["group"] == group
+    foreign.assert_types(made.rounded)
 
 
 def test_inputs_and_outputs_are_the_models_own(model, made):

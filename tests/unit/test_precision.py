@@ -1,6 +1,7 @@
 """FP16 and INT8 graphs, run by ONNX Runtime against the FP32 graph that they were made from."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from traced import SIZE, frames
 
 from export.graphs import rewrite, torch_export
+from export.graphs.surgery import export_graph, import_graph, rewritten
 from export.plan import feed_dicts, precision, quantize
 from export.verify import against_onnx, peaks
 
@@ -33,12 +35,20 @@ def error_db(expected, actual):
     return 10 * np.log10(max(((expected - actual) ** 2).mean(), 1e-12) / expected.var())
 
 
+def to_fp16(model, **options):
+    return rewritten(model, partial(precision.to_fp16, **options))
+
+
+def to_int8(model, feeds, **options):
+    return rewritten(model, partial(quantize.to_int8, feeds=feeds, **options))
+
+
 def types(model):
     return {node.name: node.outputs[0].dtype for node in gs.import_onnx(model).nodes}
 
 
 def test_fp16_is_between_the_first_and_the_last_convolution(detector):
-    half = precision.to_fp16(detector)
+    half = to_fp16(detector)
     for name, dtype in types(half).items():
         if name.startswith("network.") and dtype != np.int64:
             assert dtype == np.float16, name
@@ -56,7 +66,7 @@ def test_fp16_is_between_the_first_and_the_last_convolution(detector):
 
 
 def test_peaks_are_chosen_in_fp16_and_computed_in_fp32(detector):
-    half = precision.to_fp16(detector)
+    half = to_fp16(detector)
     chosen = {
         node.op
         for node in gs.import_onnx(half).nodes
@@ -72,9 +82,9 @@ def test_peaks_are_chosen_in_fp16_and_computed_in_fp32(detector):
 
 
 def test_peaks_of_a_head_in_fp32_are_chosen_in_fp32(detector):
-    kept = types(precision.to_fp16(detector, keep=["network.hm.2/Conv"]))
+    kept = types(to_fp16(detector, keep=["network.hm.2/Conv"]))
     assert (kept["network.hm.2/Conv"], kept["decode/MaxPool"], kept["decode/Where"]) == (np.float32,) * 3
-    kept = types(precision.to_fp16(detector, keep=["decode/MaxPool"]))
+    kept = types(to_fp16(detector, keep=["decode/MaxPool"]))
     assert (kept["network.hm.2/Conv"], kept["decode/MaxPool"]) == (np.float16, np.float32)
 
 
@@ -93,7 +103,7 @@ def test_a_choice_of_what_fp16_does_not_hold_is_in_fp32(least, dtype):
     mask = helper.make_tensor_value_info("mask", TensorProto.BOOL, ["n", 1, 4, 4])
     body = helper.make_graph(nodes, "g", [values[0], mask], values[1:], constants)
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-    half = precision.to_fp16(model)
+    half = to_fp16(model)
     assert types(half)["choice"] == dtype
     feed = {"x": np.ones((1, 2, 4, 4), np.float32), "mask": np.arange(16).reshape(1, 1, 4, 4) % 3 > 0}
     np.testing.assert_array_equal(run(half, feed)["y"], run(model, feed)["y"])
@@ -101,14 +111,14 @@ def test_a_choice_of_what_fp16_does_not_hold_is_in_fp32(least, dtype):
 
 def test_fp16_computes_the_same(detector):
     (feed,) = frames(1)
-    expected, actual = run(detector, feed), run(precision.to_fp16(detector), feed)
+    expected, actual = run(detector, feed), run(to_fp16(detector), feed)
     differences = against_onnx.compare_outputs(expected, actual, against_onnx.TOLERANCES["fp16"])
     assert all(difference.passed for difference in differences), list(map(str, differences))
     assert not np.array_equal(expected["hm"], actual["hm"])
 
 
 def test_polygraphy_compares_batch_by_batch(detector):
-    half, broken = precision.to_fp16(detector), onnx.ModelProto()
+    half, broken = to_fp16(detector), onnx.ModelProto()
     broken.CopyFrom(half)
     weight = next(
         tensor for tensor in broken.graph.initializer if tensor.name.startswith("network.hm.2.weight")
@@ -136,9 +146,9 @@ def test_detections_are_compared_with_heads_that_only_the_reference_gives(detect
     (feed,) = frames(1)
     expected = run(against_onnx.with_heads(served), feed)
     assert set(expected) == {"boxes", "scores", "classes", "peaks", "hm", "wh", "reg"}
-    actual = run(precision.to_fp16(served), feed)
+    actual = run(to_fp16(served), feed)
     assert set(actual) == {"boxes", "scores", "classes", "peaks"}
-    rounded = run(against_onnx.with_heads(precision.to_fp16(served)), feed)
+    rounded = run(against_onnx.with_heads(to_fp16(served)), feed)
     assert {name: rounded[name].dtype for name in traced.HEADS} == dict.fromkeys(traced.HEADS, np.float16)
     difference, same = against_onnx.compare_outputs(expected, actual, against_onnx.TOLERANCES["fp16"])
     assert difference.passed, str(difference)
@@ -163,7 +173,7 @@ FAULTS = {
 def test_verification_tells_a_fault_in_one_layer_from_rounding(detector, fault, layer):
     """A right plan is far within the limits, and a wrong one beyond them."""
     exact = torch_export.without_outputs(detector, ["hm", "wh", "reg"])
-    made = rewrite.import_graph(precision.to_fp16(exact))
+    made = import_graph(to_fp16(exact))
     node = [node for node in made.nodes if node.op == "DeformConv"][layer]
     if fault == "no mask":
         del node.inputs[4]
@@ -173,7 +183,7 @@ def test_verification_tells_a_fault_in_one_layer_from_rounding(detector, fault, 
         node.inputs[index] = gs.Constant("faulty", np.ascontiguousarray(change(constant.values), np.float16))
     (feed,) = frames(1)
     expected = run(against_onnx.with_heads(exact), feed)
-    actual = run(rewrite.export_graph(made, exact), feed)
+    actual = run(export_graph(made), feed)
     tolerance = against_onnx.TOLERANCES["fp16"]
     difference, _ = against_onnx.compare_outputs(expected, actual, tolerance)
     assert difference.passed == (fault is None), str(difference)
@@ -206,7 +216,7 @@ def test_fp16_keeps_what_must_be_fp32():
         constants,
     )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-    half = precision.to_fp16(model)
+    half = to_fp16(model)
     kept = {tensor.name: tensor for tensor in half.graph.initializer}
     assert kept["scales"].data_type == TensorProto.FLOAT
     assert numpy_helper.to_array(kept["huge/fp16"]).max() == np.finfo(np.float16).max
@@ -229,16 +239,14 @@ def test_fp16_reaches_constants_that_are_nodes():
     ]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4, 8, 8]) for name in "xy"]
     toy = helper.make_graph(nodes, "toy", values[:1], values[1:], [weight])
-    half = precision.to_fp16(
-        helper.make_model(toy, ir_version=10, opset_imports=[helper.make_opsetid("", 19)])
-    )
+    half = to_fp16(helper.make_model(toy, ir_version=10, opset_imports=[helper.make_opsetid("", 19)]))
     feed = {"x": np.random.default_rng(0).normal(0, 1, (2, 4, 8, 8)).astype(np.float32)}
     np.testing.assert_allclose(run(half, feed)["y"], feed["x"] + 2, atol=4e-3)
     assert all(np.isfinite(numpy_helper.to_array(tensor)).all() for tensor in half.graph.initializer)
 
 
 def test_groups_are_read_off_the_structure(detector):
-    groups = quantize.layer_groups(detector)
+    groups = quantize.layer_groups(import_graph(detector))
     assert groups["stem"] == ["network.conv1/Conv"]
     assert sorted(groups["offsets"]) == [
         f"network.deconv_layers.{index}.conv_offset_mask/Conv" for index in (0, 12, 6)
@@ -264,11 +272,11 @@ GROUPS = ("stem", "backbone", "offsets", "heads", "deformable")
 
 @pytest.fixture(scope="module")
 def int8(detector):
-    return quantize.to_int8(detector, frames(3), nodes=quantize.names(detector, GROUPS))
+    return to_int8(detector, frames(3), nodes=quantize.names(import_graph(detector), GROUPS))
 
 
 def test_int8_quantizes_the_groups_and_nothing_else(detector, int8):
-    assert _quantized(int8) == sorted(quantize.names(detector, GROUPS))
+    assert _quantized(int8) == sorted(quantize.names(import_graph(detector), GROUPS))
 
 
 def test_int8_is_of_the_kind_that_tensorrt_takes(int8):
@@ -332,7 +340,7 @@ def test_int8_joins_parts_of_one_scale():
     body = helper.make_graph(nodes, "g", values[:1], values[1:], [weight, double])
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     feed = {"x": 9 * np.random.default_rng(0).normal(0, 1, (1, 4, 4, 4)).astype(np.float32)}
-    made = quantize.to_int8(model, [feed], nodes=["Conv_0", "Conv_2", "Conv_5"])
+    made = to_int8(model, [feed], nodes=["Conv_0", "Conv_2", "Conv_5"])
     scales = {
         node.inputs[0].name: float(node.inputs[1].values)
         for node in gs.import_onnx(made).nodes
@@ -346,13 +354,13 @@ def test_int8_joins_parts_of_one_scale():
 def test_int8_is_near(detector, int8):
     (feed,) = frames(1)
     expected = run(detector, feed)
-    one_group = quantize.to_int8(detector, frames(8), nodes=quantize.names(detector, ["heads"]))
+    one_group = to_int8(detector, frames(8), nodes=quantize.names(import_graph(detector), ["heads"]))
     assert -80 < error_db(expected["hm"], run(one_group, feed)["hm"]) < -25
     assert error_db(expected["hm"], run(int8, feed)["hm"]) < -20
 
 
 def test_int8_with_fp16_around_it(int8):
-    mixed = precision.to_fp16(int8)
+    mixed = to_fp16(int8)
     found = types(mixed)
     assert {found[name] for name in found if name.startswith("network.") and name.endswith("Conv")} == {
         np.dtype("float16")
@@ -363,23 +371,23 @@ def test_int8_with_fp16_around_it(int8):
 
 
 def test_int8_of_single_layers(detector):
-    name = quantize.layer_groups(detector)["backbone"][0]
-    assert _quantized(quantize.to_int8(detector, frames(1), nodes=[name])) == [name]
+    name = quantize.layer_groups(import_graph(detector))["backbone"][0]
+    assert _quantized(to_int8(detector, frames(1), nodes=[name])) == [name]
 
 
 def test_int8_needs_pictures(detector):
     with pytest.raises(precision.PrecisionError, match="no picture"):
-        quantize.to_int8(detector, [])
+        to_int8(detector, [])
     with pytest.raises(precision.PrecisionError, match="no convolution to quantize"):
-        quantize.to_int8(detector, frames(1), nodes=[])
+        to_int8(detector, frames(1), nodes=[])
 
 
 def test_every_form_survives_the_plugin_rewrite(detector, int8):
     (feed,) = frames(1)
-    mixed = precision.to_fp16(int8)
+    mixed = to_fp16(int8)
     # FP16 rounds otherwise in the way back, and what is quantized behind it may fall to the other side.
-    for model, limit in ((detector, -60), (precision.to_fp16(detector), -60), (int8, -60), (mixed, -30)):
-        fused = rewrite.to_dcnv2(model)
+    for model, limit in ((detector, -60), (to_fp16(detector), -60), (int8, -60), (mixed, -30)):
+        fused = rewritten(model, rewrite.to_dcnv2)
         nodes = [node for node in fused.graph.node if node.op_type == "DCNv2"]
         assert len(nodes) == 3
         for node in nodes:
@@ -392,10 +400,10 @@ def test_every_form_survives_the_plugin_rewrite(detector, int8):
 
 def test_what_the_int8_kernel_cannot_run_stays_as_it_is(int8):
     """Its samples have no room for masks beyond 1."""
-    graph = rewrite.import_graph(int8)
+    graph = import_graph(int8)
     for node in [node for node in graph.nodes if node.op == "DeformConv"]:
         node.inputs[4].inputs[0].op = "Exp"
-    fused = rewrite.to_dcnv2(rewrite.export_graph(graph, int8))
+    fused = rewritten(export_graph(graph), rewrite.to_dcnv2)
     nodes = [node for node in fused.graph.node if node.op_type == "DCNv2"]
     assert len(nodes) == 3
     assert not any(attribute.name == "quantized" for node in nodes for attribute in node.attribute)

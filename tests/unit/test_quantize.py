@@ -1,9 +1,12 @@
 """What INT8 quantizes by default, and where its Q/DQ pairs stand, in small graphs."""
 
+from functools import partial
+
 import foreign
 import onnx_graphsurgeon as gs
 import pytest
 
+from export.graphs.surgery import import_graph, rewritten
 from export.plan import quantize
 
 WIDE, NARROW = quantize.MIN_CHANNELS, quantize.MIN_CHANNELS - 1
@@ -32,9 +35,13 @@ class Backbone(foreign.Graph):
         y = self.relu(self.conv(self.last, channels, WIDE, name="head"))
         return self.model(self.conv(y, WIDE, 1, 1, name="output"))
 
+    def worth_quantizing(self):
+        return quantize.worth_quantizing(import_graph(self.with_head()))
+
 
 def quantized(model):
-    made = quantize.to_int8(model, [{"x": foreign.picture(1, 3, 8, 8)}])
+    feeds = [{"x": foreign.picture(1, 3, 8, 8)}]
+    made = rewritten(model, partial(quantize.to_int8, feeds=feeds))
     nodes = gs.import_onnx(made).nodes
     pairs = [node for node in nodes if node.op == "QuantizeLinear" and node.inputs[0].inputs]
     return nodes, {pair.i(0).name for pair in pairs if pair.i(0).op != "Constant"}
@@ -54,21 +61,21 @@ def test_wide_convolutions_of_the_backbone():
         ]
     ):
         g.layer(f"c{number}", inputs, outputs)
-    assert quantize.worth_quantizing(g.with_head()) == ["c0", "c1", "c5", "c6"]
+    assert g.worth_quantizing() == ["c0", "c1", "c5", "c6"]
 
 
 def test_a_narrow_network_is_quantized_by_group():
     g = Backbone()
     for name in ("first", "second", "third"):
         g.layer(name, NARROW, NARROW)
-    model = g.with_head()
-    layers = quantize.layer_groups(model)
-    assert quantize.worth_quantizing(model) == []
+    graph = import_graph(g.with_head())
+    layers = quantize.layer_groups(graph)
+    assert quantize.worth_quantizing(graph) == []
     expected = {name for group in quantize.NARROW_GROUPS for name in layers[group]}
     assert {"second", "third"} <= expected
     assert not expected & {*layers["outputs"], *layers["upsampling"]}
-    assert set(quantize.names(model)) == expected
-    assert quantize.names(model, ["outputs"]) == layers["outputs"]
+    assert set(quantize.names(graph)) == expected
+    assert quantize.names(graph, ["outputs"]) == layers["outputs"]
 
 
 def test_groups_of_channels_are_as_narrow_as_one():
@@ -78,7 +85,7 @@ def test_groups_of_channels_are_as_narrow_as_one():
         group = 2 if name == "b" else 1
         g.last = g.add("Conv", [g.last, weight], name=name, pads=[1] * 4, group=group)
     g.layer("d")
-    assert quantize.worth_quantizing(g.with_head()) == ["c", "d"]
+    assert g.worth_quantizing() == ["c", "d"]
 
 
 @pytest.mark.parametrize("between", ["Sigmoid", "Relu"])
@@ -88,7 +95,7 @@ def test_none_alone(between):
     first = g.add(between, [g.conv(g.last, WIDE, WIDE, name="first")])
     g.layer("second", source=first)
     expected = [] if between == "Sigmoid" else ["first", "second"]
-    assert quantize.worth_quantizing(g.with_head()) == expected
+    assert g.worth_quantizing() == expected
 
 
 @pytest.mark.parametrize("skip", ["stem", "read by another", "of another"])
@@ -104,7 +111,7 @@ def test_no_sum_with_what_is_not_int8(skip):
     g.last = g.relu(g.add("Add", [second, other]))
     g.layer("third")
     g.layer("fourth")
-    names = quantize.worth_quantizing(g.with_head())
+    names = g.worth_quantizing()
     dropped = ["first", "second"] if skip == "stem" else []
     assert dropped == [name for name in ("first", "second") if name not in names]
     assert names[-2:] == ["third", "fourth"]

@@ -1,5 +1,7 @@
 """The rewrites change nothing that ONNX Runtime can see."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -7,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.graphs import rewrite
+from export.graphs.surgery import rewritten
 
 KERNEL = (3, 2)
 CHANNELS, OUT_CHANNELS = 6, 4
@@ -95,6 +98,10 @@ def run(model, shape=(2, CHANNELS, 9, 7)):
     return session.run(None, {"data": data})[0]
 
 
+def to_dcnv2(model, **options):
+    return rewritten(model, partial(rewrite.to_dcnv2, **options))
+
+
 def _dcn(model):
     return next(node for node in model.graph.node if node.op_type == "DCNv2")
 
@@ -108,21 +115,21 @@ def _attributes(node):
 @pytest.mark.parametrize("relu", [True, False])
 def test_there_and_back_changes_nothing(style, fuse, relu):
     model = deform_model(style, relu=relu)
-    rewritten = rewrite.to_dcnv2(model, fuse=fuse)
-    attributes = _attributes(_dcn(rewritten))
+    made = to_dcnv2(model, fuse=fuse)
+    attributes = _attributes(_dcn(made))
     assert attributes.get("packed_offset_mask", 0) == fuse
     assert attributes.get("weight_ohwi", 0) == fuse
     assert attributes.get("relu", 0) == (fuse and relu)
-    assert len(_dcn(rewritten).input) == (4 if fuse else 5)
+    assert len(_dcn(made).input) == (4 if fuse else 5)
     if fuse:
-        assert {node.op_type for node in rewritten.graph.node} == {"Conv", "DCNv2"}
-    np.testing.assert_allclose(run(rewrite.to_deform_conv(rewritten)), run(model), atol=1e-5)
+        assert {node.op_type for node in made.graph.node} == {"Conv", "DCNv2"}
+    np.testing.assert_allclose(run(rewrite.to_deform_conv(made)), run(model), atol=1e-5)
 
 
 def test_attributes_and_names():
     model = deform_model()
-    rewritten = rewrite.to_dcnv2(model)
-    node = _dcn(rewritten)
+    made = to_dcnv2(model)
+    node = _dcn(made)
     assert node.name == "layer"
     assert list(node.output) == ["out"]
     assert list(node.input)[:2] == ["data", "packed"]
@@ -137,32 +144,32 @@ def test_attributes_and_names():
         "weight_ohwi": 1,
         "relu": 1,
     }
-    weight = next(t for t in rewritten.graph.initializer if t.name == node.input[2])
+    weight = next(t for t in made.graph.initializer if t.name == node.input[2])
     assert tuple(weight.dims) == (OUT_CHANNELS, *KERNEL, CHANNELS // GROUPS)
-    assert [(prop.key, prop.value) for prop in rewritten.metadata_props] == [("arch", "toy")]
+    assert [(prop.key, prop.value) for prop in made.metadata_props] == [("arch", "toy")]
 
 
 def test_another_channel_order_is_not_fused():
     model = deform_model("mask first")
-    rewritten = rewrite.to_dcnv2(model)
-    assert "packed_offset_mask" not in _attributes(_dcn(rewritten))
-    np.testing.assert_allclose(run(rewrite.to_deform_conv(rewritten)), run(model), atol=1e-5)
+    made = to_dcnv2(model)
+    assert "packed_offset_mask" not in _attributes(_dcn(made))
+    np.testing.assert_allclose(run(rewrite.to_deform_conv(made)), run(model), atol=1e-5)
 
 
 def test_relu_stays_where_the_sum_before_it_is_used():
     model = deform_model()
     model.graph.output.append(helper.make_tensor_value_info("linear", TensorProto.FLOAT, None))
-    rewritten = rewrite.to_dcnv2(model)
-    assert "relu" not in _attributes(_dcn(rewritten))
-    assert list(_dcn(rewritten).output) == ["linear"]
+    made = to_dcnv2(model)
+    assert "relu" not in _attributes(_dcn(made))
+    assert list(_dcn(made).output) == ["linear"]
 
 
 @pytest.mark.parametrize(("mask", "bias"), [(False, True), (True, False), (False, False)])
 def test_omitted_inputs_are_filled_in(mask, bias):
     model = deform_model(mask=mask, bias=bias)
-    rewritten = rewrite.to_dcnv2(model)
-    assert all(_dcn(rewritten).input)
-    back = rewrite.to_deform_conv(rewritten)
+    made = to_dcnv2(model)
+    assert all(_dcn(made).input)
+    back = rewrite.to_deform_conv(made)
     for shape in ((1, CHANNELS, 9, 7), (3, CHANNELS, 12, 17)):
         np.testing.assert_allclose(run(back, shape), run(model, shape), atol=1e-5)
 
@@ -190,7 +197,7 @@ def test_nodes_without_names_do_not_share_what_is_made_for_them():
         ]
     )
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("second", TensorProto.FLOAT, None))
-    back = rewrite.to_deform_conv(rewrite.to_dcnv2(model))
+    back = rewrite.to_deform_conv(to_dcnv2(model))
     np.testing.assert_allclose(run(back), run(model), atol=1e-5)
 
 
@@ -204,14 +211,14 @@ def test_constants_may_be_nodes(style):
     expected = run(model)
     del model.graph.initializer[:], model.graph.node[:]
     model.graph.node.extend(nodes)
-    rewritten = rewrite.to_dcnv2(model)
-    assert {node.op_type for node in rewritten.graph.node} == {"Conv", "DCNv2"}
-    np.testing.assert_allclose(run(rewrite.to_deform_conv(rewritten)), expected, atol=1e-5)
+    made = to_dcnv2(model)
+    assert {node.op_type for node in made.graph.node} == {"Conv", "DCNv2"}
+    np.testing.assert_allclose(run(rewrite.to_deform_conv(made)), expected, atol=1e-5)
 
 
 def test_original_projects_node_of_an_old_opset_runs():
     model = deform_model(relu=False)
-    old = rewrite.to_dcnv2(model, fuse=False)
+    old = to_dcnv2(model, fuse=False)
     node = _dcn(old)
     del node.attribute[:]
     node.attribute.extend(
@@ -236,22 +243,22 @@ def test_original_projects_node_of_an_old_opset_runs():
     out = run(rewrite.to_deform_conv(old))
     assert out.shape == (2, OUT_CHANNELS, 9, 8)
     # and the plugin's form is reached from there too
-    again = rewrite.to_deform_conv(rewrite.to_dcnv2(old))
+    again = rewrite.to_deform_conv(to_dcnv2(old))
     np.testing.assert_allclose(run(again), out, atol=1e-5)
 
 
 def test_uneven_padding_is_refused():
     with pytest.raises(rewrite.RewriteError, match=r"layer: found pads \[1, 0, 2, 0\], expected the same"):
-        rewrite.to_dcnv2(deform_model(pads=(1, 0, 2, 0)))
+        to_dcnv2(deform_model(pads=(1, 0, 2, 0)))
 
 
 def test_wrong_number_of_inputs_is_refused():
-    rewritten = rewrite.to_dcnv2(deform_model())
-    _dcn(rewritten).input.pop()
+    made = to_dcnv2(deform_model())
+    _dcn(made).input.pop()
     with pytest.raises(
         rewrite.RewriteError, match="layer: found 3 inputs, expected 4 with packed_offset_mask 1"
     ):
-        rewrite.to_deform_conv(rewritten)
+        rewrite.to_deform_conv(made)
 
 
 @pytest.mark.parametrize("groups", [1, 2, CHANNELS])
@@ -273,7 +280,7 @@ def test_only_depthwise_upsampling_becomes_dense(groups):
         opset_imports=[helper.make_opsetid("", 19)],
         ir_version=9,
     )
-    rewritten = rewrite.to_dense_conv_transpose(model)
-    assert len(rewritten.graph.initializer) == 2
-    assert [_attributes(node)["group"] for node in rewritten.graph.node] == 2 * [groups % CHANNELS or 1]
-    np.testing.assert_allclose(run(rewritten), run(model), rtol=1e-5, atol=1e-5)
+    made = rewritten(model, rewrite.to_dense_conv_transpose)
+    assert len(made.graph.initializer) == 2
+    assert [_attributes(node)["group"] for node in made.graph.node] == 2 * [groups % CHANNELS or 1]
+    np.testing.assert_allclose(run(made), run(model), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,8 @@
+"""Measured settings of the server: the entry point's, and those of the servers that benchmarks start."""
+
+TUNING = (
+    # So many put the frames of a batch's requests together: 3 % more frames a second on an H200.
+    "--buffer-manager-thread-count=4",
+    # Frames between the steps; the default of 64 MiB holds 85. The number of no GPU does nothing.
+    *(f"--cuda-memory-pool-byte-size={gpu}:{2**29}" for gpu in range(8)),
+)
