@@ -206,8 +206,17 @@ class DCNv2(_Layer):
 class DCN(DCNv2):
     """`dcn_v2.DCN`: a convolution predicts offset and mask."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size,
+        padding: Size,
+        dilation: Size = 1,
+        deformable_groups: int = 1,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, deformable_groups)
         # Without the dilation, as in the original.
         self.conv_offset_mask = self._predictor(3 * self.taps, 1)
 
@@ -239,9 +248,30 @@ class ModulatedDeformConv2dPack(_Layer):
 class MMCVDeformConv2d(_Layer):
     """`mmcv.ops.DeformConv2d`, version 1: the offset is given, and there is no mask."""
 
-    def __init__(self, *args: Any, im2col_step: int = 32, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.bias = None
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = False,
+        im2col_step: int = 32,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            deform_groups,
+            bias=False,
+        )
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, O, H', W']."""
