@@ -15,16 +15,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from centernet_image import contract
 from rich.console import Console
 
 from clients import options, output
 from clients.blocking import CenterNetClient
+from clients.detections import EXTRAS
 from clients.errors import CenterNetError, UnavailableError
+from clients.tensors import Signature
 from clients.transport import PORTS
 
 if TYPE_CHECKING:
@@ -90,16 +94,15 @@ def main() -> int:
         )
         listing = shards.find(inputs, column=arguments.column, size=arguments.shard_size, note=say)
         _plan(work, listing.digest, len(listing.shards))
-        pending: list[dict[str, Any]] = [
-            {"number": number, "job": pickle.dumps((work, shard))}
-            for number, shard in enumerate(listing.shards)
-            if not work.part(number).exists()
-        ]
-        done = len(listing.shards) - len(pending)
+        missing = [number for number in range(len(listing.shards)) if not work.part(number).exists()]
+        done = len(listing.shards) - len(missing)
         if done:
             say(f"{done} of {len(listing.shards)} shards are done already")
-        if pending:
-            _check(work)
+        if missing:
+            work = replace(work, extras=_check(work))
+            pending = [
+                {"number": number, "job": pickle.dumps((work, listing.shards[number]))} for number in missing
+            ]
             _sweep(work)
             outcome.code = _run(work, pending, arguments, console, done)
     return outcome.code
@@ -164,6 +167,7 @@ def _plan(work: Work, digest: str, count: int) -> None:
         "threshold": work.threshold,
         "model": None if work.network else work.client["model"],
         "network": work.network and hashlib.sha256(work.network.read_bytes()).hexdigest(),
+        "camera": None if work.client["camera"] is None else work.client["camera"].tolist(),
     }
     if path.exists():
         try:
@@ -188,25 +192,35 @@ def _sweep(work: Work) -> None:
         path.unlink(missing_ok=True)
 
 
-def _check(work: Work) -> None:
-    """Asks before anything starts whether there is somebody to ask."""
+def _check(work: Work) -> tuple[str, ...]:
+    """Asks before anything starts whether there is somebody to ask; returns `Work.extras`."""
+    camera = work.client["camera"]
     if work.network:
         from centernet_image.description import Description
 
         try:
-            Description.read(work.network.with_suffix(".json"))
+            description = Description.read(work.network.with_suffix(".json"))
         except (OSError, ValueError) as error:
             raise MisuseError(str(error)) from error
-        return
+        task = contract.TASKS[description.task]
+        names = frozenset(tensor.name for tensor in (*task.requests, *task.answers))
+        return _extras(Signature(str(work.network), names), camera)
     problems = []
     for url in work.urls:
         try:
             with CenterNetClient(url, **work.client) as client:
                 client.check_ready()
-            return
+                signature = client.signature()
         except CenterNetError as error:
             problems.append(str(error))
+        else:
+            return _extras(signature, camera)
     raise UnavailableError("; ".join(problems))
+
+
+def _extras(signature: Signature, camera: np.ndarray | None) -> tuple[str, ...]:
+    signature.check_camera(camera)
+    return tuple(name for name, tensor in EXTRAS.items() if tensor.name in signature.tensors)
 
 
 def _run(

@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from centernet_image import contract
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from clients import coco, options, output
+from clients import coco, differences, options, output
 from clients.annotations import Annotations, Id, locate
 from clients.blocking import CenterNetClient
 from clients.client import Answer
+from clients.detections import Detections
 from clients.errors import CenterNetError
 from clients.progress_file import ProgressFile
 from clients.sources import Picture
@@ -68,10 +70,12 @@ def main() -> int:
     parser.add_argument("--arch", help="the checkpoint's architecture (default: inferred)")
     for name in ("--mean", "--std"):
         parser.add_argument(name, metavar="B,G,R", help="the checkpoint's own, as for export.to_onnx")
+    parser.add_argument("--fit", choices=contract.FITS, help="the same")
     options.add_connection_options(parser)
     arguments = parser.parse_args()
-    if (arguments.arch or arguments.mean or arguments.std) and not arguments.reference:
-        parser.error("--arch, --mean and --std belong to --reference")
+    own = (arguments.arch, arguments.mean, arguments.std, arguments.fit)
+    if any(own) and not arguments.reference:
+        parser.error("--arch, --mean, --std and --fit belong to --reference")
     if not arguments.images.is_dir():
         parser.error(f"--images: no such folder: {arguments.images}")
     console = Console(stderr=True, highlight=False)
@@ -127,12 +131,16 @@ class Evaluation:
         from export.reference_detector import Reference
 
         arguments = self._arguments
+        shapes = {tensor["name"]: tensor["shape"] for tensor in settings["model"]["outputs"]}
         reference = Reference(
             arguments.reference,
             arch=arguments.arch,
             frame_size=self._client.frame_size(),
+            top_k=int(shapes[contract.SCORES.name][1]),
             annotations=self._annotations,
             normalisation=normalisation.parse(arguments.mean, arguments.std),
+            fit=arguments.fit,
+            camera=self._client.camera,
         )
 
         def answers(pictures: Iterable[Picture]) -> Iterator[Answer[Picture]]:
@@ -145,10 +153,17 @@ class Evaluation:
 
         settings = {**settings, "checkpoint": reference.sha256}
         with ProgressFile(arguments.output.with_suffix(".reference.jsonl"), settings) as computed:
-            self._collect("PyTorch", computed, answers)
+            self._collect("PyTorch", computed, answers, beside=self._beside)
             if not self._failed:
                 computed.remove()
             return self._rows(computed)
+
+    def _beside(self, picture: Picture, expected: Detections) -> list[dict[str, float]]:
+        """How far the server's answer is from one that has more than boxes; see `differences.of`."""
+        if not expected.extras.keys() & differences.UNITS.keys():
+            return []
+        found = self._client.detect(picture.read(), threshold=self._arguments.threshold)
+        return differences.of(found, expected)
 
     def _ask(self, pictures: Iterable[Picture]) -> Iterator[Answer[Picture]]:
         return self._client.detect_many(pictures, load=Picture.read, threshold=self._arguments.threshold)
@@ -158,6 +173,8 @@ class Evaluation:
         name: str,
         progress_file: ProgressFile,
         ask: Callable[[Iterable[Picture]], Iterator[Answer[Picture]]],
+        *,
+        beside: Callable[[Picture, Detections], list[dict[str, float]]] = lambda *_: [],
     ) -> None:
         """Asks about the pictures that the file does not have yet."""
         category_id = coco.by_name(self._annotations)
@@ -169,6 +186,8 @@ class Evaluation:
                 advance()
                 if detections is not None:
                     rows = coco.results(ids[picture], detections, category_id=category_id)
+                    for row, gaps in zip(rows, beside(picture, detections), strict=False):
+                        row["differences"] = gaps
                     progress_file.add(ids[picture], rows)
                 else:
                     progress = f"{len(progress_file.done)} of {len(ids)} pictures, run again to go on"
@@ -208,6 +227,9 @@ class Evaluation:
         posed = {name: own for name, own in rows.items() if own and "keypoints" in own[0]}
         if self._annotations.joints and posed:
             console.print(self._table(posed, "keypoints"))
+        compared = [row["differences"] for row in rows.get("PyTorch", []) if "differences" in row]
+        if compared:
+            console.print(_differences(compared))
 
     def _table(self, rows: dict[str, list[dict[str, Any]]], kind: str) -> Table:
         answered = self._pictures.keys() - self._failed
@@ -231,6 +253,15 @@ class Evaluation:
                 ),
             )
         return table
+
+
+def _differences(compared: list[dict[str, float]]) -> Table:
+    alone = f"{sum(not gaps for gaps in compared)} of {len(compared)} without a counterpart"
+    table = Table("difference", "unit", "detections", "median", "99 %", "largest", box=SIMPLE_HEAD)
+    table.title = f"server and PyTorch, detection by detection; {alone}"
+    for name, (count, *values) in differences.summary(compared).items():
+        table.add_row(name, differences.UNITS[name], str(count), *(f"{value:.2g}" for value in values))
+    return table
 
 
 if __name__ == "__main__":

@@ -14,15 +14,14 @@ from centernet_image.codecs.common import ImageError
 from centernet_image.decode import decode
 from centernet_image.description import Description
 from centernet_image.geometry import warp
-from centernet_image.selection import select
+from centernet_image.tasks import Peaks, answer
 
-from clients.detections import Detections
+from clients.detections import EXTRAS, Detections
 from clients.errors import CenterNetError, SourceError
+from clients.tensors import CAMERA, TRACKS, Signature
 
 Network = Callable[[np.ndarray], Sequence[np.ndarray]]
-"""Frames uint8 [N, H, W, 3] to boxes [N, K, 4], scores [N, K] and classes [N, K]."""
-
-OUTPUTS = [contract.BOXES.name, contract.SCORES.name, contract.CLASSES.name]
+"""Frames uint8 [N, H, W, 3] to the `columns` of its task, [N, K, ...] each."""
 
 
 class LocalDetector:
@@ -30,11 +29,21 @@ class LocalDetector:
 
     Args:
         network: In place of `centernet_network`.
-        description: Its classes, the size of its frame, and how pictures are laid into that.
+        description: The network's.
+        camera: The projection [3, 4], for networks that answer 3-D boxes.
+
+    Raises:
+        RejectedError: The network wants a camera and there is none, or the other way round.
     """
 
-    def __init__(self, network: Network, description: Description) -> None:
-        self._network, self._description = network, description
+    def __init__(
+        self, network: Network, description: Description, *, camera: np.ndarray | None = None
+    ) -> None:
+        self._network, self._description, self._camera = network, description, camera
+        self._frame_size = description.input_size
+        task = contract.TASKS[description.task]
+        Signature(description.task, frozenset(each.name for each in task.requests)).check_camera(camera)
+        self._columns = [tensor.name for tensor in task.columns]
         # As the preprocess model has it: pictures run in parallel, OpenCV's functions do not.
         cv2.setNumThreads(1)
         self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
@@ -54,7 +63,7 @@ class LocalDetector:
         self, contents: Sequence[bytes], *, threshold: float = contract.SCORE_THRESHOLD
     ) -> list[Detections | SourceError]:
         """Finds the objects in encoded pictures, in one batch; those that cannot be decoded are errors."""
-        frames = np.empty((len(contents), *self._description.input_size, 3), np.uint8)
+        frames = np.empty((len(contents), *self._frame_size, 3), np.uint8)
         jobs = (contents, frames)
         sizes = list(
             map(self._prepare, *jobs) if len(contents) == 1 else self._pool.map(self._prepare, *jobs)
@@ -74,21 +83,21 @@ class LocalDetector:
         self, frames: np.ndarray, image_sizes: np.ndarray, threshold: float = contract.SCORE_THRESHOLD
     ) -> list[Detections]:
         """Finds the objects in frames [N, H, W, 3] of pictures of these sizes [N, 2]."""
-        boxes, scores, classes = self._network(frames)
-        found = select(
-            boxes,
-            scores,
-            classes,
-            image_sizes=image_sizes,
-            frame_size=self._description.input_size,
-            thresholds=threshold,
-            labels=self._description.labels,
-            fit=self._description.fit,
-        )
-        return [
-            Detections(boxes[:num], scores[:num], ids[:num], tuple(label.decode() for label in labels[:num]))
-            for (num,), boxes, scores, ids, labels in zip(*found, strict=True)
-        ]
+        tensors = dict(zip(self._columns, self._network(frames), strict=True))
+        if self._camera is not None:
+            tensors[CAMERA.name] = np.stack([self._camera] * len(frames))
+        found = answer(Peaks(tensors, image_sizes, self._description), thresholds=threshold)
+        if self._description.task == "tracks":  # of a first frame
+            classes = found[contract.DETECTION_CLASSES.name]
+            found[TRACKS.name] = np.cumsum(np.ones_like(classes), axis=1, dtype=classes.dtype)
+        detections = []
+        for number, (num,) in enumerate(found[contract.NUM_DETECTIONS.name]):
+            own = {name: values[number, :num] for name, values in found.items()}
+            boxes, scores, ids, labels = (own[tensor.name] for tensor in contract.DETECTIONS[1:])
+            extras = {name: own[tensor.name] for name, tensor in EXTRAS.items() if tensor.name in own}
+            names = tuple(label.decode() for label in labels)
+            detections.append(Detections(boxes, scores, ids, names, **extras))
+        return detections
 
     def _prepare(self, content: bytes, frame: np.ndarray) -> tuple[int, int] | SourceError:
         """Writes the frame and returns height and width of the picture."""
@@ -96,17 +105,20 @@ class LocalDetector:
             image = decode(content)
         except ImageError as error:
             return SourceError(str(error))
-        warp(image, self._description.input_size, frame, self._description.fit)
+        warp(image, self._frame_size, frame, self._description.fit)
         return image.shape[0], image.shape[1]
 
 
-def of_file(path: Path, *, plugin: Path | None = None, gpu: bool = False) -> LocalDetector:
+def of_file(
+    path: Path, *, plugin: Path | None = None, gpu: bool = False, camera: np.ndarray | None = None
+) -> LocalDetector:
     """A network's file, with the description that the exporter wrote beside it.
 
     Args:
         path: `.plan` for TensorRT, anything else for ONNX Runtime.
         plugin: The plan's; see `export.plan.builder.load_plugin`.
         gpu: Whether ONNX Runtime takes the GPU.
+        camera: See `LocalDetector`.
 
     Raises:
         CenterNetError: It cannot be used; the text says why.
@@ -118,13 +130,21 @@ def of_file(path: Path, *, plugin: Path | None = None, gpu: bool = False) -> Loc
             from export.plan import builder
 
             builder.load_plugin(builder.load_tensorrt(), plugin)
-            network = tensorrt_network(path)
+            network = tensorrt_network(path, task=description.task)
         else:
             providers = ["CUDAExecutionProvider"] if gpu else []
-            network = onnxruntime_network(path, providers=[*providers, "CPUExecutionProvider"])
+            providers.append("CPUExecutionProvider")
+            network = onnxruntime_network(path, providers=providers, task=description.task)
     except (OSError, ValueError, RuntimeError) as error:
         raise CenterNetError(f"cannot use {path}: {error}") from error
-    return LocalDetector(network, description)
+    return LocalDetector(network, description, camera=camera)
+
+
+def inputs(task: contract.Task, frames: np.ndarray) -> dict[str, np.ndarray]:
+    """What a network reads of frames that are each the first of a video: the same before, without objects."""
+    empty = np.zeros(frames.shape[:-1], np.float32)
+    before = {each.name: frames if each.dtype == contract.FRAME.dtype else empty for each in task.inputs}
+    return {contract.FRAME.name: frames} | before
 
 
 def onnxruntime_network(
@@ -133,6 +153,7 @@ def onnxruntime_network(
     threads: int = 0,
     session: Mapping[str, str] | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
+    task: str = "detect",
 ) -> Network:
     """The ONNX file on ONNX Runtime.
 
@@ -141,6 +162,7 @@ def onnxruntime_network(
         threads: Threads per operator; 0 for one per core.
         session: ONNX Runtime's `session.*` options.
         providers: What computes it.
+        task: The network's, one of `contract.TASKS`.
     """
     import onnxruntime
 
@@ -149,20 +171,23 @@ def onnxruntime_network(
     for key, value in (session or {}).items():
         options.add_session_config_entry(key, value)
     network = onnxruntime.InferenceSession(path, options, providers=list(providers))
-    return lambda frames: network.run(OUTPUTS, {contract.FRAME.name: frames})
+    kind = contract.TASKS[task]
+    outputs = [tensor.name for tensor in kind.columns]
+    return lambda frames: network.run(outputs, inputs(kind, frames))
 
 
-def tensorrt_network(path: Path) -> Network:
+def tensorrt_network(path: Path, *, task: str = "detect") -> Network:
     """The plan on TensorRT, frames and answers in the host's memory; its plugin must be loaded already."""
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
     runner = TrtRunner(EngineFromBytes(BytesFromPath(str(path))))
     runner.activate()
+    kind = contract.TASKS[task]
 
     def infer(frames: np.ndarray) -> list[np.ndarray]:
-        outputs = runner.infer({contract.FRAME.name: frames})
+        outputs = runner.infer(inputs(kind, frames))
         # Polygraphy keeps the memory for the next batch.
-        return [outputs[name].copy() for name in OUTPUTS]
+        return [outputs[tensor.name].copy() for tensor in kind.columns]
 
     return infer

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from centernet_image import contract
 
 from clients import output
 from clients.client import AsyncCenterNetClient
-from clients.detections import Detections
+from clients.detections import EXTRAS, Detections
 from clients.errors import CenterNetError, DeadlineError, SourceError, UnavailableError
 from clients.retry import RetryPolicy, with_retries
 from clients.shards import Load, Shard
@@ -48,6 +49,7 @@ class Work:
         plugin: The plan's.
         batch: Pictures in a batch of the network.
         gpu: Whether a worker has one.
+        extras: What the model answers beyond a detector: names of `EXTRAS`.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class Work:
     plugin: Path | None = None
     batch: int = 8
     gpu: bool = False
+    extras: tuple[str, ...] = ()
 
     def part(self, number: int) -> Path:
         """A shard's file."""
@@ -124,7 +127,9 @@ class _Network:
 
         assert work.network
         self._work = work
-        self._detector = local.of_file(work.network, plugin=work.plugin, gpu=work.gpu)
+        self._detector = local.of_file(
+            work.network, plugin=work.plugin, gpu=work.gpu, camera=work.client["camera"]
+        )
         self._threshold = contract.SCORE_THRESHOLD if work.threshold is None else work.threshold
         self._readers = ThreadPoolExecutor(work.batch)
 
@@ -232,7 +237,10 @@ def write(work: Work, number: int, rows: Iterable[Row]) -> tuple[int, int]:
             yield row
 
     try:
-        (_write_lines if work.form == "jsonl" else _write_parquet)(part, counted())
+        if work.form == "jsonl":
+            _write_lines(part, counted())
+        else:
+            _write_parquet(part, counted(), work.extras)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -246,25 +254,44 @@ def _write_lines(path: Path, rows: Iterable[Row]) -> None:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
+COLUMNS = {
+    "boxes": contract.DETECTION_BOXES,
+    "scores": contract.DETECTION_SCORES,
+    "class_ids": contract.DETECTION_CLASSES,
+    "labels": contract.DETECTION_LABELS,
+}
+
+
+def schema(extras: Iterable[str]) -> Any:
+    """The `pyarrow.Schema` of a run: a list of K for each tensor, in it what a detection has.
+
+    Args:
+        extras: See `Work`.
+    """
+    import pyarrow
+
+    kinds = {"FP32": pyarrow.float32(), "INT32": pyarrow.int32(), "STRING": pyarrow.string()}
+
+    def column(tensor: contract.Tensor) -> Any:
+        # An open side of the contract, -1, is a list of any length for Arrow, too.
+        return reduce(pyarrow.list_, reversed(tensor.shape), kinds[tensor.dtype])
+
+    tensors = COLUMNS | {name: EXTRAS[name] for name in extras}
+    columns = [(name, column(tensor)) for name, tensor in tensors.items()]
+    return pyarrow.schema(
+        [("name", pyarrow.string()), ("num", pyarrow.int32()), *columns, ("error", pyarrow.string())]
+    )
+
+
+def _write_parquet(path: Path, rows: Iterable[Row], extras: Iterable[str]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema(
-        [
-            ("name", pyarrow.string()),
-            ("num", pyarrow.int32()),
-            ("boxes", pyarrow.list_(pyarrow.list_(pyarrow.float32(), 4))),
-            ("scores", pyarrow.list_(pyarrow.float32())),
-            ("class_ids", pyarrow.list_(pyarrow.int32())),
-            ("labels", pyarrow.list_(pyarrow.string())),
-            ("error", pyarrow.string()),
-        ]
-    )
+    made = schema(extras)
     rows = iter(rows)
-    with parquet.ParquetWriter(path, schema) as writer:
+    with parquet.ParquetWriter(path, made) as writer:
         while some := list(itertools.islice(rows, 1000)):
-            writer.write_table(pyarrow.Table.from_pylist([_record(*row) for row in some], schema))
+            writer.write_table(pyarrow.Table.from_pylist([_record(*row) for row in some], made))
 
 
 def _record(name: str, detections: Detections | None, error: str | None) -> dict[str, Any]:
@@ -279,4 +306,4 @@ def _record(name: str, detections: Detections | None, error: str | None) -> dict
         "scores": detections.scores.tolist(),
         "class_ids": detections.class_ids.tolist(),
         "labels": list(detections.labels),
-    }
+    } | {name: values.tolist() for name, values in detections.extras.items()}

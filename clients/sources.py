@@ -79,8 +79,9 @@ def find(
     """What the command line's words stand for, in their order; folders and patterns sorted by name.
 
     A word is a file, a folder (its pictures and videos), a pattern (`**` goes into subfolders), `-` (one
-    encoded picture from standard input), an image sequence (`frame_%04d.png`), a camera's number, a
-    stream's URL or a picture's. A word that stands for nothing becomes a picture that cannot be read.
+    encoded picture from standard input), an image sequence (`frame_%04d.png`), a camera's number or device
+    (`/dev/video0`), a stream's URL or a picture's. A word that stands for nothing becomes a picture that
+    cannot be read.
 
     Args:
         arguments: The words.
@@ -106,12 +107,15 @@ def _find(word: str, note: Callable[[str], None]) -> Iterator[Picture | Video]:
         yield Picture(_without_password(word), None, Path(name.strip(".\0") or "picture.png"), url=word)
     elif "://" in word:
         yield Video(_without_password(word), word, Path("stream.mp4"), live=True)
+    # Links in /dev/v4l name cameras by what they are.
+    elif camera := re.fullmatch(r"/dev/video(\d{1,4})", str(path.resolve())):
+        yield _camera(int(camera[1]))
     elif path.is_dir():
         yield from _folder(path, note)
     elif path.exists():
         yield _file(path, Path(path.name))
     elif re.fullmatch(r"\d{1,4}", word):
-        yield Video(f"camera {word}", int(word), Path(f"camera-{word}.mp4"), live=True)
+        yield _camera(int(word))
     elif re.search(r"%0?\d*d", path.name):
         name = re.sub(r"%0?\d*d", "", path.stem).strip("_-. ") or "sequence"
         yield Video(word, word, Path(f"{name}.mp4"))
@@ -149,6 +153,10 @@ def _pattern(pattern: str) -> Iterator[Picture | Video]:
         yield _file(path, path.relative_to(folder))
     if not files:
         raise SourceError("no such file")
+
+
+def _camera(number: int) -> Video:
+    return Video(f"camera {number}", number, Path(f"camera-{number}.mp4"), live=True)
 
 
 def _file(path: Path, relative: Path) -> Picture | Video:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from centernet_image.contract import COCO_CLASSES, TOP_K, Normalisation
+from centernet_image import contract
+from centernet_image.contract import COCO_CLASSES, Normalisation
 from centernet_image.description import Description
 
 from clients.annotations import Annotations, numbers_first
 from clients.errors import CenterNetError
-from clients.local import LocalDetector
+from clients.local import LocalDetector, inputs
 from export import checkpoint, tasks
 from export.detector import Detector
 
@@ -23,7 +24,10 @@ class Reference(LocalDetector):
         path: The checkpoint.
         arch: Its architecture, or None to infer it.
         frame_size: Height and width of the network's input, the server's.
+        top_k: Detections per picture, the server's.
         normalisation: What it was trained on; by default what the original's network of its task was.
+        fit: How pictures are laid into the frame; by default as its task's original does.
+        camera: See `LocalDetector`.
         annotations: Name the classes if the checkpoint does not: in the order of their category ids, as
             CenterNet's trainer numbers them.
 
@@ -38,8 +42,11 @@ class Reference(LocalDetector):
         *,
         arch: str | None,
         frame_size: tuple[int, int],
+        top_k: int = contract.TOP_K,
         annotations: Annotations,
         normalisation: Normalisation | None = None,
+        fit: str | None = None,
+        camera: np.ndarray | None = None,
     ) -> None:
         loaded = checkpoint.load(path, arch=arch)
         self.sha256 = loaded.sha256
@@ -54,10 +61,10 @@ class Reference(LocalDetector):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cudnn.allow_tf32 = False  # PyTorch's default, which no FP32 engine is held to
         task = tasks.choose(loaded.heads, inputs=1 + len(loaded.network.stems))
-        kind = tasks.TASKS[task]
+        kind, answered = tasks.TASKS[task], contract.TASKS[task]
         detector = Detector(
             loaded.network,
-            top_k=TOP_K,
+            top_k=top_k,
             normalisation=normalisation or kind.normalisation,
             color=kind.color,
             task=task,
@@ -65,7 +72,15 @@ class Reference(LocalDetector):
         detector.eval().to(device)
 
         def network(frames: np.ndarray) -> list[np.ndarray]:
+            given = [torch.from_numpy(each).to(device) for each in inputs(answered, frames).values()]
             with torch.inference_mode():
-                return [output.cpu().numpy() for output in detector(torch.from_numpy(frames).to(device))[:3]]
+                return [output.cpu().numpy() for output in detector(*given)[: len(answered.columns)]]
 
-        super().__init__(network, Description(classes=tuple(names), input_size=frame_size, top_k=TOP_K))
+        description = Description(
+            classes=tuple(names),
+            input_size=frame_size,
+            top_k=top_k,
+            task=task,
+            fit=fit or answered.fit,
+        )
+        super().__init__(network, description, camera=camera)

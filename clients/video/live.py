@@ -1,4 +1,4 @@
-"""Live streams: the newest frames, whatever was read before and not taken in time."""
+"""Live streams: frames as even as can be, whatever is not taken in time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ PAUSE_S = 0.2
 
 
 class Latest:
-    """Frames of a live stream, read as they come: while nobody takes them the oldest are dropped.
+    """Frames of a live stream, read as they come: of those that nobody takes in time most are dropped.
+
+    Several are taken at once, for a batch of the server. Those that wait are therefore thinned evenly and end
+    with the newest: with those alone objects would move far between two batches, and a tracker lose them.
 
     A context manager; its end waits for the reader, which a silent stream holds for `source.TIMEOUT_S`.
 
@@ -33,6 +36,7 @@ class Latest:
         self._stream = stream
         self._stop = stop
         self._left = False
+        self._taken = -1
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
         self._error: Exception | None = None
@@ -58,18 +62,25 @@ class Latest:
                         return
                     self._changed.wait(PAUSE_S)
                 frame = self._frames.popleft()
+                self._taken = frame.number
             yield frame
 
     def _read(self) -> None:
         try:
             for frame in self._stream:
                 with self._changed:
-                    if len(self._frames) == WAITING:
-                        self._frames.popleft()
-                        self.dropped += 1
                     self._frames.append(frame)
+                    if len(self._frames) > WAITING:
+                        self._thin()
                     self._changed.notify()
                 if self._left or self._stop.is_set():
                     return
         except Exception as error:  # It belongs to whoever takes the frames.
             self._error = error
+
+    def _thin(self) -> None:
+        """Drops the frame that leaves the smallest gap between its neighbours; never the newest."""
+        numbers = [self._taken, *(frame.number for frame in self._frames)]
+        gaps = [after - before for before, after in zip(numbers, numbers[2:], strict=False)]
+        del self._frames[gaps.index(min(gaps))]
+        self.dropped += 1

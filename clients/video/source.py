@@ -97,10 +97,17 @@ class OpenVideo:
         import av
 
         self._video = video
+        begin = time.monotonic()
         try:
             self._container: Any = av.open(**video.arguments())
         except (av.FFmpegError, OSError) as error:
-            raise SourceError(f"no video that FFmpeg can open: {error.strerror}") from error
+            if isinstance(video.address, int) and isinstance(error, FileNotFoundError):
+                cameras = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
+                raise SourceError(f"found cameras: {cameras}, expected /dev/video{video.address}") from error
+            # FFmpeg says of a silent server that its data is invalid.
+            silent = video.live and time.monotonic() - begin >= TIMEOUT_S
+            reason = f"nothing came for {TIMEOUT_S:g} s" if silent else error.strerror
+            raise SourceError(f"no video that FFmpeg can open: {reason}") from error
         stream: Any = self._container.streams.best("video") or next(iter(self._container.streams.video), None)
         if stream is None or stream.codec_context is None:
             self._container.close()

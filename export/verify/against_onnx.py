@@ -13,6 +13,7 @@ from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from polygraphy.logger import G_LOGGER
 
 from export.verify import peaks, rows
+from export.verify.candidates import Candidates
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -94,10 +95,18 @@ def verify(
         feeds: inputs of both; the batch size may differ from one to the next.
         tolerance: one of `TOLERANCES`.
     """
-    session = SessionFromOnnx(with_heads(reference).SerializeToString(), providers=["cpu"])
+    candidates = candidates_of(reference)
+    runnable = with_heads(reference) if candidates is None else candidates.with_heads
+    session = SessionFromOnnx(runnable.SerializeToString(), providers=["cpu"])
     runners = (OnnxrtRunner(session), TrtRunner(EngineFromBytes(engine)))
     third = (lambda: OnnxrtRunner(_as_written(rounded))) if rounded is not None else None
-    return compare_runners(*runners, feeds, tolerance, rounded=third)
+    return compare_runners(*runners, feeds, tolerance, rounded=third, candidates=candidates)
+
+
+def candidates_of(reference: onnx.ModelProto) -> Candidates | None:
+    """Of a network of ours with more than boxes."""
+    outputs = {output.name for output in reference.graph.output}
+    return Candidates(reference) if {*peaks.OUTPUTS} <= outputs and outputs & {*rows.FURTHER} else None
 
 
 def _as_written(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -128,21 +137,34 @@ def compare_runners(
     tolerance: Tolerance,
     *,
     rounded: Callable[[], BaseRunner] | None = None,
+    candidates: Candidates | None = None,
 ) -> list[Difference]:
     """Runs two of Polygraphy's runners on the same inputs and compares their outputs.
 
     Where that fails, `rounded` makes a third, right by construction, in the precision of `actual`: networks
-    differ in how they multiply rounding, and what it cannot keep is not asked of `actual`.
+    differ in how they multiply rounding, and what it cannot keep is not asked of `actual`. With `candidates`
+    `expected` runs their `with_heads`.
     """
     inputs = list(feeds)
     wanted, found = _run(expected, inputs), _run(actual, inputs)
-    differences = [compare_outputs(*outputs, tolerance) for outputs in zip(wanted, found, strict=True)]
+    cells: list[Outputs | None] = [None] * len(inputs)
+    if candidates is not None:
+        split = [candidates.split(one, score=tolerance.score) for one in wanted]
+        wanted, cells = [rest for rest, _ in split], [own for _, own in split]
+    differences = [
+        compare_outputs(one, other, tolerance, cells=own)
+        for one, other, own in zip(wanted, found, cells, strict=True)
+    ]
     if rounded is not None and not all(each.passed for some in differences for each in some):
-        rows = zip(wanted, found, _run(rounded(), inputs), strict=True)
-        differences = [compare_outputs(one, other, tolerance, rounded=third) for one, other, third in rows]
+        runs = zip(wanted, found, cells, _run(rounded(), inputs), strict=True)
+        differences = [
+            compare_outputs(one, other, tolerance, cells=own, rounded=third)
+            for one, other, own, third in runs
+        ]
     if any(each.facts.get("compared") for some in differences for each in some):
         # What shows nothing even beside itself is made up for by the inputs that do.
-        blank = [not _agreement(one, one, tolerance).compared for one in wanted]
+        pairs = zip(wanted, cells, strict=True)
+        blank = [not _agreement(one, one, tolerance, own)[0].compared for one, own in pairs]
         for some in (some for some, is_blank in zip(differences, blank, strict=True) if is_blank):
             some[0] = replace(some[0], passed=True)
     return [each for some in differences for each in some]
@@ -158,13 +180,19 @@ def _run(runner: BaseRunner, feeds: list[dict[str, np.ndarray]]) -> list[Outputs
 
 
 def compare_outputs(
-    expected: Outputs, actual: Outputs, tolerance: Tolerance, *, rounded: Outputs | None = None
+    expected: Outputs,
+    actual: Outputs,
+    tolerance: Tolerance,
+    *,
+    cells: Outputs | None = None,
+    rounded: Outputs | None = None,
 ) -> list[Difference]:
     """Compares all outputs: detections with the heads expected, everything else value by value.
 
-    Without heads detections are compared as sets, and what else there is of each with its counterpart's. Sets
-    without a clear member show nothing, which is enough only if there are other outputs. What `peaks` repeats
-    must be there to the bit. `rounded` widens the tolerance by what itself differs.
+    Without heads and `cells` (see `rows.explain`) detections are compared as sets, and what else there is of
+    each with its counterpart's. Sets without a clear member show nothing, which is enough only if there are
+    other outputs. What `peaks` repeats must be there to the bit. `rounded` widens the tolerance by what
+    itself differs.
     """
     differences = []
     # Heads may be there for the detections' sake alone.
@@ -173,19 +201,21 @@ def compare_outputs(
         further = [name for name in names if name in rows.FURTHER]
         has_peaks = rows.PEAKS in names
         names = [name for name in names if name not in (*peaks.OUTPUTS, *further, rows.PEAKS)]
-        agreement = _agreement(expected, actual, tolerance)
-        allowed = tolerance.unmatched
-        if rounded is not None:
-            allowed = _widen(allowed, _agreement(expected, rounded, tolerance).unmatched)
+        agreement, pairs = _agreement(expected, actual, tolerance, cells)
+        other, other_pairs = (
+            (None, []) if rounded is None else _agreement(expected, rounded, tolerance, cells)
+        )
+        own = expected if cells is None else cells
+        allowed = tolerance.unmatched if other is None else _widen(tolerance.unmatched, other.unmatched)
         passed = agreement.unmatched <= allowed and bool(agreement.compared or names)
         batch = len(expected[contract.SCORES.name])
         facts = asdict(agreement)
         differences.append(Difference(output="detections", batch=batch, passed=passed, facts=facts))
         for name in further:
-            beyond, worst = _beyond(name, expected, actual, tolerance)
+            beyond, worst = _beyond(name, own, actual, pairs, tolerance)
             allowed = tolerance.unmatched
             if rounded is not None:
-                allowed = _widen(allowed, _beyond(name, expected, rounded, tolerance)[0])
+                allowed = _widen(allowed, _beyond(name, own, rounded, other_pairs, tolerance)[0])
             passed = beyond <= allowed
             facts = {"beyond": beyond, "worst of the others": worst}
             differences.append(Difference(output=name, batch=batch, passed=passed, facts=facts))
@@ -215,12 +245,18 @@ def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
     return float(np.linalg.norm(wanted - found)) / max(float(np.linalg.norm(wanted)), 1e-6)
 
 
-def _agreement(expected: Outputs, actual: Outputs, tolerance: Tolerance) -> peaks.Agreement:
+def _agreement(
+    expected: Outputs, actual: Outputs, tolerance: Tolerance, cells: Outputs | None
+) -> tuple[peaks.Agreement, list]:
+    limits = {"score": tolerance.score, "box_px": tolerance.box_px}
     if {peaks.HEAT, peaks.SIZE} <= set(expected):
-        return peaks.compare(actual, expected, score=tolerance.score, box_px=tolerance.box_px)
-    return rows.match(expected, actual, score=tolerance.score, box_px=tolerance.box_px)[0]
+        return peaks.compare(actual, expected, **limits), []
+    if cells is not None:
+        return rows.explain(cells, expected, actual, **limits)
+    return rows.match(expected, actual, **limits)
 
 
-def _beyond(name: str, expected: Outputs, actual: Outputs, tolerance: Tolerance) -> tuple[float, float]:
-    _, pairs = rows.match(expected, actual, score=tolerance.score, box_px=tolerance.box_px)
+def _beyond(
+    name: str, expected: Outputs, actual: Outputs, pairs: list, tolerance: Tolerance
+) -> tuple[float, float]:
     return rows.beyond(name, expected, actual, pairs, relative=tolerance.relative, box_px=tolerance.box_px)

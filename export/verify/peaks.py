@@ -58,7 +58,7 @@ def compare(
     ):
         every = _all_boxes(hm, wh, reg)
         heat = (1 + np.tanh(hm / 2)) / 2  # the sigmoid, without overflow
-        free = heat >= _widen(heat) - score
+        free = heat >= widen(heat) - score
         taken = np.zeros(heat.shape, np.uint8)
         # A NaN compares false: written so that it is looked at, and never explained.
         rows = np.flatnonzero(~(scores <= score) | (np.arange(len(scores)) == 0))
@@ -77,14 +77,14 @@ def compare(
                 worst_score = max(worst_score, float(score_gap[cell]))
                 worst_box = max(worst_box, float(box_gap[cell]))
         # Of the logits: where the sigmoid saturates every cell is as high as the next.
-        is_due = (hm == _widen(hm, cells=2)) & (heat > max(scores[-1], score) + score)
-        missing = int((is_due & (_widen(taken, cells=2) == 0)).sum())
+        is_due = (hm == widen(hm, cells=2)) & (heat > max(scores[-1], score) + score)
+        missing = int((is_due & (widen(taken, cells=2) == 0)).sum())
         compared += len(rows) + missing
         unmatched = max(unmatched, 1 - explained / (len(rows) + missing))
     return Agreement(score=worst_score, box_px=worst_box, unmatched=unmatched, compared=compared)
 
 
-def _widen(planes: np.ndarray, *, cells: int = 1) -> np.ndarray:
+def widen(planes: np.ndarray, *, cells: int = 1) -> np.ndarray:
     """The largest value of each cell and those up to `cells` away, plane by plane."""
     square = np.ones((2 * cells + 1, 2 * cells + 1), np.uint8)
     return np.stack([cv2.dilate(plane, square) for plane in planes])

@@ -14,6 +14,8 @@ FURTHER = tuple(dict.fromkeys(tensor.name for task in contract.TASKS.values() fo
 
 PEAKS = contract.PEAKS.name
 
+REACH_PX = 2 * contract.STRIDE
+
 _PIXELS = ("centers", "keypoints", "displacements")
 
 
@@ -56,6 +58,68 @@ def match(expected: Outputs, actual: Outputs, *, score: float, box_px: float) ->
             worst_box = max(worst_box, float(box_gap[row, best]))
     unmatched = 1 - len(pairs) / wanted if wanted else 0.0
     return peaks.Agreement(score=worst_score, box_px=worst_box, unmatched=unmatched, compared=wanted), pairs
+
+
+def explain(
+    cells: Outputs, expected: Outputs, actual: Outputs, *, score: float, box_px: float
+) -> tuple[peaks.Agreement, list]:
+    """Finds for each actual detection the cell that it is of, and for each peak a detection.
+
+    A cell explains one detection at most. A peak that no rounding puts behind the last detection must have
+    one, up to `REACH_PX` away: a neighbour as high may have taken its place. Detections below `score` are
+    left alone, but for the first.
+
+    Args:
+        cells: of `candidates.Candidates`.
+        expected: `boxes` [N, K, 4], `scores` [N, K], `classes` [N, K] of the run that the cells are of.
+        actual: the same of the other.
+        score: largest difference of a score.
+        box_px: largest difference of a box's side.
+
+    Returns:
+        The agreement, and (picture, cell, actual row) of each pair.
+    """
+    pairs = []
+    worst_score = worst_box = unmatched = 0.0
+    compared = 0
+    arrays = [outputs[name] for outputs in (cells, expected, actual) for name in peaks.OUTPUTS]
+    for picture, (
+        boxes,
+        scores,
+        classes,
+        own,
+        own_scores,
+        own_classes,
+        found,
+        found_scores,
+        labels,
+    ) in enumerate(zip(*arrays, strict=True)):
+        free = np.ones(len(scores), bool)
+        # A NaN compares false: written so that it is looked at, and never explained.
+        rows = np.flatnonzero(~(found_scores <= score) | (np.arange(len(found_scores)) == 0))
+        explained = 0
+        for row in rows:
+            score_gap, box_gap = np.abs(scores - found_scores[row]), np.abs(boxes - found[row]).max(axis=1)
+            fits = free & (classes == labels[row]) & (score_gap <= score) & (box_gap <= box_px)
+            if not fits.any():
+                continue
+            best = int(np.where(fits, np.maximum(score_gap / score, box_gap / box_px), np.inf).argmin())
+            free[best] = False
+            pairs.append((picture, best, int(row)))
+            explained += 1
+            worst_score, worst_box = (
+                max(worst_score, float(score_gap[best])),
+                max(worst_box, float(box_gap[best])),
+            )
+        due = np.flatnonzero(own_scores > np.fmax(own_scores[-1], np.fmax(found_scores[-1], score)) + score)
+        near = np.abs(own[due, None] - found).max(axis=2) <= REACH_PX + box_px
+        missing = int((~(near & (own_classes[due, None] == labels)).any(axis=1)).sum())
+        compared += len(rows) + missing
+        unmatched = max(unmatched, 1 - explained / (len(rows) + missing))
+    return (
+        peaks.Agreement(score=worst_score, box_px=worst_box, unmatched=unmatched, compared=compared),
+        pairs,
+    )
 
 
 def unlike_peaks(found: Outputs) -> list[str]:

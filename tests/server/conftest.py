@@ -6,6 +6,7 @@ from pathlib import Path
 import exported
 import pytest
 import reference
+import served_family
 from network import Network
 from servers import ROOT, Server, make_repository, start, stop
 
@@ -68,6 +69,14 @@ def reference_server(
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = reference.write_checkpoint(shared, request.param, folder / "checkpoint.pth")
     return request.param, serve(make_repository(folder, exported.export(checkpoint)))
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The ONNX file of a narrow network for each task, and of a detector."""
+    folder = tmp_path_factory.mktemp("networks")
+    made = {name: served_family.export(name, folder) for name in served_family.NETWORKS}
+    return made | {"helmets": served_family.export_helmets(folder)}
 
 
 @pytest.fixture(scope="session")

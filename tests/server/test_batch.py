@@ -292,6 +292,7 @@ def test_misuse_is_one_line(arguments, code, said, folder, small_onnx, tmp_path,
     table = pyarrow.table({"jpg": pyarrow.array([b""], pyarrow.binary()), "number": [1]})
     parquet.write_table(table, tmp_path / "in/a.parquet")
     plan = {"inputs": "", "shards": 0, "format": "parquet", "threshold": 0.5, "model": None, "network": ""}
+    plan["camera"] = None
     (tmp_path / "other/_plan.json").write_text(json.dumps(plan), encoding="utf-8")
     names = {
         "OUT": tmp_path / "out",

@@ -10,9 +10,11 @@ from pathlib import Path
 import clips
 import numpy as np
 import pytest
+import rtsp
 from network import Network
 
 from clients import detect
+from clients.video.live import WAITING
 
 pytestmark = pytest.mark.server
 
@@ -79,6 +81,25 @@ def test_coins_are_followed_in_each_video_by_itself(run, coins_server, capsys, t
         assert f"in {len(truth)} frames: " in table
     assert table.count("coin; 24") == 2  # "identities" is on the next line, after the name's end
     assert {path.name for path in out.iterdir()} == {"long.mp4", "short.mp4"}
+
+
+def test_cameras_over_rtsp_are_followed(run, coins_server, capsys, tmp_path: Path) -> None:
+    """As many frames as may wait, so that none is dropped; both cameras hang up in the next one."""
+    truths = [clips.coins(tmp_path / f"{seed}.avi", WAITING + 1, seed=seed) for seed in (1, 4)]
+    results = tmp_path / "out.jsonl"
+    with rtsp.camera(tmp_path / "1.avi") as one, rtsp.camera(tmp_path / "4.avi") as other:
+        login = one.replace("//", "//user:secret@")
+        assert run(coins_server.grpc_url, login, other, "--track", "--json", results) == 1
+    problem = f"stream lost after {WAITING} frames; their results are kept"
+    said = sorted(capsys.readouterr().err.splitlines())
+    assert said == sorted(f"detect.py: {address}: {problem}" for address in (one, other))
+    found = by_video(results)
+    for address, truth in zip((one, other), truths, strict=True):
+        entries = found[address]
+        assert [entry["frame"] for entry in entries] == list(range(WAITING))
+        times = [entry["time_s"] for entry in entries]
+        assert times == [round(number / clips.FPS, 3) for number in range(WAITING)]
+        assert sorted(map(sorted, identities(entries, truth))) == [[coin] for coin in range(clips.COINS)]
 
 
 def test_a_slow_stream_holds_nobody_back(run, server, monkeypatch, tmp_path: Path) -> None:

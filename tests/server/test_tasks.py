@@ -36,13 +36,6 @@ FRAMES = [np.roll(picture(*IMAGE_SIZE, seed=5), (2 * n, -5 * n), axis=(0, 1)) fo
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory):
-    """The ONNX file of each task, and of a detector."""
-    folder = tmp_path_factory.mktemp("networks")
-    return {name: family.export(name, folder) for name in NAMES} | {"helmets": family.export_helmets(folder)}
-
-
-@pytest.fixture(scope="module")
 def repository(networks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("family") / "repository"
     for name, path in networks.items():

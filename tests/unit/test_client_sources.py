@@ -2,6 +2,7 @@
 
 import io
 import os
+import socket
 from pathlib import Path
 
 import clips
@@ -171,11 +172,28 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cameras_streams_and_sequences_are_videos(tmp_path: Path) -> None:
-    camera, stream, sequence = sources.find(["0", "rtsp://user:secret@host/path", "frames/shot_%04d.png"])
-    assert (camera.address, camera.live) == (0, True)  # type: ignore[union-attr]
+    link = tmp_path / "by-id"
+    link.symlink_to("/dev/video7")
+    words = ["0", "/dev/video3", str(link), "rtsp://user:secret@host/path", "frames/shot_%04d.png"]
+    *cameras, stream, sequence = sources.find(words)
+    assert [(one.address, one.live) for one in cameras] == [(0, True), (3, True), (7, True)]  # type: ignore[union-attr]
     assert (stream.address, stream.live) == ("rtsp://user:secret@host/path", True)  # type: ignore[union-attr]
     assert "secret" not in stream.name
     assert (str(sequence.relative), sequence.live) == ("shot.mp4", False)  # type: ignore[union-attr]
+
+
+def test_a_camera_that_is_not_there_is_one_line() -> None:
+    (camera,) = sources.find(["9999"])
+    with pytest.raises(SourceError, match=r"^found cameras: (none|/dev/video.*), expected /dev/video9999$"):
+        camera.open()  # type: ignore[union-attr]
+
+
+def test_a_silent_stream_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clients.video.source.TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # its backlog takes who connects
+        (stream,) = sources.find([f"rtsp://127.0.0.1:{listener.getsockname()[1]}/camera"])
+        with pytest.raises(SourceError, match=r"nothing came for 0\.3 s$"):
+            stream.open()  # type: ignore[union-attr]
 
 
 def test_frames_of_an_image_sequence(tmp_path: Path) -> None:

@@ -113,12 +113,28 @@ class Stream:
             raise self.error
 
 
-def test_the_newest_frames_are_taken_and_the_others_counted() -> None:
-    with Latest(Stream(50), threading.Event()) as latest:  # type: ignore[arg-type]
-        latest._reader.join()
-        numbers = [frame.number for frame in latest]
-    assert numbers == list(range(50 - WAITING, 50))
-    assert latest.dropped == 50 - WAITING
+def test_frames_are_dropped_evenly_and_counted() -> None:
+    """Of each twelve that come four are taken at once, as for a batch: none is far from the next."""
+    come, go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def each():
+        for number in range(120):
+            yield SimpleNamespace(number=number)
+            if number % 12 == 11:  # all before are waiting
+                come.release()
+                go.acquire()
+
+    numbers = []
+    with Latest(each(), threading.Event()) as latest:  # type: ignore[arg-type]
+        frames = iter(latest)
+        for last in range(11, 120, 12):
+            come.acquire()
+            numbers += [next(frames).number for _ in range(WAITING)]
+            assert numbers[-1] == last, "not the newest"
+            go.release()
+        numbers += [frame.number for frame in frames]
+    assert latest.dropped == 120 - len(numbers)
+    assert max(second - first for first, second in pairwise([-1, *numbers])) <= 6
 
 
 def test_frames_that_are_taken_in_time_are_all_there() -> None:

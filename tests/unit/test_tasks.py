@@ -354,20 +354,52 @@ def test_precisions_compute_the_decode_in_fp32(name, precision, tmp_path):
     assert len(peaks) == (2 if "hm_hp" in family.NETWORKS[name].heads else 1)
     assert all(node in halves for node in peaks)
     feeds = family.feeds(task)
-    expected, found = run(made.reference, feeds), run(made.rounded, feeds)
-    # As between a plan and FP32: by rows, each with its counterpart's further outputs.
-    differences = against_onnx.compare_outputs(expected, found, against_onnx.TOLERANCES[precision])
+    # As between a plan and FP32: by rows, each with its cell's further outputs.
+    tolerance, candidates = against_onnx.TOLERANCES[precision], against_onnx.candidates_of(made.reference)
+    answered = run(candidates.with_heads, feeds)
+    expected, cells = candidates.split(answered, score=tolerance.score)
+    found = run(made.rounded, feeds)
+    differences = against_onnx.compare_outputs(expected, found, tolerance, cells=cells)
     further = [tensor.name for tensor in TASKS[task].peaks]
     assert [difference.output for difference in differences] == ["detections", *further, "peaks"]
     assert differences[-1].passed, "not the other outputs' own values, in FP32"
-    same = against_onnx.compare_outputs(expected, expected, against_onnx.TOLERANCES["fp32"])
+    same = against_onnx.compare_outputs(expected, expected, against_onnx.TOLERANCES["fp32"], cells=cells)
     assert all(difference.passed for difference in same)
+    assert same[0].facts["compared"] > 10, "rows whose scores are alike count, too"
     for output in further:
         spoiled = expected | {output: expected[output] * 1.2 + 3}
-        wrong = against_onnx.compare_outputs(expected, spoiled, against_onnx.TOLERANCES[precision])
+        wrong = against_onnx.compare_outputs(expected, spoiled, tolerance, cells=cells)
         assert [each.output for each in wrong if not each.passed] == [output, "peaks"]
     if precision == "fp16":
         assert all(difference.passed for difference in differences), list(map(str, differences))
+
+
+def test_a_neighbour_as_high_may_be_the_peak():
+    """A plan whose peaks are all beside the network's is right; one with all boxes a cell aside is not."""
+    candidates = against_onnx.candidates_of(lowering.make(exported("tracks").model, "fp32").reference)
+    answered = run(candidates.with_heads, family.feeds("tracks"))
+    outputs = [tensor.name for tensor in TASKS["tracks"].columns]
+    heads = {name: answered[name] for name in answered.keys() - {*outputs, "peaks"}}
+    logits = np.full_like(heads["hm"], -9)
+    logits[:, :, 2::4, 2:-2:4] = np.linspace(-1, 2, logits[:, :, 2::4, 2:-2:4].size).reshape(
+        logits[:, :, 2::4, 2:-2:4].shape
+    )
+    beside = np.roll(logits, 1, axis=3)
+
+    def decoded(higher, lower):
+        given = heads | {"hm": np.maximum(higher, lower - 1e-3)}
+        answers = candidates._decode(given, np.ones_like(logits, bool))
+        return given | dict(zip(outputs, answers, strict=True))
+
+    tolerance = against_onnx.TOLERANCES["fp16"]
+    expected, cells = candidates.split(decoded(logits, beside), score=tolerance.score)
+    _, actual = decoded(logits, beside), decoded(beside, logits)
+    for shift, passed in ((0, True), (STRIDE, False)):
+        moved = actual | {"boxes": actual["boxes"] + np.float32(shift)}
+        detections, *_ = against_onnx.compare_outputs(expected, moved, tolerance, cells=cells)
+        assert detections.passed == passed, str(detections)
+    detections, *_ = against_onnx.compare_outputs(expected, actual, tolerance)
+    assert not detections.passed, "no neighbour was taken"
 
 
 def test_pictures_are_laid_as_the_task_says(tmp_path):
