@@ -55,12 +55,15 @@ class Detector(nn.Module):
         Args:
             frame: The frame.
             previous_frame: The one before, as `frame`.
-            previous_heat: Where its objects were, 0 to 1, [N, H, W].
+            previous_heat: Where its objects were, 0 to 1, [N, H, W]; not read by a network without `pre_hm`.
         """
-        previous: tuple[Tensor, ...] = ()
-        if previous_frame is not None and previous_heat is not None:
-            previous = (self.normalise(previous_frame), previous_heat.unsqueeze(1))
-        heads = self.network(self.normalise(frame), *previous)
+        previous = {}
+        if previous_frame is not None:
+            previous["pre_img"] = self.normalise(previous_frame)
+        if previous_heat is not None:
+            previous["pre_hm"] = previous_heat.unsqueeze(1)
+        read = [previous[stem] for stem in self.network.stems] if previous else []
+        heads = self.network(self.normalise(frame), *read)
         used = {name: head for name, head in heads.items() if name in self.reads()}
         outputs = self.decode(used)
         columns = [each.flatten(2) if each.dim() > 2 else each.unsqueeze(2) for each in outputs]

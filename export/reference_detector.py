@@ -60,7 +60,7 @@ class Reference(LocalDetector):
             )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cudnn.allow_tf32 = False  # PyTorch's default, which no FP32 engine is held to
-        task = tasks.choose(loaded.heads, inputs=1 + len(loaded.network.stems))
+        task = tasks.choose(loaded.heads, stems=loaded.network.stems)
         kind, answered = tasks.TASKS[task], contract.TASKS[task]
         detector = Detector(
             loaded.network,

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from centernet_image.contract import (
@@ -118,7 +119,9 @@ def to_onnx(
         module = Detector(
             source.network, top_k=top_k, normalisation=normalisation, color=color, task=task
         ).eval()
-        feeds = {FRAME.name: frame} | (feed_dicts.previous(frame) if TASKS[task].inputs else {})
+        feeds = {FRAME.name: frame}
+        if TASKS[task].inputs:
+            feeds |= _read(source, feed_dicts.previous(frame))
         outputs, heads = tasks.outputs_of(task), module.reads()
     else:
         module, outputs, heads = RawHeads(source.network).eval(), [], list(source.heads)
@@ -126,9 +129,7 @@ def to_onnx(
         if source.network.stems:
             previous = feed_dicts.previous(frame, feed_dicts.RAW_PREVIOUS)
             previous[RAW_PREVIOUS] = normalise(torch.from_numpy(previous[RAW_PREVIOUS])).numpy()
-            # A network may have one of the two stems only.
-            read = [name for stem, name in zip(STEMS, previous, strict=True) if stem in source.network.stems]
-            feeds |= {name: previous[name] for name in read}
+            feeds |= _read(source, previous)
 
     progress("exporting")
     examples = [torch.from_numpy(array[:2]) for array in feeds.values()]
@@ -152,6 +153,7 @@ def to_onnx(
         task=task,
         fit=fit,
         color=color,
+        inputs=tuple(feeds),
         outputs=tuple(outputs or heads),
     )
     onnx.helper.set_model_props(model, description.to_metadata())
@@ -174,7 +176,13 @@ def _task(source: checkpoint.Checkpoint, form: str, name: str | None) -> str:
     if form == "heads" and name is None:
         candidates = tasks.recognise(source.heads)
         return candidates[0] if len(candidates) == 1 else tasks.DETECT
-    return tasks.choose(source.heads, inputs=1 + len(source.network.stems), name=name)
+    return tasks.choose(source.heads, stems=source.network.stems, name=name)
+
+
+def _read(source: checkpoint.Checkpoint, previous: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those of both stems' inputs whose stem the network has."""
+    pairs = zip(STEMS, previous.items(), strict=True)
+    return dict(item for stem, item in pairs if stem in source.network.stems)
 
 
 def _check_options(

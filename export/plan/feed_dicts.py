@@ -89,10 +89,7 @@ def is_own(model: onnx.ModelProto) -> bool:
     """
     inputs = inputs_of(model)
     names = {tensor.name for tensor in inputs}
-    if len(inputs) != 1 and names not in (
-        {contract.FRAME.name, *PREVIOUS},
-        {contract.RAW_INPUT, *RAW_PREVIOUS},
-    ):
+    if not (names <= {contract.FRAME.name, *PREVIOUS} or names <= {contract.RAW_INPUT, *RAW_PREVIOUS}):
         return False
     if inputs[0].name == contract.FRAME.name:
         return inputs[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -136,7 +133,8 @@ def from_pictures(
             continue
         frames = {tensor.name: warp(image, frame_size, fit=fit)[None]}
         if len(inputs) > 1:
-            frames |= previous(frames[tensor.name], names=[entry.name for entry in inputs[1:]])
+            made = previous(frames[tensor.name], PREVIOUS if is_frame else RAW_PREVIOUS)
+            frames |= {entry.name: made[entry.name] for entry in inputs[1:]}
         if not is_frame:
             pixels = description.normalisation if description else contract.COCO
             color = description.color if description else "bgr"

@@ -35,7 +35,8 @@ def check(name: str, tensors: ModelTensors, description: Description) -> list[st
     network, models = f"{name}_network", contract.models(name, task)
     for found, expected in zip((tensors.inputs, tensors.outputs), models[network], strict=True):
         has, wants = ({(each.name, each.dtype) for each in some} for some in (found, expected))
-        if has != wants:
+        optional = {each for each in wants if each[0] in task.optional}
+        if not wants - optional <= has <= wants:
             raise UsageError(
                 f"found the tensors {_list(has)}, expected {_list(wants)} of a network for "
                 f"{description.task}: export it again"

@@ -46,12 +46,12 @@ def recognise(heads: Collection[str]) -> list[str]:
     return found or ([DETECT] if {"hm", "wh"} <= {*heads} else [])
 
 
-def choose(heads: Mapping[str, int], *, inputs: int = 1, name: str | None = None) -> str:
+def choose(heads: Mapping[str, int], *, stems: Collection[str] = (), name: str | None = None) -> str:
     """The task of a network.
 
     Args:
         heads: Its channels, by head.
-        inputs: How many tensors it reads.
+        stems: What it reads beyond the picture: some of `networks.STEMS`.
         name: What it is said to be, where its heads do not tell.
 
     Raises:
@@ -81,10 +81,10 @@ def choose(heads: Mapping[str, int], *, inputs: int = 1, name: str | None = None
             for head in wrong
         )
         raise UsageError(f"found heads {shown}, expected {allowed} for {name}")
-    if inputs < 1 + len(contract.TASKS[name].inputs):
-        names = ", ".join(tensor.name for tensor in contract.TASKS[name].inputs)
+    if contract.TASKS[name].inputs and "pre_img" not in stems:
         raise UsageError(
-            f"found heads of {name}, but no layers that read {names}: --task {DETECT} takes the boxes alone"
+            f"found heads of {name}, but no layers that read the frame before (pre_img): "
+            f"--task {DETECT} takes the boxes alone"
         )
     return name
 

@@ -28,13 +28,18 @@ class Boxes3D(Task):
 
     @classmethod
     def channels(cls, heads: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """`rot` has two bins of (unused, score, sin, cos)."""
+        """`rot` has two bins of (unused, score, sin, cos).
+
+        `amodel_offset`, as CenterTrack spells it, leads from a box's centre to that of the object, part of
+        which the picture's border may hide.
+        """
         return {
             "wh": (2, 2 * heads["hm"], 0),
             "reg": (2, 0),
             "dep": (1,),
             "rot": (8,),
             "dim": (3,),
+            "amodel_offset": (2, 0),
         }
 
     def forward(self, heads: Heads) -> tuple[Tensor, ...]:
@@ -45,6 +50,7 @@ class Boxes3D(Task):
         found = peaks.find(heads["hm"], self.top_k)
         centre = found.centre(heads.get("reg"))
         boxes = peaks.box_around(centre, found.size(heads["wh"])) if "wh" in heads else centre.repeat(1, 2, 1)
+        whole = centre + found.read(heads["amodel_offset"]) if "amodel_offset" in heads else centre
         depth = 1 / (found.read(heads["dep"]).sigmoid() + 1e-6) - 1
         _, first, sin_1, cos_1, _, second, sin_2, cos_2 = found.read(heads["rot"]).unbind(1)
         alpha = torch.where(
@@ -54,7 +60,7 @@ class Boxes3D(Task):
             peaks.in_pixels(boxes),
             found.scores,
             found.classes,
-            peaks.in_pixels(centre),
+            peaks.in_pixels(whole),
             depth.squeeze(1),
             alpha,
             found.read(heads["dim"]).transpose(1, 2),

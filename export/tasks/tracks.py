@@ -8,6 +8,9 @@ from torch import Tensor
 from export.tasks import peaks
 from export.tasks.task import COCO_IN_FULL, Heads, Task
 
+SIDES = ("ltrb_amodal", "ltrb")
+"""Heads of left, top, right and bottom from the cell, the preferred first."""
+
 
 class Tracks(Task):
     """Boxes and the displacements of their centres: Zhou et al., "Tracking Objects as Points", 2020."""
@@ -17,16 +20,18 @@ class Tracks(Task):
 
     @classmethod
     def channels(cls, heads: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """`ltrb_amodal`, whose box is around the cell, takes the place of `wh` and `reg`."""
-        if "ltrb_amodal" in heads:
-            return {"ltrb_amodal": (4,), "tracking": (2,)}
+        """A head of `SIDES` takes the place of `wh` and `reg`."""
+        for sides in SIDES:
+            if sides in heads:
+                return {sides: (4,), "tracking": (2,)}
         return {"wh": (2, 2 * heads["hm"]), "reg": (2, 0), "tracking": (2,)}
 
     def forward(self, heads: Heads) -> tuple[Tensor, ...]:
         """Boxes, scores, classes, centers [N, K, 2] of the peaks' cells, displacements [N, K, 2]."""
         found = peaks.find(heads["hm"], self.top_k)
-        if "ltrb_amodal" in heads:
-            boxes = found.place.repeat(1, 2, 1) + found.read(heads["ltrb_amodal"])
+        sides = next((heads[name] for name in SIDES if name in heads), None)
+        if sides is not None:
+            boxes = found.place.repeat(1, 2, 1) + found.read(sides)
         else:
             size = found.size(heads["wh"]).clamp(min=0)
             boxes = peaks.box_around(found.centre(heads.get("reg")), size)

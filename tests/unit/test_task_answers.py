@@ -172,10 +172,17 @@ def test_without_sizes_a_box_encloses_the_projected_one():
     assert not np.allclose(with_sizes["detection_boxes"], found["detection_boxes"])
 
 
-@pytest.mark.parametrize("place", [(0, 0, 0), (0, 1, 1), (0, 2, 3)])
-def test_a_camera_that_projects_nothing_is_refused(place):
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(((0, 0, 0), 0), ((0, 1, 1), 0), ((0, 2, 3), np.nan)),
+        # Projections, but not of this form: scaled, skewed, turned.
+        *(((0, 2, 2), 2), ((0, 2, 2), 0), ((0, 0, 1), 3), ((0, 1, 0), 3), ((0, 2, 0), 0.1), ((0, 2, 1), 0.1)),
+    ],
+)
+def test_another_camera_is_refused(place, value):
     camera = CAMERA.copy()
-    camera[place] = np.nan if place == (0, 2, 3) else 0
+    camera[place] = value
     with pytest.raises(ValueError, match=r"camera: found .* expected numbers, focal lengths above 0"):
         answer("boxes3d", boxes3d(camera=camera), fit="width")
 

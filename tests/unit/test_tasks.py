@@ -48,7 +48,7 @@ TOP_K = 20
 def test_heads_of_the_original(shared, tmp_path, name):
     loaded = checkpoint.load(reference.write_checkpoint(shared, name, tmp_path / "x.pth"))
     network, golden = loaded.network, reference.golden(shared, name)
-    assert tasks.choose(loaded.heads, inputs=1 + len(network.stems)) == NETWORKS[name]
+    assert tasks.choose(loaded.heads, stems=network.stems) == NETWORKS[name]
     image = reference.weights(shared).image
     tensors = [image((1, 3, 160, 96), 0)]
     if network.stems:
@@ -274,7 +274,7 @@ def test_channels_are_swapped_for_rgb_and_another_fit_is_kept():
         (
             {"hm": 1, "wh": 2, "tracking": 2},
             {},
-            "but no layers that read previous_frame, previous_heat: ",
+            "but no layers that read the frame before .pre_img.: ",
         ),
     ],
 )
@@ -414,17 +414,18 @@ CENTERPOSE = {"hm": 1, "wh": 2, "hps": 16, "reg": 2, "hm_hp": 8, "hp_offset": 2,
 
 
 @pytest.mark.parametrize(
-    ("heads", "inputs", "task", "names"),
+    ("heads", "stems", "task", "names"),
     [
-        (CENTERPOSE, 1, "keypoints", None),
-        ({"hm": 1, "wh": 2, "hps": 34}, 1, "keypoints", ("person",)),
-        ({"hm": 3, "dep": 1, "rot": 8, "dim": 3}, 1, "boxes3d", ("pedestrian", "car", "cyclist")),
-        ({"hm": 1, "wh": 2, "reg": 2, "id": 512}, 1, "embeddings", ("person",)),
-        ({"hm": 80, "wh": 2, "reg": 2, "tracking": 2}, 3, "tracks", COCO_CLASSES),
-        ({"hm": 1, "wh": 2, "hm_offset": 2, "landmarks": 10}, 1, "landmarks", ("face",)),
-        ({"hm": 2, "wh": 4}, 1, "detect", None),
+        (CENTERPOSE, (), "keypoints", None),
+        ({"hm": 1, "wh": 2, "hps": 34}, (), "keypoints", ("person",)),
+        ({"hm": 3, "dep": 1, "rot": 8, "dim": 3}, (), "boxes3d", ("pedestrian", "car", "cyclist")),
+        ({"hm": 1, "wh": 2, "reg": 2, "id": 512}, (), "embeddings", ("person",)),
+        ({"hm": 80, "wh": 2, "reg": 2, "tracking": 2}, ("pre_img", "pre_hm"), "tracks", COCO_CLASSES),
+        ({"hm": 2, "wh": 2, "tracking": 2}, ("pre_img",), "tracks", None),
+        ({"hm": 1, "wh": 2, "hm_offset": 2, "landmarks": 10}, (), "landmarks", ("face",)),
+        ({"hm": 2, "wh": 4}, (), "detect", None),
     ],
 )
-def test_tasks_are_known_by_their_heads(heads, inputs, task, names):
-    assert tasks.choose(heads, inputs=inputs) == task
+def test_tasks_are_known_by_their_heads(heads, stems, task, names):
+    assert tasks.choose(heads, stems=stems) == task
     assert tasks.TASKS[task].labels(heads) == names

@@ -125,6 +125,7 @@ def test_every_architecture_form_and_node(exported, arch, form, dcn_op):
         input_size=SIZE,
         top_k=20 if form == "detector" else None,
         checkpoint_sha256="0" * 64,
+        inputs=tuple(name for name, _ in inputs),
         outputs=tuple(name for name, _ in outputs),
     )
 
@@ -231,6 +232,7 @@ def test_command_line(tmp_path, capsys):
         "task": "detect",
         "fit": "whole",
         "color": "bgr",
+        "inputs": ["frame"],
         "outputs": ["boxes", "scores", "classes", "peaks"],
     }
     assert onnx_files.description(model) == Description.of(

@@ -106,11 +106,9 @@ class TritonPythonModel:
             before, boxes = frame, np.zeros((0, 4), np.float32)
         else:
             boxes = stream.boxes
-        inputs = {
-            FRAME.name: frame,
-            PREVIOUS_FRAME: before,
-            PREVIOUS_HEAT: heat(boxes, description.input_size)[None],
-        }
+        inputs = {FRAME.name: frame, PREVIOUS_FRAME: before}
+        if not description.inputs or PREVIOUS_HEAT in description.inputs:
+            inputs[PREVIOUS_HEAT] = heat(boxes, description.input_size)[None]
         tensors = [pb_utils.Tensor(*tensor) for tensor in inputs.items()]
         (peaks,) = await _ask(self.network.name, tensors, [PEAKS.name])
         answers = tasks.split(peaks, TASK)

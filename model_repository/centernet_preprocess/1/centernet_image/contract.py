@@ -99,6 +99,7 @@ class Task:
     Attributes:
         heads: Heads of a checkpoint by which the task is known, beyond `hm`.
         inputs: Inputs of the network beyond `frame`.
+        optional: Names of those that some networks lack.
         peaks: Outputs of the network beyond `boxes`, `scores`, `classes` and the `PEAKS` of them all, in
             pixels of the frame; at most one dimension beyond K is open.
         requests: Inputs of the ensemble beyond `image`.
@@ -108,6 +109,7 @@ class Task:
 
     heads: tuple[str, ...] = ()
     inputs: tuple[Tensor, ...] = ()
+    optional: tuple[str, ...] = ()
     peaks: tuple[Tensor, ...] = ()
     requests: tuple[Tensor, ...] = ()
     answers: tuple[Tensor, ...] = ()
@@ -154,6 +156,7 @@ TASKS = {
     "tracks": Task(
         heads=("tracking",),
         inputs=(Tensor("previous_frame", "UINT8", (-1, -1, 3)), Tensor("previous_heat", "FP32", (-1, -1))),
+        optional=("previous_heat",),
         # From the centre in this frame back to that in the one before.
         peaks=(Tensor("centers", "FP32", (-1, 2)), Tensor("displacements", "FP32", (-1, 2))),
         answers=(Tensor("detection_tracks", "INT32", (-1,)),),

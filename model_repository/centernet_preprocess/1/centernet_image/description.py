@@ -36,6 +36,7 @@ class Description:
         fit: How pictures are laid into its frame: one of `contract.FITS`.
         color: The order of channels that the network reads, and `mean` and `std` have: one of
             `contract.COLORS`. The frame is BGR for all.
+        inputs: Names of what the network reads; older files lack them.
         outputs: Names of what the network answers.
     """
 
@@ -50,6 +51,7 @@ class Description:
     task: str = "detect"
     fit: str = "whole"
     color: str = "bgr"
+    inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
     @classmethod
@@ -80,7 +82,7 @@ class Description:
         height, width = facts["input_size"]
         given: dict[str, Any] = {name: str(facts[name]) for name in TEXTS if name in facts}
         given |= {name: tuple(map(float, facts[name])) for name in ("mean", "std") if name in facts}
-        given |= {"outputs": tuple(map(str, facts["outputs"]))} if "outputs" in facts else {}
+        given |= {name: tuple(map(str, facts[name])) for name in ("inputs", "outputs") if name in facts}
         return cls(
             classes=tuple(map(str, facts["classes"])),
             input_size=(int(height), int(width)),

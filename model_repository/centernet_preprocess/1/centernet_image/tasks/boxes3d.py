@@ -7,6 +7,9 @@ from centernet_image.tasks import Peaks
 NEAREST = 0.1
 """Metres: what is nearer to the camera, or behind it, is drawn as if it were there."""
 
+FIXED, ROUNDED = (0, 0, 0, 0, 1), 1e-3
+"""What a rectified camera's matrix has beside focal lengths, centre and shift; and how nearly."""
+
 
 def answers(peaks: Peaks) -> dict[str, np.ndarray]:
     """Locations [N, K, 3], dimensions [N, K, 3] and rotations [N, K], float32; and the boxes if need be.
@@ -16,11 +19,15 @@ def answers(peaks: Peaks) -> dict[str, np.ndarray]:
     points down. A network without `wh` has its centres for boxes: they become those around the 3-D boxes.
 
     Raises:
-        ValueError: The camera's matrix projects nothing.
+        ValueError: The camera's matrix is not a rectified camera's.
     """
     camera = peaks.tensors["camera"].astype(np.float64)
-    if not np.isfinite(camera).all() or not (camera[:, [0, 1], [0, 1]] > 0).all():
-        raise ValueError(f"camera: found {camera.tolist()}, expected numbers, focal lengths above 0")
+    focal, fixed = camera[:, [0, 1], [0, 1]], camera[:, [0, 1, 2, 2, 2], [1, 0, 0, 1, 2]]
+    if not (np.isfinite(camera).all() and (focal > 0).all() and np.allclose(fixed, FIXED, atol=ROUNDED)):
+        raise ValueError(
+            f"camera: found {camera.tolist()}, expected numbers, focal lengths above 0, in the form "
+            "fx 0 cx tx, 0 fy cy ty, 0 0 1 tz"
+        )
     u, v = np.moveaxis(peaks.points("centers").astype(np.float64), -1, 0)
     depths = peaks.tensors["depths"].astype(np.float64)
     dimensions = peaks.tensors["dimensions"].astype(np.float64)
