@@ -286,7 +286,7 @@ def test_labels_file(tmp_path, monkeypatch, traced):
         (["--labels", str(ROOT / "versions.json")], "is JSON, expected plain text"),
         (["--labels", str(ROOT / ".gitignore")], "labels: found [0-9]+ names, expected 3, the channels"),
         (["--mean", "0.4,0.4,0.4"], "^--mean: found numbers without --std"),
-        (["--mean", "123.7,116.3,103.5", "--std", "coco"], "pixels / 255$"),
+        (["--mean", "123.7,116.3,103.5", "--std", "coco"], "divide those for 0 to 255 by 255$"),
         (["--fit", "width"], "^--fit: found width, expected whole for a detector"),
     ],
 )
