@@ -192,9 +192,9 @@ def test_one_joint_of_many_is_not_lost_among_the_others():
 
 
 def test_every_cell_is_decoded_as_its_own():
-    """Also where all are alike, and more than K."""
+    """Also where many are equal, more than K, and beside a higher one."""
     candidates, heads = made("boxes3d").candidates, dict(heads_of("boxes3d"))
-    heads["hm"] = np.round(heads["hm"] / 100)
+    heads["hm"] = np.round(heads["hm"] / 400, 2)
     _, cells = candidates.split(heads | answers("boxes3d", heads), score=TOLERANCE.score)
     np.testing.assert_allclose(cells["boxes"], peaks.boxes_of(heads)["boxes"], atol=1e-4)
     assert cells["boxes"].shape[1] > 10 * 40
