@@ -164,7 +164,7 @@ WRONG = {
     "scores": lambda found: changed(found, ["scores"], lambda scores: scores * np.float32(0.9)),
     "pictures": lambda found: changed(found, found, lambda values: values[::-1]),
     "one joint": lambda found: changed(
-        found, ["keypoints"], lambda points: points[..., [0, 1, 2, *range(4, points.shape[2]), 3], :]
+        found, ["keypoints"], lambda points: points[..., [1, 0, *range(2, points.shape[2])], :]
     ),
     "not normalised": lambda found: changed(found, ["embeddings"], lambda values: values * 3),
     "depths": lambda found: changed(found, ["depths"], lambda depths: depths * np.float32(1.05)),
