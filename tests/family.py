@@ -43,9 +43,10 @@ NETWORKS = {
 """By name; the architecture matters little for most."""
 
 
-def checkpoint(name: str) -> Checkpoint:
+def checkpoint(name: str, seed: int | None = None) -> Checkpoint:
     made = NETWORKS[name]
-    network = tiny.network(made.arch, made.heads, stems=made.stems, seed=made.seed)
+    seed = made.seed if seed is None else seed
+    network = tiny.network(made.arch, made.heads, stems=made.stems, seed=seed)
     return Checkpoint(network, made.arch, dict(made.heads), None, "0" * 64)
 
 

@@ -189,7 +189,7 @@ def compare_outputs(
 ) -> list[Difference]:
     """Compares all outputs: detections with the heads expected, everything else value by value.
 
-    Without heads and `cells` (see `rows.explain`) detections are compared as sets, and what else there is of
+    Without heads and `cells` (see `peaks.explain`) detections are compared as sets, and what else there is of
     each with its counterpart's. Sets without a clear member show nothing, which is enough only if there are
     other outputs. What `peaks` repeats must be there to the bit. `rounded` widens the tolerance by what
     itself differs.
@@ -208,6 +208,7 @@ def compare_outputs(
         own = expected if cells is None else cells
         allowed = tolerance.unmatched if other is None else _widen(tolerance.unmatched, other.unmatched)
         passed = agreement.unmatched <= allowed and bool(agreement.compared or names)
+        passed &= agreement.of_a_class <= max(AT_MOST, TIMES * allowed)
         batch = len(expected[contract.SCORES.name])
         facts = asdict(agreement)
         differences.append(Difference(output="detections", batch=batch, passed=passed, facts=facts))
@@ -250,9 +251,9 @@ def _agreement(
 ) -> tuple[peaks.Agreement, list]:
     limits = {"score": tolerance.score, "box_px": tolerance.box_px}
     if {peaks.HEAT, peaks.SIZE} <= set(expected):
-        return peaks.compare(actual, expected, **limits), []
+        cells = peaks.boxes_of(expected)
     if cells is not None:
-        return rows.explain(cells, expected, actual, **limits)
+        return peaks.explain(actual, cells, **limits)
     return rows.match(expected, actual, **limits)
 
 

@@ -223,7 +223,7 @@ def _compare_detections(found: Outputs, heads: Sequence[str], task: str) -> Diff
     box_px = max(BOX_TOLERANCE_PIXELS, 4 * float(np.spacing(far)))
     if task != DETECT:
         return _compare_task(found, heads, task, box_px)
-    agreement = peaks.compare(found, found, score=SCORE_TOLERANCE, box_px=box_px)
+    agreement, _ = peaks.explain(found, peaks.boxes_of(found), score=SCORE_TOLERANCE, box_px=box_px)
     if agreement.unmatched:
         raise ExportError(
             f"check of the decode: {agreement.unmatched:.0%} of a picture's detections are missing or are "

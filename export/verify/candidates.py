@@ -15,8 +15,6 @@ from export.graphs.surgery import import_graph
 from export.verify import peaks
 
 DECODE = "decode/"
-APART, FARTHEST = 3, 16
-"""Cells between those that are decoded together: at least so many, else peaks hide each other."""
 
 HIDDEN = np.float32(-1e4)
 """The logit of a cell that is left out."""
@@ -29,6 +27,9 @@ class Candidates:
 
     Args:
         model: FP32, from `export.to_onnx`, with standard operators.
+
+    Attributes:
+        with_heads: the model with the heads that its decode reads among its outputs.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -45,39 +46,63 @@ class Candidates:
         typed.graph.output.extend(info for info in typed.graph.value_info if info.name in self._heads)
 
     def split(self, found: Outputs, *, score: float) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """What `with_heads` answered, without its heads; and of the heads the candidates.
+        """What `with_heads` answered, without its heads; and what its heads say of their cells.
 
         Args:
             found: all outputs of `with_heads`.
             score: largest difference of a score.
 
         Returns:
-            The outputs, and the same but `PEAKS` of all cells that are peaks, give or take `score`:
-            [N, K', ...].
+            The outputs; and the same, but `PEAKS`, scores and classes, of all cells [N, C·H·W, ...], with
+            the raw `hm` [N, C, H, W]. NaN where a cell is no peak, give or take `score`.
         """
         heads = {name: found[name] for name in self._heads}
+        rest = {name: values for name, values in found.items() if name not in heads}
         logits = heads[peaks.HEAT]
-        heat = (1 + np.tanh(logits / 2)) / 2  # the sigmoid, without overflow
-        free = heat >= np.stack([peaks.widen(planes) for planes in heat]) - score
+        heat = peaks.sigmoid(logits)
+        free = np.stack([peaks.are_peaks(planes, score) for planes in heat])
         # Detections below `score` are not looked at, but for a picture's first.
         free &= heat >= np.minimum(score / 2, heat.max(axis=(1, 2, 3), keepdims=True) - score)
-        parts = [self._decode(heads, here) for here in _groups(free, found[contract.SCORES.name].shape[1])]
-        cells = [np.concatenate(each, axis=1) for each in zip(*parts, strict=True)]
-        rest = {name: values for name, values in found.items() if name not in heads}
-        return rest, dict(zip(self._outputs, cells, strict=True))
+        names = [name for name in self._outputs if name not in (contract.SCORES.name, contract.CLASSES.name)]
+        shape = (len(logits), logits[0].size)
+        cells = {name: np.full((*shape, *rest[name].shape[2:]), np.nan, np.float32) for name in names}
+        for here, picture, row, cell in _groups(logits, free, rest[contract.SCORES.name].shape[1]):
+            answers = self.decode(heads, here)
+            for name in names:
+                cells[name][picture, cell] = answers[name][picture, row]
+        return rest, cells | {peaks.HEAT: logits}
 
-    def _decode(self, heads: Outputs, here: np.ndarray) -> list[np.ndarray]:
-        given = {**heads, peaks.HEAT: np.where(here, heads[peaks.HEAT], HIDDEN)}
-        return self._session.run(self._outputs, given)
+    def decode(self, heads: Outputs, here: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs but `PEAKS`, as if there were only some cells.
+
+        Args:
+            heads: what the decode reads.
+            here: which cells, [N, C, H, W].
+        """
+        given = {name: heads[name] for name in self._heads}
+        given[peaks.HEAT] = np.where(here, heads[peaks.HEAT], HIDDEN)
+        return dict(zip(self._outputs, self._session.run(self._outputs, given), strict=True))
 
 
-def _groups(free: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Masks of the cells in `free` [N, C, H, W], each cell in one; each of at most `most` of a picture."""
-    for apart in range(APART, FARTHEST + 1):
-        row, column = (np.arange(side) % apart for side in free.shape[2:])
-        masks = [
-            free & (row[:, None] == cell // apart) & (column == cell % apart) for cell in range(apart**2)
-        ]
-        if max(mask.sum(axis=(1, 2, 3)).max() for mask in masks) <= most:
-            break
-    yield from masks
+def _groups(logits: np.ndarray, free: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Cells to decode together: no neighbours, which would hide each other, and `most` of a picture.
+
+    Yields:
+        Mask of the cells [N, C, H, W]; and of each cell the picture, the row of the decode that is its, and
+        where it is in [C·H·W].
+    """
+    flat = (len(logits), logits[0].size)
+    for top, left in np.ndindex(2, 2):
+        every_second = np.zeros_like(free)
+        every_second[..., top::2, left::2] = True
+        apart = free & every_second
+        # As the decode sorts them: the best first, the first among equals.
+        order = np.argsort(np.where(apart, -logits, np.inf).reshape(flat), axis=1, kind="stable")
+        counts = apart.sum(axis=(1, 2, 3))
+        for start in range(0, int(counts.max()), most):
+            rank = np.arange(start, start + most)
+            picture, row = np.nonzero(rank < counts[:, None])
+            cell = order[picture, start + row]
+            here = np.zeros(flat, bool)
+            here[picture, cell] = True
+            yield here.reshape(logits.shape), picture, row, cell

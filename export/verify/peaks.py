@@ -4,7 +4,7 @@ Two runs of one network never agree on the order of peaks that are as good as eq
 the last of the K best. What a detection says of its own cell does not depend on that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -13,6 +13,9 @@ from centernet_image.contract import BOXES, CLASSES, HEADS, SCORES, STRIDE
 
 OUTPUTS = (BOXES.name, SCORES.name, CLASSES.name)
 HEAT, OFFSET, SIZE = HEADS
+
+ENOUGH = 8
+"""Detections of a class that say something of it: a right plan does not miss half of so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +26,21 @@ class Agreement:
         score: largest difference of an explained detection's score.
         box_px: largest difference of a side of its box, pixels of the frame.
         unmatched: part without an explanation, or missing; of the worst picture.
+        of_a_class: the same of the worst class that has `ENOUGH`, all pictures together: one of 80 is lost
+            among the others.
         compared: detections looked at, and those that are missing.
     """
 
     score: float
     box_px: float
     unmatched: float
+    of_a_class: float
     compared: int
 
 
-def compare(
-    found: Mapping[str, np.ndarray], heads: Mapping[str, np.ndarray], *, score: float, box_px: float
-) -> Agreement:
+def explain(
+    found: Mapping[str, np.ndarray], cells: Mapping[str, np.ndarray], *, score: float, box_px: float
+) -> tuple[Agreement, list]:
     """Looks for the cell of each detection, and for the detection of each peak.
 
     A cell explains one detection of its class at most: it is a peak, give or take `score`, and its score and
@@ -45,43 +51,79 @@ def compare(
 
     Args:
         found: `boxes` [N, K, 4], `scores` [N, K] and `classes` [N, K], best first.
-        heads: raw `hm`, `wh` and, if there is one, `reg`, as `export.detector.Decode` reads them.
+        cells: the raw `hm` [N, C, H, W], and `boxes` [N, C·H·W, 4] of its cells; of `boxes_of`, or of
+            `candidates.Candidates`.
         score: largest difference of a score.
         box_px: largest difference of a side of a box, pixels of the frame.
+
+    Returns:
+        The agreement, and (picture, cell, detection) of each pair.
     """
+    pairs = []
     worst_score = worst_box = unmatched = 0.0
-    compared = 0
-    offsets = heads.get(OFFSET, np.full((len(heads[HEAT]), 2, 1, 1), 0.5, np.float32))
+    looked_at: list[tuple[int, bool]] = []  # class, and whether it is explained
     detections = [found[name] for name in OUTPUTS]
-    for hm, wh, reg, boxes, scores, labels in zip(
-        heads[HEAT], heads[SIZE], offsets, *detections, strict=True
+    for picture, (hm, every, boxes, scores, labels) in enumerate(
+        zip(cells[HEAT], cells[BOXES.name], *detections, strict=True)
     ):
-        every = _all_boxes(hm, wh, reg)
-        heat = (1 + np.tanh(hm / 2)) / 2  # the sigmoid, without overflow
-        free = heat >= widen(heat) - score
+        heat = sigmoid(hm)
+        free = are_peaks(heat, score)
         taken = np.zeros(heat.shape, np.uint8)
+        of_class = every.reshape(*heat.shape, 4)
+        here = []
         # A NaN compares false: written so that it is looked at, and never explained.
-        rows = np.flatnonzero(~(scores <= score) | (np.arange(len(scores)) == 0))
-        explained = 0
-        for row in rows:
+        for row in np.flatnonzero(~(scores <= score) | (np.arange(len(scores)) == 0)):
             label = int(labels[row])
+            here.append((label, False))
             if not 0 <= label < len(heat):
                 continue
             score_gap = np.abs(heat[label] - scores[row])
-            box_gap = np.abs(every[label % len(every)] - boxes[row]).max(-1)
-            misfit = np.where(free[label], np.maximum(score_gap / score, box_gap / box_px), np.inf)
+            box_gap = np.abs(of_class[label] - boxes[row]).max(-1)
+            misfit = np.maximum(score_gap / score, box_gap / box_px)
+            misfit = np.where(free[label] & (misfit <= 1), misfit, np.inf)
             cell = np.unravel_index(np.argmin(misfit), misfit.shape)
             if misfit[cell] <= 1:
-                explained += 1
+                here[-1] = (label, True)
                 free[label][cell], taken[label][cell] = False, 1
+                pairs.append((picture, int(np.ravel_multi_index((label, *cell), heat.shape)), int(row)))
                 worst_score = max(worst_score, float(score_gap[cell]))
                 worst_box = max(worst_box, float(box_gap[cell]))
         # Of the logits: where the sigmoid saturates every cell is as high as the next.
         is_due = (hm == widen(hm, cells=2)) & (heat > max(scores[-1], score) + score)
-        missing = int((is_due & (widen(taken, cells=2) == 0)).sum())
-        compared += len(rows) + missing
-        unmatched = max(unmatched, 1 - explained / (len(rows) + missing))
-    return Agreement(score=worst_score, box_px=worst_box, unmatched=unmatched, compared=compared)
+        missing = is_due & (widen(taken, cells=2) == 0)
+        here += [(int(label), False) for label in np.nonzero(missing)[0]]
+        unmatched = max(unmatched, 1 - sum(explained for _, explained in here) / len(here))
+        looked_at += here
+    agreement = Agreement(
+        score=worst_score,
+        box_px=worst_box,
+        unmatched=unmatched,
+        of_a_class=of_a_class(looked_at),
+        compared=len(looked_at),
+    )
+    return agreement, pairs
+
+
+def of_a_class(looked_at: Iterable[tuple[int, bool]]) -> float:
+    """The unmatched part of the worst class with `ENOUGH`.
+
+    Args:
+        looked_at: of each detection its class, and whether it has a counterpart.
+    """
+    matched: dict[int, list[bool]] = {}
+    for label, has_one in looked_at:
+        matched.setdefault(label, []).append(has_one)
+    return max((1 - sum(each) / len(each) for each in matched.values() if len(each) >= ENOUGH), default=0.0)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Scores of logits, without overflow."""
+    return (1 + np.tanh(logits / 2)) / 2
+
+
+def are_peaks(heat: np.ndarray, score: float) -> np.ndarray:
+    """The cells of [C, H, W] that no neighbour exceeds by more than `score`."""
+    return heat >= widen(heat) - score
 
 
 def widen(planes: np.ndarray, *, cells: int = 1) -> np.ndarray:
@@ -90,9 +132,19 @@ def widen(planes: np.ndarray, *, cells: int = 1) -> np.ndarray:
     return np.stack([cv2.dilate(plane, square) for plane in planes])
 
 
-def _all_boxes(hm: np.ndarray, wh: np.ndarray, reg: np.ndarray) -> np.ndarray:
-    """The box of each cell, [C, H, W, 4] if `wh` knows classes, else [1, H, W, 4]."""
-    height, width = hm.shape[1:]
-    centre = np.stack(np.meshgrid(np.arange(width), np.arange(height))) + reg
-    size = wh.reshape(-1, 2, height, width)
-    return STRIDE * np.moveaxis(np.concatenate([centre - size / 2, centre + size / 2], 1), 1, -1)
+def boxes_of(heads: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `explain` wants of a detector: all its cells at once.
+
+    `candidates.Candidates` would do, but decodes K cells at a time: minutes for 80 classes that score alike.
+
+    Args:
+        heads: raw `hm`, `wh` and, if there is one, `reg`, as `export.tasks.detect` reads them.
+    """
+    hm = heads[HEAT]
+    pictures, classes, height, width = hm.shape
+    places = np.stack(np.meshgrid(np.arange(width), np.arange(height)))
+    centre = (places + heads.get(OFFSET, np.full((pictures, 2, 1, 1), 0.5, np.float32)))[:, None]
+    half = heads[SIZE].reshape(pictures, -1, 2, height, width) / 2  # of each class, or of all
+    boxes = STRIDE * np.moveaxis(np.concatenate([centre - half, centre + half], 2), 2, -1)
+    boxes = np.broadcast_to(boxes, (pictures, classes, height, width, 4))
+    return {HEAT: hm, BOXES.name: boxes.reshape(pictures, -1, 4)}

@@ -77,7 +77,7 @@ def test_peaks_are_chosen_in_fp16_and_computed_in_fp32(detector):
     found = run(half, feed)
     # ONNX Runtime computes the heads in FP32 and takes the rounding out of what it gives of them.
     heads = {name: found[name].astype(np.float16).astype(np.float32) for name in traced.HEADS}
-    agreement = peaks.compare(found, heads, score=1e-6, box_px=1e-4)
+    agreement, _ = peaks.explain(found, peaks.boxes_of(heads), score=1e-6, box_px=1e-4)
     assert (agreement.unmatched, agreement.compared) == (0, 20)
 
 

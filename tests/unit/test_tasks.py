@@ -388,8 +388,7 @@ def test_a_neighbour_as_high_may_be_the_peak():
 
     def decoded(higher, lower):
         given = heads | {"hm": np.maximum(higher, lower - 1e-3)}
-        answers = candidates._decode(given, np.ones_like(logits, bool))
-        return given | dict(zip(outputs, answers, strict=True))
+        return given | candidates.decode(given, np.ones_like(logits, bool))
 
     tolerance = against_onnx.TOLERANCES["fp16"]
     expected, cells = candidates.split(decoded(logits, beside), score=tolerance.score)
