@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -140,11 +140,17 @@ def of_file(
     return LocalDetector(network, description, camera=camera)
 
 
-def inputs(task: contract.Task, frames: np.ndarray) -> dict[str, np.ndarray]:
-    """What a network reads of frames that are each the first of a video: the same before, without objects."""
+def inputs(task: contract.Task, names: Collection[str], frames: np.ndarray) -> dict[str, np.ndarray]:
+    """What a network reads of frames that are each the first of a video: the same before, no objects.
+
+    Args:
+        task: Its task.
+        names: Of its inputs.
+        frames: [N, H, W, 3].
+    """
     empty = np.zeros(frames.shape[:-1], np.float32)
     before = {each.name: frames if each.dtype == contract.FRAME.dtype else empty for each in task.inputs}
-    return {contract.FRAME.name: frames} | before
+    return {contract.FRAME.name: frames} | {name: before[name] for name in before.keys() & {*names}}
 
 
 def onnxruntime_network(
@@ -173,7 +179,8 @@ def onnxruntime_network(
     network = onnxruntime.InferenceSession(path, options, providers=list(providers))
     kind = contract.TASKS[task]
     outputs = [tensor.name for tensor in kind.columns]
-    return lambda frames: network.run(outputs, inputs(kind, frames))
+    names = [tensor.name for tensor in network.get_inputs()]
+    return lambda frames: network.run(outputs, inputs(kind, names, frames))
 
 
 def tensorrt_network(path: Path, *, task: str = "detect") -> Network:
@@ -186,7 +193,7 @@ def tensorrt_network(path: Path, *, task: str = "detect") -> Network:
     kind = contract.TASKS[task]
 
     def infer(frames: np.ndarray) -> list[np.ndarray]:
-        outputs = runner.infer(inputs(kind, frames))
+        outputs = runner.infer(inputs(kind, runner.get_input_metadata(), frames))
         # Polygraphy keeps the memory for the next batch.
         return [outputs[tensor.name].copy() for tensor in kind.columns]
 

@@ -72,9 +72,11 @@ class Reference(LocalDetector):
         detector.eval().to(device)
 
         def network(frames: np.ndarray) -> list[np.ndarray]:
-            given = [torch.from_numpy(each).to(device) for each in inputs(answered, frames).values()]
+            # The detector leaves what the network has no stem for.
+            given = inputs(answered, [tensor.name for tensor in answered.inputs], frames)
+            tensors = {name: torch.from_numpy(each).to(device) for name, each in given.items()}
             with torch.inference_mode():
-                return [output.cpu().numpy() for output in detector(*given)[: len(answered.columns)]]
+                return [output.cpu().numpy() for output in detector(**tensors)[: len(answered.columns)]]
 
         description = Description(
             classes=tuple(names),

@@ -5,12 +5,14 @@ import json
 import cv2
 import family
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import tiny
 import torch
 from centernet_image.contract import STRIDE, TASKS
 
+from clients import local
 from export import checkpoint, tasks, to_onnx
 from export.graphs import onnx_files
 from export.plan import feed_dicts, lowering
@@ -84,3 +86,12 @@ def test_a_network_without_the_heat(file, tmp_path, form, inputs):
     ]
     assert np.abs(answers[0] - answers[1]).max() > 1e-2, "the frame before counts"
     assert answers[2].shape == answers[0].shape
+
+
+def test_no_server_is_needed_for_it(file, tmp_path):
+    result = to_onnx.to_onnx(checkpoint.load(file), input_size=family.SIZE, top_k=20)
+    onnx.save(result.model, tmp_path / "model.onnx")
+    (tmp_path / "model.json").write_text(result.description.to_json(), encoding="utf-8")
+    picture = cv2.imencode(".png", RNG.integers(0, 256, (40, 60, 3), np.uint8))[1].tobytes()
+    (found,) = local.of_file(tmp_path / "model.onnx").detect_each([picture], threshold=0.0)
+    assert len(found.tracks) == 20
