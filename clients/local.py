@@ -16,9 +16,9 @@ from centernet_image.description import Description
 from centernet_image.geometry import warp
 from centernet_image.tasks import Peaks, answer
 
-from clients.detections import EXTRAS, Detections
+from clients.detections import Detections
 from clients.errors import CenterNetError, SourceError
-from clients.tensors import CAMERA, TRACKS, Signature
+from clients.tensors import CAMERA, TRACKS, Signature, detections
 
 Network = Callable[[np.ndarray], Sequence[np.ndarray]]
 """Frames uint8 [N, H, W, 3] to the `columns` of its task, [N, K, ...] each."""
@@ -75,8 +75,8 @@ class LocalDetector:
             found = self.detect_frames(
                 kept, np.array([sizes[number] for number in good], np.int32), threshold
             )
-            for number, detections in zip(good, found, strict=True):
-                answers[number] = detections
+            for number, one in zip(good, found, strict=True):
+                answers[number] = one
         return answers
 
     def detect_frames(
@@ -90,14 +90,10 @@ class LocalDetector:
         if self._description.task == "tracks":  # of a first frame
             classes = found[contract.DETECTION_CLASSES.name]
             found[TRACKS.name] = np.cumsum(np.ones_like(classes), axis=1, dtype=classes.dtype)
-        detections = []
-        for number, (num,) in enumerate(found[contract.NUM_DETECTIONS.name]):
-            own = {name: values[number, :num] for name, values in found.items()}
-            boxes, scores, ids, labels = (own[tensor.name] for tensor in contract.DETECTIONS[1:])
-            extras = {name: own[tensor.name] for name, tensor in EXTRAS.items() if tensor.name in own}
-            names = tuple(label.decode() for label in labels)
-            detections.append(Detections(boxes, scores, ids, names, **extras))
-        return detections
+        return [
+            detections({name: values[number] for name, values in found.items()})
+            for number in range(len(frames))
+        ]
 
     def _prepare(self, content: bytes, frame: np.ndarray) -> tuple[int, int] | SourceError:
         """Writes the frame and returns height and width of the picture."""

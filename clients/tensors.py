@@ -124,12 +124,17 @@ def warped(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def parse(result: Any) -> Detections:
     """The detections of tritonclient's result for one picture."""
-    count = int(result.as_numpy(contract.NUM_DETECTIONS.name).flat[0])
-    xyxy, scores, class_ids, labels = (
-        result.as_numpy(tensor.name)[0, :count] for tensor in contract.DETECTIONS[1:]
-    )
-    answered = {name: result.as_numpy(tensor.name) for name, tensor in EXTRAS.items()}
-    extras = {name: array[0, :count] for name, array in answered.items() if array is not None}
+    tensors = {
+        tensor.name: result.as_numpy(tensor.name) for tensor in (*contract.DETECTIONS, *EXTRAS.values())
+    }
+    return detections({name: array[0] for name, array in tensors.items() if array is not None})
+
+
+def detections(tensors: Mapping[str, np.ndarray]) -> Detections:
+    """The detections that an ensemble's output tensors, by name, hold for one picture."""
+    count = int(tensors[contract.NUM_DETECTIONS.name].flat[0])
+    xyxy, scores, class_ids, labels = (tensors[tensor.name][:count] for tensor in contract.DETECTIONS[1:])
+    extras = {name: tensors[tensor.name][:count] for name, tensor in EXTRAS.items() if tensor.name in tensors}
     return Detections(xyxy, scores, class_ids, tuple(map(_text, labels)), **extras)
 
 
