@@ -51,6 +51,11 @@ def opencv(data: bytes | memoryview) -> np.ndarray:
     return image
 
 
+def has_row(data: bytes, length: int, start: int = 0, end: int | None = None) -> bool:
+    """Whether so many zeros, or bytes of ones, follow each other: what is there where data were lost."""
+    return any(data.find(bytes([value]) * length, start, end) >= 0 for value in (0, 255))
+
+
 def to_bgr(picture: Image.Image) -> np.ndarray:
     """Pillow's pixels, a band of rows at a time: each copy is three or four bytes for a pixel."""
     width, height = picture.size

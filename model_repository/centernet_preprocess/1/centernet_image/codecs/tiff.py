@@ -10,7 +10,7 @@ import numpy as np
 from isal import isal_zlib
 from PIL import Image, UnidentifiedImageError
 
-from centernet_image.codecs.common import CheckSize, DamagedError, ImageError, opencv, to_bgr
+from centernet_image.codecs.common import CheckSize, DamagedError, ImageError, has_row, opencv, to_bgr
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 274, 277, 278, 279
@@ -54,8 +54,11 @@ MAX_PARTS = 2**18
 _EXPANSION = {_NONE: 1, _LZW: 3641, **dict.fromkeys(_DEFLATE, 1032), _PACKBITS: 64}
 """How many bytes one byte stands for at most: with LZW, 9 bits for 4096 bytes."""
 
-_HOLES = (bytes(256), b"\xff" * 256)
-"""Not PackBits: a literal has at most 128 bytes, and encoders put more than two equal ones into a run."""
+_HOLE = 256
+"""Equal bytes in a row that are not PackBits.
+
+A literal has at most 128 bytes, and encoders put more than two equal ones into a run.
+"""
 
 LARGE_TILE = 1024
 """Pixels of a side that a tile may have in any picture."""
@@ -154,7 +157,7 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
         raise DamagedError("a part has too few bytes for its pixels")
     if compression == _PACKBITS:
         spans = zip(parts.offsets.tolist(), (parts.offsets + parts.sizes).tolist(), strict=True)
-        if any(data.find(hole, start, end) >= 0 for start, end in spans for hole in _HOLES):
+        if any(has_row(data, _HOLE, *span) for span in spans):
             raise DamagedError("there is a hole in its pixels")
     if directory.one(_FILL_ORDER, 1) == 1 and not _begin_as(compression, data, parts.offsets):
         raise DamagedError("a part does not begin as its compression does")

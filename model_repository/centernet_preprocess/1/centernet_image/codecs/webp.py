@@ -11,6 +11,7 @@ from centernet_image.codecs.common import (
     DamagedError,
     ImageError,
     exif_orientation,
+    has_row,
     opencv,
 )
 
@@ -45,7 +46,7 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
         raise DamagedError("it holds no pixels")
     width, height = _size(picture)
     check(width, height)
-    if any(bytes([value]) * _HOLE in picture for value in (0, 255)) and _is_whole_without_end(picture):
+    if has_row(picture, _HOLE) and _is_whole_without_end(picture):
         raise DamagedError("there is a hole in its pixels")
     image = opencv(_file(picture))
     if canvas is None or canvas == (width, height):
