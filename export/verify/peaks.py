@@ -51,8 +51,8 @@ def explain(
 
     Args:
         found: `boxes` [N, K, 4], `scores` [N, K] and `classes` [N, K], best first.
-        cells: the raw `hm` [N, C, H, W], and `boxes` [N, C·H·W, 4] of its cells; of `boxes_of`, or of
-            `candidates.Candidates`.
+        cells: the raw `hm` [N, C, H, W], and `boxes` of its cells, [N, C, H, W, 4] of `boxes_of` or
+            [N, C·H·W, 4] of `candidates.Candidates`.
         score: largest difference of a score.
         box_px: largest difference of a side of a box, pixels of the frame.
 
@@ -146,5 +146,5 @@ def boxes_of(heads: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     centre = (places + heads.get(OFFSET, np.full((pictures, 2, 1, 1), 0.5, np.float32)))[:, None]
     half = heads[SIZE].reshape(pictures, -1, 2, height, width) / 2  # of each class, or of all
     boxes = STRIDE * np.moveaxis(np.concatenate([centre - half, centre + half], 2), 2, -1)
-    boxes = np.broadcast_to(boxes, (pictures, classes, height, width, 4))
-    return {HEAT: hm, BOXES.name: boxes.reshape(pictures, -1, 4)}
+    # A view: where all classes share one box it is not copied for each.
+    return {HEAT: hm, BOXES.name: np.broadcast_to(boxes, (pictures, classes, height, width, 4))}

@@ -197,7 +197,8 @@ def test_every_cell_is_decoded_as_its_own():
     candidates, heads = made("boxes3d").candidates, dict(heads_of("boxes3d"))
     heads["hm"] = np.round(heads["hm"] / 400, 2)
     _, cells = candidates.split(heads | answers("boxes3d", heads), score=TOLERANCE.score)
-    np.testing.assert_allclose(cells["boxes"], peaks.boxes_of(heads)["boxes"], atol=1e-4)
+    expected = peaks.boxes_of(heads)["boxes"].reshape(cells["boxes"].shape)
+    np.testing.assert_allclose(cells["boxes"], expected, atol=1e-4)
     assert cells["boxes"].shape[1] > 10 * 40
     dimensions = np.moveaxis(heads["dim"], 1, -1).reshape(2, -1, 3)  # of each class
     np.testing.assert_array_equal(cells["dimensions"], np.tile(dimensions, (1, 3, 1)))
