@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from centernet_preprocessing.gpu.jpeg import plain_size
+from centernet_preprocessing.gpu.jpeg import parse
 from pictures import encode, picture
 from PIL import ExifTags, Image
 
@@ -23,14 +23,14 @@ def jpeg(mode="RGB", **options):
     "options", [{"subsampling": i} for i in range(3)] + [{"orientation": 1}, {"mode": "L"}]
 )
 def test_plain(options):
-    assert plain_size(jpeg(**options)) == (60, 90)
+    assert parse(jpeg(**options)).size == (60, 90)
 
 
 def test_comments_and_other_segments_change_nothing():
     data = jpeg(comment=b"x" * 1000)
-    assert plain_size(data) == (60, 90)
+    assert parse(data).size == (60, 90)
     app2 = b"\xff\xe2\x00\x06ICC_"
-    assert plain_size(data[:2] + app2 + data[2:]) == (60, 90)
+    assert parse(data[:2] + app2 + data[2:]).size == (60, 90)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_comments_and_other_segments_change_nothing():
     ],
 )
 def test_the_cpus(data):
-    assert plain_size(data) is None
+    assert parse(data) is None
 
 
 def test_damaged_headers_are_the_cpus():
@@ -59,5 +59,5 @@ def test_damaged_headers_are_the_cpus():
     for position in range(2, data.index(b"\xff\xda") + 14):
         for value in (0, 1, 0x7F, 0xFF):
             damaged = data[:position] + bytes([value]) + data[position + 1 :]
-            found = plain_size(damaged)
-            assert found is None or len(found) == 2
+            found = parse(damaged)
+            assert found is None or len(found.size) == 2

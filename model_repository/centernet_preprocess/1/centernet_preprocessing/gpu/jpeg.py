@@ -1,26 +1,39 @@
 """Which JPEGs the GPU decodes as the contract says: those with nothing unusual in their headers."""
 
 import struct
+from typing import NamedTuple
 
 import simplejpeg
 
-SOI, EOI, SOF0, SOS = 0xD8, 0xD9, 0xC0, 0xDA
+from centernet_preprocessing.gpu import layout
+from centernet_preprocessing.gpu.layout import APP14, CHECKED, DHT, DQT, DRI, SAMPLINGS, SOF0, SOS, Scan
+
+SOI, EOI, APP1 = 0xD8, 0xD9, 0xE1
 # Tables, restart interval, comments and APP0 to APP15: they change nothing here, but for two of the last.
-HARMLESS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
-APP1, APP14 = 0xE1, 0xEE
-SAMPLINGS = (0x11, 0x21, 0x12, 0x22)
-"""Of the brightness, by that of the colours: 4:4:4, 4:2:2, 4:4:0, 4:2:0."""
+HARMLESS = {DHT, DQT, DRI, 0xFE, *range(0xE0, 0xF0)}
 
 ORIENTATION, UPRIGHT = 0x0112, 1
 
 
-def plain_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a plain JPEG, or None for everything else, which is then the CPU's.
+class Plain(NamedTuple):
+    """A plain JPEG.
+
+    Attributes:
+        size: Height and width.
+        scan: None if only libjpeg-turbo can say whether the file is whole.
+    """
+
+    size: tuple[int, int]
+    scan: Scan | None
+
+
+def parse(data: bytes) -> Plain | None:
+    """What there is to know of a plain JPEG; None for everything else, which is then the CPU's.
 
     Plain is: baseline, 8 bits, grey or YCbCr in one scan, upright, nothing behind its end.
     """
     try:
-        return _plain_size(data)
+        return _parse(data)
     except (struct.error, IndexError):
         return None
 
@@ -38,13 +51,14 @@ def is_whole(data: bytes) -> bool:
     return True
 
 
-def _plain_size(data: bytes) -> tuple[int, int] | None:
+def _parse(data: bytes) -> Plain | None:
     if data[:2] != bytes([0xFF, SOI]) or data[-2:] != bytes([0xFF, EOI]):
         return None
     size, components, position = None, b"", 2
+    segments: list[tuple[int, bytes]] = []
     while True:
         lead, marker, length = struct.unpack_from(">BBH", data, position)
-        segment = position + 4
+        segment, end = position + 4, position + 2 + length
         if lead != 0xFF or length < 2:
             return None
         if marker == SOF0:
@@ -56,16 +70,20 @@ def _plain_size(data: bytes) -> tuple[int, int] | None:
         elif marker == SOS:
             count = data[segment]
             selection = data[segment + 1 + 2 * count : segment + 4 + 2 * count]
-            whole = 3 * count == len(components) and selection == bytes([0, 63, 0])
-            return size if whole else None
+            if size is None or 3 * count != len(components) or selection != bytes([0, 63, 0]):
+                return None
+            segments.append((SOS, data[segment:end]))
+            return Plain(size, layout.scan(data, end, segments))
         elif marker not in HARMLESS:
             return None
         elif marker == APP1 and data.startswith(b"Exif\0\0", segment):
-            if not _is_upright(data[segment + 6 : position + 2 + length]):
+            if not _is_upright(data[segment + 6 : end]):
                 return None
         elif marker == APP14 and data.startswith(b"Adobe", segment) and data[segment + 11] == 0:
             return None  # RGB or CMYK
-        position += 2 + length
+        if marker in CHECKED:
+            segments.append((marker, data[segment:end]))
+        position = end
 
 
 def _is_grey_or_ycbcr(components: bytes) -> bool:

@@ -14,8 +14,9 @@ from nvidia import nvimgcodec
 
 from centernet_preprocessing import Prepared
 from centernet_preprocessing.cpu.preprocessor import CpuPreprocessor
-from centernet_preprocessing.gpu.jpeg import is_whole, plain_size
+from centernet_preprocessing.gpu.jpeg import Plain, parse
 from centernet_preprocessing.gpu.picture import PICTURE, describe
+from centernet_preprocessing.gpu.scan import ScanCheck
 
 MAX_PIXELS_AT_ONCE = 2**26
 """Of the pictures that are decoded together: 200 MB of the GPU's memory."""
@@ -64,21 +65,24 @@ class GpuPreprocessor:
         self.parameters = nvimgcodec.DecodeParams(
             apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB
         )
+        self.scans = ScanCheck(cpu.pool)
         self.kept: list[Any] = []
         self._warm_up(max_batch)
 
     def prepare(self, pictures: Sequence[bytes]) -> Prepared:
         """See `centernet_preprocessing.Preprocessor`; the frames are in the GPU's memory."""
         self.device.use()
-        sizes: list[Any] = [self._plain_size(data) for data in pictures]
-        plain = [index for index, size in enumerate(sizes) if size]
+        parsed = [self._parse(data) for data in pictures]
+        sizes: list[Any] = [found.size if found else None for found in parsed]
+        plain = {index: found for index, found in enumerate(parsed) if found}
         others = {index: self.cpu.start(pictures[index]) for index, size in enumerate(sizes) if not size}
-        # At the same time as the GPU decodes them.
-        checks = {i: self.cpu.pool.submit(is_whole, pictures[i]) for i in plain if self.check_scans}
+        check = self.check_scans
+        if check:  # At the same time as they are decoded.
+            self.scans.start({index: (pictures[index], found.scan) for index, found in plain.items()})
         for part in _parts(plain, [sizes[index][0] * sizes[index][1] for index in plain]):
             images = self._decode([pictures[index] for index in part])
             decoded = {index: image for index, image in zip(part, images, strict=True) if image is not None}
-            for index in [i for i in decoded if i in checks and not checks[i].result()]:
+            for index in [i for i in decoded if check and not self.scans.is_whole(i)]:
                 del decoded[index]
             # What is refused here is judged by the CPU, whose answer counts.
             others |= {index: self.cpu.start(pictures[index]) for index in part if index not in decoded}
@@ -100,12 +104,14 @@ class GpuPreprocessor:
         """Ends the threads and gives the memory back."""
         self.cpu.close()
         self.kept.clear()
+        self.scans.close()
         del self.decoder, self.frames, self.pictures
 
-    def _plain_size(self, data: bytes) -> tuple[int, int] | None:
-        size = plain_size(data) if len(data) <= self.limits.max_bytes else None
-        within = size and size[0] * size[1] <= self.limits.max_pixels and min(size) >= self.limits.min_side
-        return size if within else None
+    def _parse(self, data: bytes) -> Plain | None:
+        found = parse(data) if len(data) <= self.limits.max_bytes else None
+        size = found.size if found else (0, 0)
+        within = size[0] * size[1] <= self.limits.max_pixels and min(size) >= self.limits.min_side
+        return found if within else None
 
     def _decode(self, pictures: list[bytes]) -> list[Any]:
         """Decoded pictures, uint8 [height, width, 3] in RGB; None for what cannot be that."""
