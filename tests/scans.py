@@ -1,12 +1,16 @@
 """JPEGs whole and damaged, for the check of their scans, and its kernel on the CPU."""
 
 import ctypes
+import functools
 import io
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 from centernet_preprocessing.gpu.jpeg import parse
 from centernet_preprocessing.gpu.packing import PART_BYTES, PART_ITEMSIZE, pack, places
 from PIL import Image
@@ -85,6 +89,15 @@ class HostKernel:
         assert set(flags) <= {0, 1}
         answers = dict(zip(asked, flags == 1, strict=True))
         return [bool(answers.get(i, False)) for i in range(len(pictures))]
+
+
+@functools.cache
+def host_kernel() -> HostKernel:
+    """Compiled once; without a compiler, the test is skipped."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    with tempfile.TemporaryDirectory() as folder:
+        return HostKernel(Path(folder))
 
 
 def jpeg(image: np.ndarray, **options: object) -> bytes:

@@ -24,7 +24,7 @@ class Scan(NamedTuple):
     """A scan that the GPU can check.
 
     Attributes:
-        start, end: Of its bytes in the file.
+        start, end: Of its bytes in the file; without a last zero behind FF.
         blocks: That it should have.
         coding: Of these blocks.
     """
@@ -73,6 +73,8 @@ def scan(data: bytes, start: int, segments: list[tuple[int, bytes]]) -> Scan | N
     coding = huffman.coding(tables, selectors[1::2], samplings)
     if coding is None:
         return None
+    if data[end - 2 : end] == b"\xff\0":
+        end -= 1  # What only says that FF is no marker.
     # A lone component has no more blocks than it needs, whatever its sampling.
     across, down = (8, 8) if len(samplings) == 1 else (8 * (samplings[0] >> 4), 8 * (samplings[0] & 15))
     return Scan(start, end, -(-width // across) * -(-height // down) * coding.blocks, coding)

@@ -16,7 +16,7 @@ SCAN = np.dtype(
         ("parts", np.int64),
         ("bytes", np.int32),
         ("blocks", np.int32),
-        ("period", np.int32),
+        ("period", np.uint32),
         ("pairs", np.uint32),
     ]
 )

@@ -25,9 +25,9 @@ struct Scan {
   Table tables[4];  // DC and AC, of the first and the second pair
   long long start;  // where its bytes are, with zeros behind them; a multiple of 4
   long long parts;  // where its parts are
-  int bytes;        // at least one, the last not FF
+  int bytes;        // at least one; a zero behind a last FF is not counted
   int blocks;       // expected
-  int period;       // of the blocks' pairs of tables
+  unsigned period;  // of the blocks' pairs of tables
   unsigned pairs;   // a bit for each block of a period
 };
 
@@ -63,7 +63,7 @@ struct Reader {
   unsigned loaded;  // bits
   unsigned stop;    // bits of the part, once they are all loaded
   unsigned long long bits;
-  bool after_ff, regular;
+  bool after_ff, marker;
 
   __device__ void load() {
     if (left-- == 0) {
@@ -82,35 +82,32 @@ struct Reader {
         bits = bits << 8 | byte;
         loaded += 8;
       } else if (byte != 0) {
-        regular = false;  // a marker
+        marker = true;
       }
       after_ff = !after_ff && byte == 0xff;
     }
   }
 };
 
-// Reads one part from its start, up to the first code that begins behind it, or only so many blocks. Returns
-// the bits that are read.
-__device__ unsigned read(const Scan& scan, const unsigned char* bytes, int index, int most, Part& part) {
+// Reads a part from its start, up to the first code that begins behind it, or only so many blocks.
+__device__ void read(const Scan& scan, const unsigned char* bytes, int index, int most, Part& part) {
   const int begin = index * kPartBytes;
   const unsigned char* first = bytes + scan.start + begin;
-  const int length = min(kPartBytes, scan.bytes - begin);
-  Reader reader = {reinterpret_cast<const unsigned*>(first),
-                   (length + 3u) / 4,
-                   0,
-                   0xffffffffu,
-                   0,
-                   begin > 0 && first[-1] == 0xff,
-                   true};
+  Reader reader = {};
+  reader.words = reinterpret_cast<const unsigned*>(first);
+  reader.left = (min(kPartBytes, scan.bytes - begin) + 3) / 4;
+  reader.stop = ~0u;
+  reader.after_ff = begin > 0 && first[-1] == 0xff;
   unsigned position = part.start >> 16;
   unsigned block = part.start >> 8 & 0xff;
   unsigned coefficient = part.start & 0xff;
-  part.blocks = 0;
+  int blocks = 0;
+  bool regular = true;
   while (true) {
     while (reader.loaded <= position + 32) {
       reader.load();
     }
-    if (position >= reader.stop || part.blocks >= most) {
+    if (position >= reader.stop || blocks >= most) {
       break;
     }
     const int table = 2 * (scan.pairs >> block & 1) + (coefficient > 0);
@@ -123,28 +120,28 @@ __device__ unsigned read(const Scan& scan, const unsigned char* bytes, int index
     position += step & 0xff;
     coefficient += step >> 8;
     if (coefficient >= kCoefficients) {
-      reader.regular &= coefficient == kCoefficients || coefficient >= kEndOfBlock;
+      regular &= coefficient == kCoefficients || coefficient >= kEndOfBlock;
       coefficient = 0;
-      ++part.blocks;
-      block = static_cast<int>(block) + 1 == scan.period ? 0 : block + 1;
+      ++blocks;
+      block = block + 1 == scan.period ? 0 : block + 1;
     }
   }
   part.end = (position - reader.stop) << 16 | block << 8 | coefficient;
-  part.regular = reader.regular;
-  return position;
+  part.blocks = blocks;
+  part.regular = regular && !reader.marker;
 }
 
-// Whether the last part ends the scan: the blocks that are missing end in its last byte.
+// Whether the blocks that are missing end the scan: the last of them in its last byte.
 __device__ bool endsWell(const Scan& scan, const unsigned char* bytes, int count, Part part) {
   const int missing = scan.blocks - shared.blocks;
-  const unsigned position = read(scan, bytes, count - 1, missing, part);
-  int rest = 0;  // bits of the part
-  for (int i = (count - 1) * kPartBytes; i < scan.bytes; ++i) {
-    const unsigned char* byte = bytes + scan.start + i;
-    rest += *byte == 0 && i > 0 && byte[-1] == 0xff ? 0 : 8;
+  read(scan, bytes, count - 1, missing, part);
+  const bool within_block = (part.end & 0xff) != 0;
+  // Zeros fill the last word.
+  int rest = -static_cast<short>(part.end >> 16) - 8 * (-scan.bytes & 3);
+  if (scan.bytes % 4 != 0 && bytes[scan.start + scan.bytes - 1] == 0xff) {
+    rest += 8;
   }
-  rest -= static_cast<int>(position);
-  return part.regular && part.blocks == missing && rest >= 0 && rest < 8;
+  return part.regular && !within_block && part.blocks == missing && rest >= 0 && rest < 8;
 }
 
 // One block of threads for each scan. Sets `whole` to 1 where a decoder would find nothing amiss. Each part is
@@ -211,10 +208,12 @@ extern "C" __global__ void __launch_bounds__(1024)
 
   // Behind the last block, the last part has bits that mean nothing.
   bool regular = true;
+  int blocks = 0;
   for (int i = thread; i < count - 1; i += threads) {
     regular &= parts[i].regular;
-    atomicAdd(&shared.blocks, parts[i].blocks);
+    blocks += parts[i].blocks;
   }
+  atomicAdd(&shared.blocks, blocks);
   const bool irregular = __syncthreads_or(!regular);
   if (thread == 0) {
     whole[blockIdx.x] = settled && !irregular && endsWell(scan, bytes, count, parts[count - 1]);

@@ -27,9 +27,9 @@ class ScanCheck:
         self.stream = cupy.cuda.Stream(non_blocking=True)
         source = Path(__file__).with_name("scan.cu").read_text(encoding="utf-8")
         self.kernel = cupy.RawKernel(source, "check")
-        # Kept for the next batch.
-        self.staging = cupyx.empty_pinned(0, np.uint8)
-        self.memory = self.parts = self.flags = cupy.empty(0, cupy.uint8)
+        # Kept for the next batch, or replaced by more.
+        self.staging = cupyx.empty_pinned(1, np.uint8)
+        self.memory = self.parts = self.flags = cupy.empty(1, cupy.uint8)
         self.files: dict[int, bytes] = {}
         self.found: dict[int, Future[bool]] = {}
 
