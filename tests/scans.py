@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from centernet_preprocessing.gpu.jpeg import parse
 from centernet_preprocessing.gpu.packing import PART_BYTES, PART_ITEMSIZE, pack, places
+from pictures import picture
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +106,12 @@ def jpeg(image: np.ndarray, **options: object) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image[..., ::-1] if image.ndim == 3 else image).save(stream, "JPEG", **options)
     return stream.getvalue()
+
+
+def textured(height: int, width: int, *, seed: int = 0) -> np.ndarray:
+    """As photographs are: smooth, with some noise. BGR uint8 [height, width, 3]."""
+    noise = np.random.default_rng(seed).integers(0, 25, (height, width, 3), np.uint8)
+    return picture(height, width, seed=seed) // 2 + noise
 
 
 def scan_start(data: bytes) -> int:

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -12,19 +13,15 @@ import pytest
 from centernet_image.decode import Limits, decode
 from centernet_image.geometry import warp
 from centernet_preprocessing import create
+from centernet_preprocessing.gpu.jpeg import is_whole, parse
 from pictures import bomb, encode, picture
 from PIL import ExifTags, Image
+from scans import damages, jpeg, textured
 
 pytestmark = pytest.mark.gpu
 FRAME_SIZE = (384, 512)
 LIMITS = Limits(max_pixels=8_000_000)
 MAX_BATCH = 32
-
-
-def jpeg(image, **options):
-    stream = io.BytesIO()
-    Image.fromarray(image[..., ::-1] if image.ndim == 3 else image).save(stream, "JPEG", **options)
-    return stream.getvalue()
 
 
 def oriented(orientation):
@@ -182,6 +179,79 @@ def test_random_damage(cpu, gpu):
         )
     print(f"of {refused} refused pictures, the GPU alone would show {shown}")
     assert refused
+
+
+@pytest.fixture
+def vouches(gpu, monkeypatch):
+    """The kernel's word alone, on a batch of pictures."""
+    monkeypatch.setattr("centernet_preprocessing.gpu.scan.is_whole", lambda data: False)
+    gpu.device.use()
+
+    def answers(pictures):
+        plain = {i: (data, found.scan) for i, data in enumerate(pictures) if (found := parse(data))}
+        gpu.scans.start(plain)
+        return [i in plain and gpu.scans.is_whole(i) for i in range(len(pictures))]
+
+    return answers
+
+
+def test_whole_scans_are_vouched_for(vouches):
+    pictures = [data for name, data in PLAIN.items() if name != "restarts"]
+    pictures += [jpeg(textured(30 * n, 47 * n), quality=3 * n, subsampling=n % 3) for n in range(1, 33)]
+    pictures += [jpeg(np.full((960, 1280, 3), level, np.uint8)) for level in (0, 128, 255)]
+    pictures += [jpeg(np.tile(textured(300, 400), (10, 10, 1)), quality=90)]  # 12 megapixels
+    assert vouches(pictures) == [True] * len(pictures)
+    assert all(vouches([data])[0] for data in pictures)
+
+
+@pytest.mark.parametrize("subsampling", range(3))
+def test_no_damaged_scan_is_vouched_for(vouches, subsampling):
+    refused = shown = 0
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        size = random.integers(1, 300, 2)
+        data = jpeg(
+            textured(*size, seed=seed), quality=int(random.integers(20, 100)), subsampling=subsampling
+        )
+        pictures = list(damages(data, random))
+        whole = [is_whole(picture) for picture in pictures]
+        vouched = vouches(pictures)
+        assert [i for i, (v, w) in enumerate(zip(vouched, whole, strict=True)) if v and not w] == []
+        refused += len(whole) - sum(whole)
+        shown += sum(vouched)
+    print(f"{refused} damaged pictures, {shown} that libjpeg-turbo finds nothing wrong with")
+    assert refused
+    assert shown
+
+
+def test_time_of_the_check(gpu, vouches):
+    """Printed, for pictures of 1280 x 960."""
+    import cupy
+
+    data = jpeg(np.tile(textured(240, 320), (4, 4, 1)), quality=85)
+    for count in (1, MAX_BATCH):
+        batch = [data] * count
+        assert all(vouches(batch))
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        kernel, whole = [], []
+        for _ in range(20):
+            started = time.perf_counter()
+            vouches(batch)
+            whole.append(1e3 * (time.perf_counter() - started))
+            scans = gpu.scans
+            with scans.stream:
+                begin.record()
+                scans.kernel((count,), (1024,), (scans.memory, scans.memory, scans.parts, scans.flags))
+                end.record()
+            end.synchronize()
+            kernel.append(cupy.cuda.get_elapsed_time(begin, end))
+        print(
+            f"{count} of {len(data) / 1e3:.0f} kB: {np.median(kernel):.3f} ms in the kernel, "
+            f"{np.median(whole):.3f} ms with headers and copies"
+        )
+    begun = time.perf_counter()
+    assert is_whole(data)
+    print(f"libjpeg-turbo: {1e3 * (time.perf_counter() - begun):.3f} ms for one")
 
 
 def test_memory_stays_bounded(gpu):

@@ -1,9 +1,8 @@
-"""Which JPEGs of a batch are whole: a kernel reads their scans, libjpeg-turbo those that it does not vouch for."""
+"""Which JPEGs of a batch are whole: a kernel says so, or else libjpeg-turbo."""
 
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Any
 
 import cupy
 import cupyx
