@@ -28,9 +28,9 @@ using namespace dcnv2;
 #define __device__
 #define __shared__
 #define __launch_bounds__(threads)
-struct Index { unsigned x; };
+struct Index { unsigned x, y; };
 static Index blockIdx, blockDim;
-#define threadIdx (Index{static_cast<unsigned>(emulation::self().thread)})
+#define threadIdx (Index{static_cast<unsigned>(emulation::self().thread), 0})
 static int min(int a, int b) { return a < b ? a : b; }
 static void atomicAdd(int* sum, int value) { *sum += value; }
 static void atomicMin(int* least, int value) { *least = min(*least, value); }
@@ -50,14 +50,22 @@ static int __syncthreads_or(int vote) {
 }
 #include "scan.cu"
 static_assert(sizeof(Part) == PART_ITEMSIZE && kPartBytes == PART_BYTES);
-extern "C" void run(int scans, int threads, const unsigned char* memory, Part* parts, unsigned char* flags) {
+template <class Kernel>
+void launch(int columns, int rows, int threads, Kernel kernel) {
   blockDim.x = static_cast<unsigned>(threads);
-  for (blockIdx.x = 0; blockIdx.x < static_cast<unsigned>(scans); ++blockIdx.x) {
-    std::memset(static_cast<void*>(&shared), 0xee, sizeof(shared));
-    emulation::launch(1, 1, threads, 0, [=] {
-      check(reinterpret_cast<const Scan*>(memory), memory, parts, flags);
-    });
+  for (blockIdx.y = 0; blockIdx.y < static_cast<unsigned>(rows); ++blockIdx.y) {
+    for (blockIdx.x = 0; blockIdx.x < static_cast<unsigned>(columns); ++blockIdx.x) {
+      std::memset(static_cast<void*>(&shared), 0xee, sizeof(shared));
+      emulation::launch(1, 1, threads, 0, kernel);
+    }
   }
+}
+extern "C" void run_begin(int columns, int rows, int threads, const unsigned char* memory, Part* parts) {
+  launch(columns, rows, threads, [=] { begin(reinterpret_cast<const Scan*>(memory), memory, parts); });
+}
+extern "C" void run_check(int scans, int threads, const unsigned char* memory, Part* parts,
+                          unsigned char* flags) {
+  launch(scans, 1, threads, [=] { check(reinterpret_cast<const Scan*>(memory), memory, parts, flags); });
 }
 """
 
@@ -70,12 +78,15 @@ class HostKernel:
         command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", f"-I{SOURCE.parent}", f"-I{FIBERS}"]
         command += [f"-DPART_ITEMSIZE={PART_ITEMSIZE}", f"-DPART_BYTES={PART_BYTES}"]
         subprocess.run([*command, "host.cpp", "-o", "host.so"], cwd=folder, check=True)
-        self._run = ctypes.CDLL(str(folder / "host.so")).run
+        self._library = ctypes.CDLL(str(folder / "host.so"))
 
-    def run(self, threads: int, memory: np.ndarray, parts: np.ndarray, flags: np.ndarray, scans: int) -> None:
-        """One launch."""
-        pointers = (ctypes.c_void_p(array.ctypes.data) for array in (memory, parts, flags))
-        self._run(scans, threads, *pointers)
+    def begin(self, grid: tuple[int, int], threads: int, *arrays: np.ndarray) -> None:
+        """One launch of `begin`: memory, parts."""
+        self._library.run_begin(*grid, threads, *map(_pointer, arrays))
+
+    def check(self, scans: int, threads: int, *arrays: np.ndarray) -> None:
+        """One launch of `check`: memory, parts, flags."""
+        self._library.run_check(scans, threads, *map(_pointer, arrays))
 
     def vouches(self, pictures: list[bytes], threads: int = 64) -> list[bool]:
         """For each picture, whether the kernel finds it whole; not if it is not asked."""
@@ -86,10 +97,17 @@ class HostKernel:
         pack([(pictures[i], scans[i]) for i in asked], found, memory)
         parts = np.full(end.part * PART_ITEMSIZE, 0xEE, np.uint8)
         flags = np.full(len(asked), 0xEE, np.uint8)
-        self.run(threads, memory, parts, flags, len(asked))
+        longest = max((scans[i].end - scans[i].start for i in asked), default=1)
+        columns = -(-longest // (PART_BYTES * threads))
+        self.begin((columns, len(asked)), threads, memory, parts)
+        self.check(len(asked), threads, memory, parts, flags)
         assert set(flags) <= {0, 1}
         answers = dict(zip(asked, flags == 1, strict=True))
         return [bool(answers.get(i, False)) for i in range(len(pictures))]
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from centernet_preprocessing.gpu.jpeg import is_whole, parse
 from pictures import picture
-from scans import damages, host_kernel, jpeg
+from scans import SOURCE, damages, host_kernel, jpeg
 
 MODULE = "centernet_preprocessing.gpu.scan"
 
@@ -44,22 +44,25 @@ def scan(monkeypatch):
     """The module, with the kernel on the CPU and a list of what libjpeg-turbo is asked."""
     host = host_kernel()
 
-    def kernel(source, name):
-        assert f" {name}(const Scan* scans" in source
+    def begin(grid, block, arguments):
+        descriptions, memory, parts = arguments
+        assert descriptions is memory
+        host.begin(grid, *block, memory, parts)
 
-        def launch(grid, block, arguments):
-            descriptions, memory, parts, flags = arguments
-            assert descriptions is memory
-            assert block == (1024,)
-            host.run(64, memory, parts, flags, *grid)
-
-        return launch
+    def check(grid, block, arguments):
+        descriptions, memory, parts, flags = arguments
+        assert descriptions is memory
+        host.check(*grid, *block, memory, parts, flags)
 
     def empty(shape, dtype):
         return np.full(shape, 0xEE, dtype).view(Array)
 
+    def module(code):
+        assert code == SOURCE.read_text()
+        return types.SimpleNamespace(get_function={"begin": begin, "check": check}.__getitem__)
+
     cuda = types.SimpleNamespace(Stream=Stream)
-    cupy = types.SimpleNamespace(empty=empty, RawKernel=kernel, cuda=cuda, uint8=np.uint8)
+    cupy = types.SimpleNamespace(empty=empty, RawModule=module, cuda=cuda, uint8=np.uint8)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "cupyx", types.SimpleNamespace(empty_pinned=empty))
     module = importlib.import_module(MODULE)

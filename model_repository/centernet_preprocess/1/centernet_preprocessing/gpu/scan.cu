@@ -10,6 +10,7 @@ constexpr unsigned kCoefficients = 64;
 constexpr unsigned kEndOfBlock = 192;              // as an advance: behind all irregular ones
 constexpr unsigned kNoCode = 65 << 8 | kCodeBits;  // a step out of the block, and on to anything
 constexpr int kEveryBlock = 0x7fffffff;
+constexpr int kNoPart = 0x7fffffff;
 constexpr int kMaxPasses = 128;
 constexpr int kPatience = 8;  // passes
 
@@ -98,6 +99,8 @@ __device__ void read(const Scan& scan, const unsigned char* bytes, int index, in
   reader.left = (min(kPartBytes, scan.bytes - begin) + 3) / 4;
   reader.stop = ~0u;
   reader.after_ff = begin > 0 && first[-1] == 0xff;
+  const unsigned pairs = scan.pairs;
+  const unsigned period = scan.period;
   unsigned position = part.start >> 16;
   unsigned block = part.start >> 8 & 0xff;
   unsigned coefficient = part.start & 0xff;
@@ -110,7 +113,7 @@ __device__ void read(const Scan& scan, const unsigned char* bytes, int index, in
     if (position >= reader.stop || blocks >= most) {
       break;
     }
-    const int table = 2 * (scan.pairs >> block & 1) + (coefficient > 0);
+    const int table = 2 * (pairs >> block & 1) + (coefficient > 0);
     const unsigned window =
         static_cast<unsigned>(reader.bits >> (reader.loaded - position - kCodeBits)) & 0xffff;
     unsigned step = shared.steps[table][window >> (kCodeBits - kFastBits)];
@@ -123,7 +126,7 @@ __device__ void read(const Scan& scan, const unsigned char* bytes, int index, in
       regular &= coefficient == kCoefficients || coefficient >= kEndOfBlock;
       coefficient = 0;
       ++blocks;
-      block = block + 1 == scan.period ? 0 : block + 1;
+      block = block + 1 == period ? 0 : block + 1;
     }
   }
   part.end = (position - reader.stop) << 16 | block << 8 | coefficient;
@@ -144,36 +147,62 @@ __device__ bool endsWell(const Scan& scan, const unsigned char* bytes, int count
   return part.regular && !within_block && part.blocks == missing && rest >= 0 && rest < 8;
 }
 
-// One block of threads for each scan. Sets `whole` to 1 where a decoder would find nothing amiss. Each part is
-// read from a guess first, then again from where the part before ended, until that changes nothing.
-extern "C" __global__ void __launch_bounds__(1024)
-    check(const Scan* scans, const unsigned char* bytes, Part* every_part, unsigned char* whole) {
-  const Scan& scan = scans[blockIdx.x];
-  Part* parts = every_part + scan.parts;
-  const int count = (scan.bytes + kPartBytes - 1) / kPartBytes;
+// Fills the shared memory.
+__device__ void prepare(const Scan& scan) {
   const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
-
   for (int i = thread; i < static_cast<int>(sizeof(scan.tables) / 4); i += threads) {
     reinterpret_cast<unsigned*>(shared.tables)[i] = reinterpret_cast<const unsigned*>(scan.tables)[i];
   }
   if (thread == 0) {
     shared.blocks = 0;
-    shared.first_moved[1] = count;
+    shared.first_moved[0] = shared.first_moved[1] = kNoPart;
   }
   __syncthreads();
   for (int i = thread; i < 4 << kFastBits; i += threads) {
-    const Table& table = shared.tables[i >> kFastBits];
-    const unsigned window = (i & ((1 << kFastBits) - 1)) << (kCodeBits - kFastBits);
-    const bool fast = window < table.limits[kFastBits];
-    shared.steps[i >> kFastBits][i & ((1 << kFastBits) - 1)] = fast ? slowStep(table, window, 1) : 0;
+    const int number = i >> kFastBits;
+    const int bits = i & ((1 << kFastBits) - 1);
+    const Table& table = shared.tables[number];
+    const unsigned window = bits << (kCodeBits - kFastBits);
+    shared.steps[number][bits] = window < table.limits[kFastBits] ? slowStep(table, window, 1) : 0;
   }
   __syncthreads();
+}
 
-  for (int i = thread; i < count; i += threads) {
-    parts[i].start = 0;
-    read(scan, bytes, i, kEveryBlock, parts[i]);
+__device__ int countParts(const Scan& scan) { return (scan.bytes + kPartBytes - 1) / kPartBytes; }
+
+// One thread for each part; blockIdx.y counts scans. It begins amid a code of the part before, most likely,
+// and is in step when it comes to its own.
+extern "C" __global__ void begin(const Scan* scans, const unsigned char* bytes, Part* every_part) {
+  const Scan& scan = scans[blockIdx.y];
+  const int count = countParts(scan);
+  const int first = static_cast<int>(blockIdx.x * blockDim.x);
+  if (first >= count) {
+    return;
   }
+  prepare(scan);
+  const int index = first + static_cast<int>(threadIdx.x);
+  if (index < count) {
+    Part part = {};
+    if (index > 0) {
+      read(scan, bytes, index - 1, kEveryBlock, part);
+      part.start = part.end;
+    }
+    read(scan, bytes, index, kEveryBlock, part);
+    every_part[scan.parts + index] = part;
+  }
+}
+
+// One block of threads for each scan. Sets `whole` to 1 where a decoder would find nothing amiss. Parts are
+// read again from where the part before ended, until that changes nothing.
+extern "C" __global__ void __launch_bounds__(1024)
+    check(const Scan* scans, const unsigned char* bytes, Part* every_part, unsigned char* whole) {
+  const Scan& scan = scans[blockIdx.x];
+  Part* parts = every_part + scan.parts;
+  const int count = countParts(scan);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
+  prepare(scan);
   bool settled = false;
   for (int pass = 1; pass <= kMaxPasses && !settled; ++pass) {
     int* const first_moved = &shared.first_moved[pass & 1];
@@ -190,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(1024)
     }
     settled = !__syncthreads_or(moved);
     if (thread == 0) {
-      shared.first_moved[~pass & 1] = count;
+      shared.first_moved[~pass & 1] = kNoPart;
     }
     // Where a picture is all of one colour, its code repeats itself, and a decoder may stay out of step for
     // ever. What the first such part starts with is then a better guess for those behind it.

@@ -10,12 +10,13 @@ import numpy as np
 
 from centernet_preprocessing.gpu.jpeg import is_whole
 from centernet_preprocessing.gpu.layout import Scan
-from centernet_preprocessing.gpu.packing import PART_ITEMSIZE, pack, places
+from centernet_preprocessing.gpu.packing import PART_BYTES, PART_ITEMSIZE, pack, places
 
 MAX_SCAN_BYTES, MAX_BYTES = 2**23, 2**26
 """Of a scan, and of a batch's: those beyond are libjpeg-turbo's."""
 
-THREADS = 1024
+BEGIN_THREADS, CHECK_THREADS = 256, 1024
+"""Of a block: one for each part, and for all of a scan."""
 
 
 class ScanCheck:
@@ -25,7 +26,8 @@ class ScanCheck:
         self.pool = pool
         self.stream = cupy.cuda.Stream(non_blocking=True)
         source = Path(__file__).with_name("scan.cu").read_text(encoding="utf-8")
-        self.kernel = cupy.RawKernel(source, "check")
+        module = cupy.RawModule(code=source)
+        self.kernels = module.get_function("begin"), module.get_function("check")
         # Kept for the next batch, or replaced by more.
         self.staging = cupyx.empty_pinned(1, np.uint8)
         self.memory = self.parts = self.flags = cupy.empty(1, cupy.uint8)
@@ -75,5 +77,17 @@ class ScanCheck:
             self.flags = cupy.empty(len(files), cupy.uint8)
         pack(files, found, self.staging)
         self.memory[: end.start].set(self.staging[: end.start], stream=self.stream)
+        self.launch(len(files), max(-(-(scan.end - scan.start) // PART_BYTES) for _, scan in files))
+
+    def launch(self, scans: int, parts: int) -> None:
+        """Starts the kernels on what is in the memory.
+
+        Args:
+            scans: Their number.
+            parts: Of the longest.
+        """
+        begin, check = self.kernels
+        arguments = (self.memory, self.memory, self.parts)
         with self.stream:
-            self.kernel((len(files),), (THREADS,), (self.memory, self.memory, self.parts, self.flags))
+            begin((-(-parts // BEGIN_THREADS), scans), (BEGIN_THREADS,), arguments)
+            check((scans,), (CHECK_THREADS,), (*arguments, self.flags))
