@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import io
+import re
 import shutil
 import subprocess
 import tempfile
@@ -73,9 +74,14 @@ extern "C" void run_check(int scans, int threads, const unsigned char* memory, P
 class HostKernel:
     """The kernel, compiled for the CPU."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, max_passes: int | None = None) -> None:
         (folder / "host.cpp").write_text(HOST)
-        command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", f"-I{SOURCE.parent}", f"-I{FIBERS}"]
+        source = SOURCE.read_text()
+        if max_passes:
+            source, found = re.subn(r"(kMaxPasses =) \d+", rf"\1 {max_passes}", source)
+            assert found == 1
+        (folder / SOURCE.name).write_text(source)
+        command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", f"-I{FIBERS}"]
         command += [f"-DPART_ITEMSIZE={PART_ITEMSIZE}", f"-DPART_BYTES={PART_BYTES}"]
         subprocess.run([*command, "host.cpp", "-o", "host.so"], cwd=folder, check=True)
         self._library = ctypes.CDLL(str(folder / "host.so"))
@@ -111,12 +117,12 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
 
 
 @functools.cache
-def host_kernel() -> HostKernel:
+def host_kernel(max_passes: int | None = None) -> HostKernel:
     """Compiled once; without a compiler, the test is skipped."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     with tempfile.TemporaryDirectory() as folder:
-        return HostKernel(Path(folder))
+        return HostKernel(Path(folder), max_passes)
 
 
 def jpeg(image: np.ndarray, **options: object) -> bytes:

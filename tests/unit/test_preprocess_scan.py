@@ -114,6 +114,20 @@ def test_bytes_too_many(kernel):
     assert refused > 50
 
 
+def test_a_code_that_does_not_exist(kernel):
+    """Where it hides best: it ends the last block, and nothing is left over."""
+    data = jpeg(np.full((8, 8), 128, np.uint8))
+    codes = b"\x3f\xff\x00\xff\x00"  # No change of brightness, and sixteen ones.
+    damaged = data[: scan_start(data)] + codes + b"\xff\xd9"
+    assert assert_no_word_against_libjpeg(kernel, [damaged]) == 1
+
+
+def test_without_enough_passes_nothing_is_vouched_for(kernel):
+    data = encoded(textured(120, 160))
+    assert_vouched(kernel, [data])
+    assert host_kernel(max_passes=1).vouches([data]) == [False]
+
+
 def with_segments():
     """JPEGs that applications wrote more into: JFIF and a profile; Adobe's marker; 16 bits of quantiser."""
     image = textured(20, 30)

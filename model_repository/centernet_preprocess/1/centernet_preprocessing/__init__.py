@@ -63,7 +63,7 @@ def create(
         gpu_id: The GPU that this instance is for, None for none.
         max_batch: Pictures in a batch, at most.
         host_frames: Whether a GPU's frames are copied to the host's memory.
-        check_scans: Whether the CPU reads the scan of each JPEG that the GPU decodes, to refuse damaged ones.
+        check_scans: Whether the scan of each JPEG that the GPU decodes is read first, to refuse damaged ones.
         warn: Is told, in one line, why a GPU stays unused.
 
     Raises:

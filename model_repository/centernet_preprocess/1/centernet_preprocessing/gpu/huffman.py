@@ -8,7 +8,7 @@ import numpy as np
 # As struct Table in scan.cu.
 TABLE = np.dtype([("limits", np.uint16, 17), ("offsets", np.uint16, 17), ("steps", np.uint16, 256)])
 CODE_BITS = 16
-END_OF_BLOCK, SIXTEEN_ZEROS = 192, 15
+END_OF_BLOCK, SIXTEEN_ZEROS = 64, 15
 MAX_BYTES = 2048
 """Of the segments that define tables: twice what a baseline JPEG can use."""
 

@@ -7,8 +7,7 @@ constexpr int kFastBits = 10;  // codes up to this length are looked up at once
 constexpr int kCodeBits = 16;
 constexpr int kPartBytes = 128;
 constexpr unsigned kCoefficients = 64;
-constexpr unsigned kEndOfBlock = 192;              // as an advance: behind all irregular ones
-constexpr unsigned kNoCode = 65 << 8 | kCodeBits;  // a step out of the block, and on to anything
+constexpr unsigned kNoCode = 65 << 8 | kCodeBits;  // a step that no code has: out of the block, and on
 constexpr int kEveryBlock = 0x7fffffff;
 constexpr int kNoPart = 0x7fffffff;
 constexpr int kMaxPasses = 128;
@@ -123,7 +122,7 @@ __device__ void read(const Scan& scan, const unsigned char* bytes, int index, in
     position += step & 0xff;
     coefficient += step >> 8;
     if (coefficient >= kCoefficients) {
-      regular &= coefficient == kCoefficients || coefficient >= kEndOfBlock;
+      regular &= step != kNoCode;
       coefficient = 0;
       ++blocks;
       block = block + 1 == period ? 0 : block + 1;
