@@ -122,6 +122,22 @@ def test_a_code_that_does_not_exist(kernel):
     assert assert_no_word_against_libjpeg(kernel, [damaged]) == 1
 
 
+def test_padding_that_looks_like_a_part(kernel):
+    """A scan of as many bytes as a part has, the last of them FF, and the zero behind it."""
+    blocks = (8 * PART_BYTES - 7) // 3
+    data = jpeg(np.full((8, 8 * blocks), 128, np.uint8))
+    # Codes 0 for no change of brightness, 01 for the end of a block.
+    tables = (
+        b"\xff\xc4\x00\x27" + b"\x00\x01" + bytes(15) + b"\x00" + b"\x10\x00\x02" + bytes(14) + b"\x01\x00"
+    )
+    codes = int("001" * blocks + "1" * 7, 2).to_bytes(PART_BYTES, "big")
+    start, header = scan_start(data), data.rindex(b"\xff\xda")
+    scan = data[:header] + tables + data[header:start] + codes
+    assert_vouched(kernel, [scan + b"\x00\xff\xd9"])
+    # Without that zero, FF is no data: the last bit is missing.
+    assert assert_no_word_against_libjpeg(kernel, [scan + b"\xff\xd9"]) == 0
+
+
 def test_without_enough_passes_nothing_is_vouched_for(kernel):
     """Though what the last pass read is right, as often as not: only another one would tell."""
     pictures = [encoded(textured(120, 160, seed=seed)) for seed in range(40)]
