@@ -122,20 +122,59 @@ def test_a_code_that_does_not_exist(kernel):
     assert assert_no_word_against_libjpeg(kernel, [damaged]) == 1
 
 
+# Codes 0 for no change of brightness, 00 and 01 for a value of one and the end of a block.
+TABLES = b"\xff\xc4\0\x27" + b"\x00\1" + bytes(15) + b"\0" + b"\x10\0\2" + bytes(14) + b"\1\0"
+
+
+def flat(height, width, *, channels=1, tables=TABLES):
+    """A picture without its end: a third of a byte for each of its blocks."""
+    data = jpeg(np.full((8, 8, 3)[: 1 + channels], 128, np.uint8), subsampling=0)
+    start, header, frame = scan_start(data), data.rindex(b"\xff\xda"), data.index(b"\xff\xc0")
+    sides = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    selectors = b"".join(bytes([i + 1, 0]) for i in range(channels))
+    bits = "001" * (-(-height // 8) * -(-width // 8) * channels)
+    bits += "1" * (-len(bits) % 8)
+    codes = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    before = data[: frame + 5] + sides + data[frame + 9 : header] + tables
+    return before + data[header : header + 5] + selectors + data[start - 3 : start] + codes
+
+
 def test_padding_that_looks_like_a_part(kernel):
     """A scan of as many bytes as a part has, the last of them FF, and the zero behind it."""
-    blocks = (8 * PART_BYTES - 7) // 3
-    data = jpeg(np.full((8, 8 * blocks), 128, np.uint8))
-    # Codes 0 for no change of brightness, 01 for the end of a block.
-    tables = (
-        b"\xff\xc4\x00\x27" + b"\x00\x01" + bytes(15) + b"\x00" + b"\x10\x00\x02" + bytes(14) + b"\x01\x00"
-    )
-    codes = int("001" * blocks + "1" * 7, 2).to_bytes(PART_BYTES, "big")
-    start, header = scan_start(data), data.rindex(b"\xff\xda")
-    scan = data[:header] + tables + data[header:start] + codes
-    assert_vouched(kernel, [scan + b"\x00\xff\xd9"])
+    data = flat(8, 8 * ((8 * PART_BYTES - 7) // 3))
+    assert_vouched(kernel, [data + b"\x00\xff\xd9"])
     # Without that zero, FF is no data: the last bit is missing.
-    assert assert_no_word_against_libjpeg(kernel, [scan + b"\xff\xd9"]) == 0
+    assert assert_no_word_against_libjpeg(kernel, [data + b"\xff\xd9"]) == 0
+
+
+def test_blocks_that_all_use_the_same_tables(kernel):
+    """Nothing in them says which of an MCU's blocks they are."""
+    assert_vouched(kernel, [flat(1200, 1200, channels=3) + b"\xff\xd9"])
+
+
+def test_what_libjpeg_refuses_beside_a_whole_scan(kernel):
+    assert_vouched(kernel, [flat(16, 16) + b"\xff\xd9"])
+    all_ones = b"\xff\xc4\0\x15" + b"\x00\2" + bytes(15) + b"\0\1"
+    too_many = b"\xff\xc4\1\x14" + b"\x11" + bytes(14) + b"\2\xff" + bytes(257)
+    refused = [
+        flat(65504, 8),
+        flat(16, 16, tables=TABLES + all_ones),
+        flat(16, 16, tables=TABLES + too_many),
+    ]
+    assert_no_word_against_libjpeg(kernel, [data + b"\xff\xd9" for data in refused])
+
+
+def test_a_lone_components_sampling_changes_nothing(kernel):
+    data = jpeg(textured(50, 70)[..., 0].copy())
+    sampling = data.index(b"\xff\xc0") + 11
+    assert_vouched(kernel, [data[:sampling] + b"\x22" + data[sampling + 1 :]])
+
+
+def test_three_pairs_of_tables_are_libjpegs(kernel):
+    data = jpeg(textured(50, 70))
+    last = scan_start(data) - 4
+    assert kernel.vouches([data[:last] + b"\x01" + data[last + 1 :]]) == [False]
+    assert parse(data[:last] + b"\x01" + data[last + 1 :]).scan is None
 
 
 def test_without_enough_passes_nothing_is_vouched_for(kernel):

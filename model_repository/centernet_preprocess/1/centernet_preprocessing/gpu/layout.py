@@ -60,7 +60,6 @@ def scan(data: bytes, start: int, segments: list[tuple[int, bytes]]) -> Scan | N
     if (
         components[::3] != selectors[::2]
         or samplings[0] not in SAMPLINGS
-        or not width
         or max(height, width) > MAX_SIDE
         or not set(components[2::3]) <= _quantisers(found.get(DQT, []))
         or any(segment != b"\0\0" for segment in found.get(DRI, []))
