@@ -1,50 +1,123 @@
-"""ONNX files for tests, made by our own command; kept while checkpoint, exporter and packages are so."""
+"""ONNX files and graphs of our own exporter; kept while it, what it was given and its packages are so."""
 
+import contextlib
 import hashlib
+import inspect
+import io
 import os
-import subprocess
-import sys
+import pickle
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
+import onnx
 import torch
+from torch import nn
 
+from export import to_onnx
+from export.checkpoint import Checkpoint
+from export.graphs import torch_export
 from export.networks import create
 
 ROOT = Path(__file__).parents[1]
 CONTRACT = ROOT / "model_repository" / "centernet_preprocess" / "1" / "centernet_image"
 SMALL_SIZE = (256, 384)
 SMALL_CLASSES = ("ant", "🐝 蜜蜂", "सिकाडा")
+TRACE = torch_export.trace
 
 
 def export(checkpoint: Path, *options: str) -> Path:
     """Returns `model.onnx`, with `model.json` beside it, in a folder of the cache."""
-    state = hashlib.sha256(checkpoint.read_bytes())
-    for option in options:  # Of a file, what is in it: its path is another one each time.
-        state.update(Path(option).read_bytes() if Path(option).is_file() else option.encode() + b"\0")
-    # A newer PyTorch or ONNX writes another file.
+    # Of a file, what is in it: its path is another one each time.
+    given = [Path(option).read_bytes() if Path(option).is_file() else option.encode() for option in options]
+
+    def make(folder: Path) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            to_onnx.main([str(checkpoint), str(folder / "model.onnx"), *options])
+
+    return _kept([checkpoint.read_bytes(), *given], make) / "model.onnx"
+
+
+def trace(
+    module: nn.Module,
+    examples: Sequence[torch.Tensor],
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+) -> onnx.ModelProto:
+    """In place of `torch_export.trace`, which takes most of an export's time.
+
+    It depends on the module's weights and attributes and on the code of both, but not on patches of that.
+    """
+    content = io.BytesIO()
+    _Content(content).dump((module, list(examples), list(input_names), list(output_names)))
+    classes = {type(part) for part in module.modules()}
+    code = sorted({inspect.getfile(each) for each in classes})
+
+    def make(folder: Path) -> None:
+        model = TRACE(module, examples, input_names=input_names, output_names=output_names)
+        onnx.save(model, folder / "model.onnx")
+
+    parts = [b"trace", content.getvalue(), *(Path(file).read_bytes() for file in code)]
+    return onnx.load(_kept(parts, make) / "model.onnx")
+
+
+@contextlib.contextmanager
+def kept_traces() -> Iterator[None]:
+    """Exports within need not trace what has been traced before; all else of them is done again."""
+    with mock.patch.object(torch_export, "trace", trace):
+        yield
+
+
+def quickly(source: Checkpoint, **options: object) -> to_onnx.Export:
+    """As `to_onnx.to_onnx`, with a trace that may be kept."""
+    with kept_traces():
+        return to_onnx.to_onnx(source, **options)
+
+
+class _Content(pickle.Pickler):
+    """Tensors by their values: as PyTorch pickles them, their addresses are among the bytes."""
+
+    def reducer_override(self, value: object) -> object:
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        array = value.detach().numpy()
+        return bytes, (f"{array.dtype} {array.shape} ".encode() + array.tobytes(),)
+
+
+@cache
+def _exporter() -> bytes:
+    """A checksum of the exporter and of its packages: a newer PyTorch or ONNX writes another file."""
     sources = [
         ROOT / "ci" / "requirements.txt",
         # But for what only repositories are made of.
         *sorted({*(ROOT / "export").rglob("*.py")} - {*(ROOT / "export" / "repository").rglob("*.py")}),
         *sorted(CONTRACT.rglob("*.py")),
     ]
-    for source in sources:
-        state.update(source.read_bytes())
+    return _checksum([source.read_bytes() for source in sources])
+
+
+def _checksum(parts: Sequence[bytes]) -> bytes:
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
+
+
+def _kept(parts: Sequence[bytes], make: Callable[[Path], None]) -> Path:
+    """The folder of the cache that `make` fills, unless one for the same `parts` is there."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "centernet-triton"
-    cache = Path(os.environ.get("CENTERNET_CACHE", default)) / "tests"
-    folder = cache / state.hexdigest()[:20]
+    kept = Path(os.environ.get("CENTERNET_CACHE", default)) / "tests"
+    folder = kept / _checksum([_exporter(), *parts]).hex()[:20]
     if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept) as scratch:
             new = Path(scratch) / "new"
             new.mkdir()
-            command = [sys.executable, "-m", "export.to_onnx", checkpoint, new / "model.onnx", *options]
-            subprocess.run(command, cwd=ROOT, check=True)
+            make(new)
             # Another test run may have been quicker.
-            if not folder.is_dir():
+            with contextlib.suppress(OSError):
                 new.rename(folder)
-    return folder / "model.onnx"
+    return folder
 
 
 def small(folder: Path) -> Path:

@@ -80,6 +80,24 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def family_repository(networks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of these, as `export.to_repository` writes them; of tracks two, with limits of their own."""
+    folder = tmp_path_factory.mktemp("family") / "repository"
+    for name, path in networks.items():
+        served_family.write_repository(name, path, folder)
+    served_family.write_repository("hasty", networks["tracks"], folder)
+    # Of one, streams never go idle here, however slow the machine; of the other, soon.
+    for name, idle_us in {"tracks": 10**9, "hasty": 10**6}.items():
+        config = folder / name / "config.pbtxt"
+        text = config.read_text(encoding="utf-8")
+        for old, new in {"10000000": str(idle_us), '"64"': '"4"'}.items():
+            assert old in text
+            text = text.replace(old, new)
+        config.write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def serve_edited(
     serve: Callable[..., Server], small_onnx: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Server]:

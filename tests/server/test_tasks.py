@@ -1,31 +1,23 @@
 """Every task of the family through the real server, from what `export.to_repository` writes."""
 
-import json
 import re
-import shutil
 import subprocess
 import sys
 import time
 import urllib.request
 
 import numpy as np
-import onnx
 import pytest
 import served_family as family
 import torch
 import tritonclient.grpc as grpc
-from centernet_image.contract import TASKS, models
+from centernet_image.contract import TASKS
 from centernet_image.geometry import frame_transform, warp
-from google.protobuf import text_format
 from pictures import encode, picture
 from protocols import INVALID, PROTOCOLS, images, infer
-from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from clients import CenterNetClient, RejectedError, RetryPolicy
-from export import to_repository
-from export.errors import UsageError
-from export.repository import model_tensors
 
 pytestmark = pytest.mark.server
 ALL = {"score_threshold": 0.0}
@@ -36,25 +28,8 @@ FRAMES = [np.roll(picture(*IMAGE_SIZE, seed=5), (2 * n, -5 * n), axis=(0, 1)) fo
 
 
 @pytest.fixture(scope="module")
-def repository(networks, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("family") / "repository"
-    for name, path in networks.items():
-        family.write_repository(name, path, folder)
-    family.write_repository("hasty", networks["tracks"], folder)
-    # Of one, streams never go idle here, however slow the machine; of the other, soon.
-    for name, idle_us in {"tracks": 10**9, "hasty": 10**6}.items():
-        config = folder / name / "config.pbtxt"
-        text = config.read_text(encoding="utf-8")
-        for old, new in {"10000000": str(idle_us), '"64"': '"4"'}.items():
-            assert old in text
-            text = text.replace(old, new)
-        config.write_text(text, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def family_server(serve, repository):
-    return serve(repository)
+def family_server(serve, family_repository):
+    return serve(family_repository)
 
 
 def request(name, pictures):
@@ -320,91 +295,3 @@ def test_the_client_that_is_printed_runs(family_server, networks, tmp_path, caps
     code = code.replace("localhost:8001", family_server.grpc_url)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "(1, 1)\n", done.stderr
-
-
-def config(path):
-    return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-
-
-def tensors(fields):
-    return {(f.name, model_config_pb2.DataType.Name(f.data_type), len(f.dims)) for f in fields}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_configurations_are_the_contract(repository, name):
-    """Both variants of the network, and of all models the tensors and the batch."""
-    for model, sides in models(name, TASKS[name]).items():
-        for path in (repository / model).rglob("*.pbtxt"):
-            found = config(path)
-            assert found.name == model
-            assert found.max_batch_size == 8
-            for fields, side in zip((found.input, found.output), sides, strict=True):
-                assert tensors(fields) == {(t.name, f"TYPE_{t.dtype}", len(t.shape)) for t in side}, path
-    network = repository / f"{name}_network"
-    assert config(network / "config.pbtxt").platform == "tensorrt_plan"
-    assert config(network / "configs" / "cpu.pbtxt").backend == "onnxruntime"
-    assert not [path for path in repository.rglob("*") if path.is_symlink()]
-
-
-def as_plan(source, folder, max_batch):
-    """A file that stands for a plan, and the description that `export.to_plan` would write beside it."""
-    model = onnx.load(source, load_external_data=False)
-    found = model_tensors.of_model(model)
-    batches = {"min": 1, "opt": 2, "max": max_batch}
-    profiles = {
-        each.name: {kind: [batch, *each.shape[1:]] for kind, batch in batches.items()}
-        for each in found.inputs
-    }
-    facts = json.loads(source.with_suffix(".json").read_text(encoding="utf-8"))
-    facts["plan"] = {"tensors": found.to_json(), "profiles": profiles}
-    folder.mkdir(parents=True)
-    (folder / "model.json").write_text(json.dumps(facts), encoding="utf-8")
-    (folder / "model.plan").write_bytes(b"plan")
-    return folder / "model.plan"
-
-
-@pytest.mark.parametrize("name", ["boxes3d", "tracks"])
-def test_a_plan_is_written_as_its_onnx_file_is(networks, tmp_path, name):
-    plan = as_plan(networks[name], tmp_path / "plan", 4)
-    folder = family.write_repository(name, plan, tmp_path / "repository")
-    assert {each.name for each in folder.iterdir()} == set(models(name, TASKS[name]))
-    assert {config(path).max_batch_size for path in folder.rglob("*.pbtxt")} == {4}
-    version = folder / f"{name}_network" / "1"
-    assert (version / "model.plan").read_bytes() == b"plan"
-    # Both: the plan's limits hold, and its description stays.
-    family.write_repository(name, networks[name], folder)
-    assert {config(path).max_batch_size for path in folder.rglob("*.pbtxt")} == {4}
-    assert "plan" in json.loads((version / "model.json").read_text(encoding="utf-8"))
-    assert (version / "model.onnx").is_file()
-
-
-def refused(*arguments):
-    with pytest.raises(UsageError) as raised:
-        to_repository.main(list(map(str, arguments)))
-    return str(raised.value)
-
-
-def test_what_cannot_be_served_is_refused(networks, tmp_path):
-    folder = tmp_path / "repository"
-    path = networks["keypoints"]
-    assert "leave --picture out" in refused(path, folder, "--name", "a", "--picture")
-    assert "--max-batch: found 0" in refused(path, folder, "--name", "a", "--max-batch", 0)
-    model = onnx.load(path)
-    for entry in model.metadata_props:
-        if entry.key == "task":
-            entry.value = "embeddings"
-    onnx.save(model, tmp_path / "other.onnx")
-    assert "keypoints FP32, peaks FP32, scores FP32, expected" in refused(
-        tmp_path / "other.onnx", folder, "--name", "a"
-    )
-    # As it was exported before the server asked for `peaks`.
-    old = onnx.load(path)
-    del old.graph.output[[output.name for output in old.graph.output].index("peaks")]
-    onnx.save(old, tmp_path / "old.onnx")
-    shutil.copyfile(path.with_suffix(".json"), tmp_path / "old.json")
-    for source in (tmp_path / "old.onnx", as_plan(tmp_path / "old.onnx", tmp_path / "plan", 4)):
-        said = refused(source, folder, "--name", "a")
-        assert re.fullmatch(
-            "found .*keypoints FP32, scores FP32, expected .*peaks FP32.*: export it again.*", said
-        )
-    assert not folder.exists()

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import exported
 import numpy as np
 import onnx
 import pytest
@@ -30,7 +31,7 @@ def case():
     """A detector, its graph, and pictures."""
     detector = Detector(noisy(tiny.network("resdcn_18")), top_k=20).eval()
     frames = against_pytorch.pictures(*SIZE)
-    model = torch_export.trace(
+    model = exported.trace(
         torch_export.fold_batch_norm(detector),
         [torch.from_numpy(frames[:2])],
         input_names=["frame"],

@@ -3,6 +3,7 @@
 import json
 
 import cv2
+import exported
 import family
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ import torch
 from centernet_image.contract import STRIDE, TASKS
 
 from clients import local
-from export import checkpoint, tasks, to_onnx
+from export import checkpoint, tasks
 from export.graphs import onnx_files
 from export.plan import feed_dicts, lowering
 
@@ -67,7 +68,7 @@ def file(tmp_path_factory):
 )
 def test_a_network_without_the_heat(file, tmp_path, form, inputs):
     """It is exported with what it reads; calibration and comparison feed it, and a plan's graph has it."""
-    result = to_onnx.to_onnx(checkpoint.load(file), form=form, input_size=family.SIZE, top_k=20)
+    result = exported.quickly(checkpoint.load(file), form=form, input_size=family.SIZE, top_k=20)
     assert [tensor.name for tensor in result.model.graph.input] == inputs
     assert list(onnx_files.description(result.model).inputs) == inputs
     assert json.loads(result.description.to_json())["inputs"] == inputs
@@ -89,7 +90,7 @@ def test_a_network_without_the_heat(file, tmp_path, form, inputs):
 
 
 def test_no_server_is_needed_for_it(file, tmp_path):
-    result = to_onnx.to_onnx(checkpoint.load(file), input_size=family.SIZE, top_k=20)
+    result = exported.quickly(checkpoint.load(file), input_size=family.SIZE, top_k=20)
     onnx.save(result.model, tmp_path / "model.onnx")
     (tmp_path / "model.json").write_text(result.description.to_json(), encoding="utf-8")
     picture = cv2.imencode(".png", RNG.integers(0, 256, (40, 60, 3), np.uint8))[1].tobytes()

@@ -2,6 +2,7 @@
 
 import functools
 
+import exported
 import numpy as np
 import onnxruntime
 import pytest
@@ -11,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from export.graphs import torch_export
 from export.tasks.detect import Detect
 
 HEIGHT, WIDTH, CLASSES, TOP_K = 5, 7, 3, 6
@@ -53,7 +53,7 @@ def session(classes, wh, reg, height=HEIGHT, width=WIDTH, top_k=TOP_K):
     sizes = [size for size in (classes, wh, reg) if size]
     module = Packed(sizes, top_k)
     example = torch.zeros(2, sum(sizes), height, width)
-    model = torch_export.trace(
+    model = exported.trace(
         module, [example], input_names=["heads"], output_names=["boxes", "scores", "classes"]
     )
     assert [node.op_type for node in model.graph.node if not node.name.startswith("decode/")] == ["Split"]

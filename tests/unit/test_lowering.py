@@ -6,11 +6,10 @@ from unittest import mock
 import foreign
 import numpy as np
 import onnx_graphsurgeon as gs
-import onnxruntime
 import pytest
 import traced
 from onnx import TensorProto, helper, numpy_helper
-from traced import frames
+from traced import frames, run
 
 from export.graphs import rewrite
 from export.graphs.surgery import import_graph
@@ -50,11 +49,6 @@ def computed_in(node):
 
 def layers(made, name):
     return [node for node in nodes(made, name) if node.op in precision.CONVOLUTIONS]
-
-
-def run(model, feed):
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feed), strict=True))
 
 
 @pytest.mark.parametrize(("name", "exports"), [("fp32", 3), ("tf32", 3), ("fp16", 3), ("int8", 4)])

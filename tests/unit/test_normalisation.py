@@ -10,7 +10,7 @@ import torch
 from centernet_image.contract import COCO, NORMALISATIONS, Normalisation
 from centernet_image.decode import decode
 from centernet_image.geometry import boxes_to_image, warp
-from exported import export
+from exported import export, kept_traces
 
 from export import checkpoint, normalisation, to_onnx
 from export.detector import Detector, Normalise
@@ -78,8 +78,9 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     source = tiny.write(folder / "x.pth", "resdcn_18")
     options = ["--input-size", "64x96", "--mean", "0.1,0.2,0.3", "--std", "0.4,0.5,1"]
-    for form in ("detector", "heads"):
-        to_onnx.main([str(source), str(folder / f"{form}.onnx"), "--form", form, *options])
+    with kept_traces():
+        for form in ("detector", "heads"):
+            to_onnx.main([str(source), str(folder / f"{form}.onnx"), "--form", form, *options])
     return folder
 
 

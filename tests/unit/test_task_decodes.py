@@ -1,4 +1,4 @@
-"""Each task's decode against plain NumPy, cell by cell; `test_tasks.py` holds them against the original's."""
+"""Each task's decode against plain NumPy, cell by cell; `test_task_originals.py` has the original's."""
 
 import numpy as np
 import pytest

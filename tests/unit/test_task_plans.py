@@ -4,6 +4,7 @@ from functools import cache
 from types import SimpleNamespace
 
 import cv2
+import exported
 import family
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ import pytest
 from centernet_image.contract import STRIDE
 from onnx import numpy_helper
 
-from export import tasks, to_onnx
+from export import tasks
 from export.plan import feed_dicts, lowering
 from export.verify import against_onnx, peaks, rows
 
@@ -21,7 +22,7 @@ TOLERANCE = against_onnx.TOLERANCES["fp16"]
 @cache
 def made(name, seed=None):
     """A network of `family.NETWORKS`, on its way into an FP16 plan, and its decode."""
-    model = to_onnx.to_onnx(family.checkpoint(name, seed), input_size=family.SIZE, top_k=40).model
+    model = exported.quickly(family.checkpoint(name, seed), input_size=family.SIZE, top_k=40).model
     network = lowering.make(model, "fp16")
     return SimpleNamespace(
         model=model, rounded=network.rounded, candidates=against_onnx.candidates_of(network.reference)
