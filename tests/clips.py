@@ -128,6 +128,6 @@ def stream(
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/camera"
         server.shutdown()

@@ -1,6 +1,7 @@
 """ONNX files and graphs of our own exporter; kept while it, what it was given and its packages are so."""
 
 import contextlib
+import fcntl
 import hashlib
 import inspect
 import io
@@ -108,15 +109,18 @@ def _kept(parts: Sequence[bytes], make: Callable[[Path], None]) -> Path:
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "centernet-triton"
     kept = Path(os.environ.get("CENTERNET_CACHE", default)) / "tests"
     folder = kept / _checksum([_exporter(), *parts]).hex()[:20]
-    if not folder.is_dir():
-        kept.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept) as scratch:
-            new = Path(scratch) / "new"
-            new.mkdir()
-            make(new)
-            # Another test run may have been quicker.
-            with contextlib.suppress(OSError):
+    if folder.is_dir():
+        return folder
+    kept.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # Another process may be at it.
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=kept) as scratch:
+                new = Path(scratch) / "new"
+                new.mkdir()
+                make(new)
                 new.rename(folder)
+    folder.with_suffix(".lock").unlink(missing_ok=True)
     return folder
 
 

@@ -48,7 +48,7 @@ def camera(clip: Path) -> Iterator[str]:
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Camera) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"rtsp://127.0.0.1:{server.server_address[1]}/camera"
         server.shutdown()
 

@@ -7,8 +7,8 @@ A new task:
    in the contract's order; its defaults; the channels that its heads may have. An entry in `TASKS` below.
 3. `export/verify/rows.py`: what counts as a difference of each new output.
 4. `centernet_image/tasks/`: a module of the task's name takes the outputs back to the picture.
-5. Tests: `tests/family.py` has a narrow network for each task; `tests/unit/test_tasks.py` exports it, puts it
-   into every precision, and holds the decode against the original's.
+5. Tests: `tests/family.py` has a narrow network for each task; `tests/unit/test_tasks.py` exports it and puts
+   it into every precision, `test_task_originals.py` holds the decode against the original's.
 """
 
 from collections.abc import Collection, Mapping
