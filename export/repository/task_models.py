@@ -81,10 +81,9 @@ def write(new: Path, name: str, description: Description, *, max_batch: int) -> 
     else:
         # A folder without a file is lost by git and by object stores.
         (folder / "1" / ".gitkeep").touch()
-        joined = models | {f"{name}_network": (models[f"{name}_network"][0], (contract.PEAKS,))}
         steps = [
-            config_pbtxt.step(model, *([tensor.name for tensor in some] for some in joined[model]))
-            for model in (f"{name}_preprocess", f"{name}_network", f"{name}_postprocess")
+            config_pbtxt.step(model, *([tensor.name for tensor in some] for some in models[model]))
+            for model in (f"{name}_preprocess", f"{name}_postprocess")
         ]
         text = config_pbtxt.ensemble(name, tensors, steps, max_batch=max_batch)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")

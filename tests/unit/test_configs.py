@@ -88,16 +88,17 @@ def test_network_variants():
 def test_limit_of_a_step_is_never_what_closes_the_door(name, network):
     """Triton waits for a place in a step in the thread that asks: for the first step, in its front end."""
     steps = in_container(name).ensemble_scheduling
-    assert [step.model_name for step in steps.step][-2:] == ["centernet_network", "centernet_postprocess"]
-    held = {
-        step.model_name: places(
-            read(network if step.model_name == "centernet_network" else f"{step.model_name}/config.pbtxt")
-        )
-        for step in steps.step
-    }
-    assert held[steps.step[0].model_name] + CALLBACKS <= steps.max_inflight_requests
-    if name == "centernet":  # What has been decoded is not refused.
-        assert steps.max_inflight_requests <= held["centernet_network"]
+    first, second = (step.model_name for step in steps.step)
+    assert second == "centernet_postprocess"
+    door = read(network if first == "centernet_network" else f"{first}/config.pbtxt")
+    assert places(door) + CALLBACKS <= steps.max_inflight_requests
+
+
+@pytest.mark.parametrize("network", ["centernet_network/config.pbtxt", CPU, CUDA])
+def test_network_has_a_place_for_all_that_is_decoded(network):
+    """Each process that decodes asks for one batch at a time; frames of other clients leave it room."""
+    decoding = sum(group.count for group in read("centernet_preprocess/config.pbtxt").instance_group)
+    assert decoding <= read(network).dynamic_batching.default_queue_policy.max_queue_size / 4
 
 
 def in_container(name):

@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from centernet_image import readiness, tasks
+from centernet_image import bls, readiness, tasks
 from centernet_image.contract import BOXES, FRAME, IMAGE, IMAGE_SIZE, PEAKS, TASKS
 from centernet_image.description import ServedNetwork
 from centernet_image.selection import requested_threshold, score_threshold
@@ -18,22 +18,6 @@ from centernet_image.tasks.tracks import heat
 
 TASK = TASKS["tracks"]
 PREVIOUS_FRAME, PREVIOUS_HEAT = (tensor.name for tensor in TASK.inputs)
-
-
-class FailedError(Exception):
-    """What another model answered in place of tensors.
-
-    Triton's Python backend gives its words, but not its status (24.10).
-    """
-
-    @property
-    def code(self):
-        """The status that the words are of."""
-        text = str(self)
-        if "image: " in text:
-            return pb_utils.TritonError.INVALID_ARG
-        overload = any(words in text for words in ("maximum queue size", "timeout expired"))
-        return pb_utils.TritonError.UNAVAILABLE if overload else pb_utils.TritonError.INTERNAL
 
 
 class TritonPythonModel:
@@ -83,7 +67,7 @@ class TritonPythonModel:
         try:
             with self.streams.frame(request.correlation_id(), start=start, end=end) as stream:
                 found = await self._track(request, stream, description)
-        except FailedError as error:
+        except bls.FailedError as error:
             return _error(error, error.code)
         except ValueError as error:
             return _error(error, pb_utils.TritonError.INVALID_ARG)
@@ -122,15 +106,8 @@ class TritonPythonModel:
 
 
 async def _ask(model, inputs, outputs):
-    """What another model makes of inputs, in the host's memory."""
-    host = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
-    request = pb_utils.InferenceRequest(
-        model_name=model, inputs=inputs, requested_output_names=outputs, preferred_memory=host
-    )
-    response = await request.async_exec()
-    if response.has_error():
-        raise FailedError(response.error().message())
-    return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
+    """What another model makes of inputs."""
+    return bls.tensors(await bls.request(model, inputs, outputs).async_exec(), outputs)
 
 
 def _error(error, code):

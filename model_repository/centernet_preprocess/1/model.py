@@ -1,38 +1,58 @@
-"""Triton's glue around `centernet_preprocessing`: encoded pictures to frames."""
+"""Triton's glue around `centernet_preprocessing`: encoded pictures to frames, or to the network's peaks."""
 
 import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from centernet_image import readiness
+from centernet_image import bls, readiness
 from centernet_image.codecs.common import ImageError
+from centernet_image.contract import FRAME, IMAGE, IMAGE_SIZE, PEAKS
 from centernet_image.decode import Limits
 from centernet_image.description import ServedNetwork
 from centernet_preprocessing import create
 
 
 class TritonPythonModel:
-    """Prepares the pictures of all requests of a batch together."""
+    """Prepares the pictures of all requests of a batch together.
+
+    If `peaks` is among its outputs, it has the network compute them for the whole batch at once. As a step of
+    the ensemble, the network would get each request's frames by a copy of their own, which waits for the GPU.
+    """
 
     def initialize(self, args):
         """Reads limits and frame size, and makes the preprocessor for what Triton says is here."""
         self.network = ServedNetwork(args, pb_utils.is_model_ready)
         self.args = args
+        config = json.loads(args["model_config"])
+        self.max_batch = config["max_batch_size"]
+        self.asks = PEAKS.name in [tensor["name"] for tensor in config["output"]]
         self.preprocessor = None
         self._take(self.network.at_start)
 
     def execute(self, requests):
-        """Answers each request with its frames, or with the first error among its own pictures."""
+        """Answers each request with its own part, or with the first error among its own pictures."""
         try:
             self._take(self.network.description())
         except (OSError, ValueError) as error:
             failure = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
             return [pb_utils.InferenceResponse(error=failure) for _ in requests]
-        batches = [pb_utils.get_input_tensor_by_name(r, "image").as_numpy().ravel() for r in requests]
+        batches = [pb_utils.get_input_tensor_by_name(r, IMAGE.name).as_numpy().ravel() for r in requests]
         frames, sizes = self.preprocessor.prepare([data for batch in batches for data in batch])
         ends = np.cumsum([len(batch) for batch in batches])
         parts = [slice(end - len(batch), end) for batch, end in zip(batches, ends, strict=True)]
-        return [_response(frames[part], sizes[part]) for part in parts]
+        errors = [_error(sizes[part]) for part in parts]
+        if self.asks:
+            try:
+                result = self._peaks(frames, [not isinstance(size, Exception) for size in sizes])
+            except bls.FailedError as error:
+                failure = pb_utils.TritonError(str(error), error.code)
+                errors = [own or failure for own in errors]
+        else:
+            result = frames
+        return [
+            pb_utils.InferenceResponse(error=error) if error else self._response(result[part], sizes[part])
+            for part, error in zip(parts, errors, strict=True)
+        ]
 
     def is_ready(self):
         """Asked by Triton for its own readiness; the 24.10 of the CPU's environment does not ask."""
@@ -58,24 +78,49 @@ class TritonPythonModel:
             fit=fit,
             device=parameters.get("device", "auto"),
             gpu_id=int(self.args["model_instance_device_id"]) if gpu else None,
-            max_batch=json.loads(self.args["model_config"])["max_batch_size"],
+            max_batch=self.max_batch,
             check_scans=parameters.get("check_scans", "on") == "on",
             host_frames=parameters.get("frames") == "host",
             warn=pb_utils.Logger.log_warn,
         )
 
+    def _peaks(self, frames, good):
+        """Of each picture; for one without a frame of its own, the network is not asked, and they are zero."""
+        if not any(good):
+            return np.zeros(len(good))
+        if all(good):
+            return self._ask(frames)
+        some = self._ask(self.preprocessor.only(frames, np.flatnonzero(good)))
+        peaks = np.zeros((len(good), *some.shape[1:]), some.dtype)
+        peaks[good] = some
+        return peaks
 
-def _response(frames, sizes):
+    def _ask(self, frames):
+        (peaks,) = bls.tensors(
+            bls.request(self.network.name, [_tensor(FRAME.name, frames)], [PEAKS.name]).exec(), [PEAKS.name]
+        )
+        return peaks
+
+    def _response(self, result, sizes):
+        first = _tensor((PEAKS if self.asks else FRAME).name, result)
+        sizes = pb_utils.Tensor(IMAGE_SIZE.name, np.array(sizes, np.int32))
+        return pb_utils.InferenceResponse([first, sizes])
+
+
+def _error(sizes):
+    """What is wrong with a request's pictures, if anything is."""
     for index, error in enumerate(sizes):
         if isinstance(error, Exception):
             known = isinstance(error, ImageError)
             where = f"image {index} of {len(sizes)} (counted from 0)" if len(sizes) > 1 else "image"
             code = pb_utils.TritonError.INVALID_ARG if known else pb_utils.TritonError.INTERNAL
-            text = f"{where}: {error if known else repr(error)}"
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
-    if isinstance(frames, np.ndarray):
-        frame = pb_utils.Tensor("frame", frames)
-    else:
-        # Complete already (-1: nothing to wait for), and copied from before the next batch.
-        frame = pb_utils.Tensor.from_dlpack("frame", frames.__dlpack__(stream=-1))
-    return pb_utils.InferenceResponse([frame, pb_utils.Tensor("image_size", np.array(sizes, np.int32))])
+            return pb_utils.TritonError(f"{where}: {error if known else repr(error)}", code)
+    return None
+
+
+def _tensor(name, array):
+    """Of a NumPy array, or of one in the GPU's memory."""
+    if isinstance(array, np.ndarray):
+        return pb_utils.Tensor(name, array)
+    # Complete already (-1: nothing to wait for), and copied from before the next batch.
+    return pb_utils.Tensor.from_dlpack(name, array.__dlpack__(stream=-1))

@@ -172,12 +172,12 @@ def models(name: str, task: Task) -> dict[str, tuple[tuple[Tensor, ...], tuple[T
     """Inputs and outputs of each model that serves a task under `name`.
 
     With inputs of its own (`Task.inputs`), the network wants a stream: `name` then is no ensemble but keeps
-    them.
+    them. All other networks are asked by `NAME_preprocess`.
     """
     answers = (*DETECTIONS, *task.answers)
     served = {
         name: ((IMAGE, *task.requests), answers),
-        f"{name}_preprocess": ((IMAGE,), (FRAME, IMAGE_SIZE)),
+        f"{name}_preprocess": ((IMAGE,), (FRAME if task.inputs else PEAKS, IMAGE_SIZE)),
         f"{name}_network": ((FRAME, *task.inputs), (*task.columns, PEAKS)),
         f"{name}_postprocess": ((PEAKS, IMAGE_SIZE, *task.requests), answers),
     }

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from centernet_image.decode import Limits
 
 GPU_PACKAGES = ("cupy", "cuda.pathfinder", "nvidia.nvimgcodec")
@@ -36,6 +37,9 @@ class Preprocessor(Protocol):
 
     def prepare(self, pictures: Sequence[bytes]) -> Prepared:
         """Decodes pictures and lays each into a frame; never raises for a picture's sake."""
+
+    def only(self, frames: Any, indices: np.ndarray) -> Any:
+        """Some of the frames that were prepared last, where those are: [len(indices), *frame_size, 3]."""
 
     def close(self) -> None:
         """Ends its threads and gives its memory back."""

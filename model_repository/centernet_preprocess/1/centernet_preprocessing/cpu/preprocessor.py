@@ -45,6 +45,10 @@ class CpuPreprocessor:
         run = map if len(pictures) == 1 else self.pool.map
         return Prepared(frames, list(run(self._prepare, pictures, frames)))
 
+    def only(self, frames: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """See `centernet_preprocessing.Preprocessor`."""
+        return frames[indices]
+
     def start(self, picture: bytes) -> "Future[tuple[np.ndarray, tuple[int, int] | Exception]]":
         """Prepares one picture in the background: its frame, and its size or error."""
         return self.pool.submit(self._prepare_new, picture)

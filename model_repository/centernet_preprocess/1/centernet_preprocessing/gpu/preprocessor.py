@@ -100,6 +100,15 @@ class GpuPreprocessor:
         self.stream.synchronize()
         return Prepared(frames, sizes)
 
+    def only(self, frames: Any, indices: np.ndarray) -> Any:
+        """See `centernet_preprocessing.Preprocessor`; complete, as those are."""
+        if self.host is not None:
+            return frames[indices]
+        with self.stream:
+            some = frames[indices]
+        self.stream.synchronize()
+        return some
+
     def close(self) -> None:
         """Ends the threads and gives the memory back."""
         self.cpu.close()

@@ -1,0 +1,51 @@
+"""A Python model asks another model of the server: Triton's business logic scripting.
+
+Only there can this be imported: `triton_python_backend_utils` is the backend's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class FailedError(Exception):
+    """What another model answered in place of tensors.
+
+    Triton's Python backend gives its words, but not its status (24.10).
+    """
+
+    @property
+    def code(self) -> Any:
+        """The status that the words are of."""
+        text = str(self)
+        if "image: " in text:
+            return pb_utils.TritonError.INVALID_ARG
+        overload = any(words in text for words in ("maximum queue size", "timeout expired"))
+        return pb_utils.TritonError.UNAVAILABLE if overload else pb_utils.TritonError.INTERNAL
+
+
+def request(model: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
+    """A request whose answer comes to the host's memory; `exec` or `async_exec` sends it.
+
+    Args:
+        model: Name of the model.
+        inputs: `pb_utils.Tensor`s, with the batch.
+        outputs: Names of those that are wanted.
+    """
+    host = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+    return pb_utils.InferenceRequest(
+        model_name=model, inputs=inputs, requested_output_names=outputs, preferred_memory=host
+    )
+
+
+def tensors(response: Any, outputs: Sequence[str]) -> list[np.ndarray]:
+    """What a request's response holds, in the order of `outputs`.
+
+    Raises:
+        FailedError: It holds an error.
+    """
+    if response.has_error():
+        raise FailedError(response.error().message())
+    return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
