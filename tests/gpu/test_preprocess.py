@@ -131,6 +131,14 @@ def test_every_picture_gets_the_cpus_answer(cpu, gpu, alone):
         assert all(isinstance(s, Exception) == (n in REFUSED) for n, s in zip(part, sizes, strict=True))
 
 
+def test_some_of_the_frames(gpu):
+    pictures = [ALL[name] for name in ("large", "text", "4:2:0", "hole")]
+    frames, sizes = gpu.prepare(pictures)
+    good = np.flatnonzero([not isinstance(size, Exception) for size in sizes])
+    assert good.tolist() == [0, 2]
+    assert np.array_equal(gpu.only(frames, good).get(), frames.get()[good])
+
+
 def test_plain_pictures_are_decoded_on_the_gpu(gpu, monkeypatch):
     """Else every test here would pass without one."""
 
