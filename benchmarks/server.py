@@ -169,10 +169,13 @@ class Bench:
                 clients=self.options.clients,
             )
         used_s, after = cpu_s(self.pid), self._counters()
-        pictures, executions = after[0] - before[0], after[1] - before[1]
+        pictures, executions, requests, queue_ms, compute_ms = after - before
         self.request_s = request.batch / load["throughput"]
         figures = {name: load.pop(name) for name in ("throughput", *perf_analyzer.CLIENT)}
         parts = {name.removeprefix("centernet_"): ms for name, ms in load.items()}
+        if "network" not in parts:  # The preprocess model asks it, for whole batches.
+            parts |= {"network_queue": queue_ms / requests, "network": compute_ms / requests}
+            parts["preprocess"] -= parts["network_queue"] + parts["network"]
         return {
             "concurrency": concurrency,
             "shared_memory": shared_memory,
@@ -183,10 +186,12 @@ class Bench:
             **gpu.figures,
         }
 
-    def _counters(self) -> tuple[int, int]:
-        """Pictures that the network has computed, and in how many batches."""
+    def _counters(self) -> np.ndarray:
+        """Of the network: pictures, batches, requests; and these in its queue and at work, milliseconds."""
         (model,) = self.client.get_inference_statistics(NETWORK).model_stats
-        return model.inference_count, model.execution_count
+        stats = model.inference_stats
+        times = (stats.queue.ns / 1e6, (stats.compute_input.ns + stats.compute_infer.ns) / 1e6)
+        return np.array([model.inference_count, model.execution_count, stats.success.count, *times])
 
     def without_server(self, batch: int) -> Row:
         """The same work in this process, or the engine's part of it; there must be some."""

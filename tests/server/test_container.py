@@ -204,7 +204,7 @@ def test_server_that_dies_ends_the_container(container):
 
 @pytest.mark.parametrize("model", ["centernet_network", "centernet_preprocess"])
 def test_dead_process_of_a_python_model_ends_the_container(container, model):
-    """Triton starts it no more. There are two of the preprocess model: every other inference is answered."""
+    """Triton starts it no more. Two of the preprocess model's three still answer."""
     # The server waits for the dead one, too, as long as it may.
     one = container("--exit-timeout-secs=3", WATCH_INTERVAL_S="0.2")
     one.wait_until_healthy()

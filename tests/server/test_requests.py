@@ -240,7 +240,7 @@ def test_other_parameters_are_not_ours(server, expect):
 def patient_server(serve_edited):
     """Waits for batches to fill."""
     return serve_edited(
-        {"max_queue_delay_microseconds: 0": "max_queue_delay_microseconds: 500000", "count: 2": "count: 1"}
+        {"max_queue_delay_microseconds: 0": "max_queue_delay_microseconds: 500000", "count: 3": "count: 1"}
     )
 
 

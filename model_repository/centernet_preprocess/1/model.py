@@ -85,7 +85,7 @@ class TritonPythonModel:
         )
 
     def _peaks(self, frames, good):
-        """Of each picture; for one without a frame of its own, the network is not asked, and they are zero."""
+        """Of each picture; zeros for one without a frame, of which the network is not asked."""
         if not any(good):
             return np.zeros(len(good))
         if all(good):
