@@ -10,6 +10,13 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 
+BUSY_OR_AWAY = (
+    *("maximum queue size", "timeout expired"),
+    *("Server not ready", "Server is stopping", "ready state", "no available versions"),
+)
+"""In what a model says that may answer later, or on another server."""
+
+
 class FailedError(Exception):
     """What another model answered in place of tensors.
 
@@ -22,8 +29,8 @@ class FailedError(Exception):
         text = str(self)
         if "image: " in text:
             return pb_utils.TritonError.INVALID_ARG
-        overload = any(words in text for words in ("maximum queue size", "timeout expired"))
-        return pb_utils.TritonError.UNAVAILABLE if overload else pb_utils.TritonError.INTERNAL
+        again = any(words in text for words in BUSY_OR_AWAY)
+        return pb_utils.TritonError.UNAVAILABLE if again else pb_utils.TritonError.INTERNAL
 
 
 def request(model: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
