@@ -42,7 +42,7 @@ def test_status_of_an_error(bls, words, code):
 
 def test_an_error_is_raised_and_tensors_are_in_order(bls, monkeypatch):
     failed = SimpleNamespace(has_error=lambda: True, error=lambda: SimpleNamespace(message=lambda: "why"))
-    with pytest.raises(bls.FailedError, match="^why$"):
+    with pytest.raises(bls.FailedError, match="why"):
         bls.tensors(failed, ["peaks"])
     monkeypatch.setattr(
         bls.pb_utils,

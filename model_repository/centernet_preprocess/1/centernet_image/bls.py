@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-
 BUSY_OR_AWAY = (
     *("maximum queue size", "timeout expired"),
     *("Server not ready", "Server is stopping", "ready state", "no available versions"),
