@@ -103,7 +103,7 @@ def serve_edited(
 ) -> Callable[..., Server]:
     """`serve_edited({old: new})`: the small detector with a changed text of the preprocess configuration."""
 
-    def factory(edits: dict[str, str]) -> Server:
+    def factory(edits: dict[str, str], *arguments: str) -> Server:
         repository = make_repository(tmp_path_factory.mktemp("repository"), small_onnx)
         config = repository / "centernet_preprocess/config.pbtxt"
         text = config.read_text()
@@ -111,7 +111,7 @@ def serve_edited(
             assert old in text
             text = text.replace(old, new)
         config.write_text(text)
-        return serve(repository)
+        return serve(repository, *arguments)
 
     return factory
 

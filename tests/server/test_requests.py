@@ -1,7 +1,10 @@
 """Every request gets its own answer or its own error, whatever comes beside it."""
 
+import os
 import re
+import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -18,6 +21,8 @@ from pictures import bomb, encode, picture
 from protocols import INVALID, PROTOCOLS, images, infer
 from seed_pictures import seeds
 from tritonclient.utils import InferenceServerException
+
+from benchmarks.triton_server import family
 
 pytestmark = pytest.mark.server
 SIZES = ((60, 90), (300, 200), (256, 384), (481, 640), (1000, 300), (33, 700))
@@ -263,6 +268,27 @@ def test_bad_input_beside_good(patient_server, expect):
     with grpc.InferenceServerClient(patient_server.grpc_url) as client:
         batches = client.get_inference_statistics("centernet_preprocess").model_stats[0].batch_stats
     assert max(batch.batch_size for batch in batches) > 8
+
+
+def test_a_failure_of_the_network_is_told_to_each_request_of_a_batch(serve_edited):
+    server = serve_edited(
+        {"max_queue_delay_microseconds: 0": "max_queue_delay_microseconds: 500000", "count: 3": "count: 1"},
+        "--exit-timeout-secs=1",  # It waits for the dead ones.
+    )
+    for pid in family(server.process.pid):
+        if "centernet_network_0_" in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, signal.SIGKILL)
+
+    def ask(number):
+        with pytest.raises(InferenceServerException) as caught:
+            infer(server, "grpc", "centernet", images([encode(picture(60, 90, seed=number))]))
+        return caught.value
+
+    with ThreadPoolExecutor(8) as pool:
+        failures = list(pool.map(ask, range(8)))
+    words = "Stub process 'centernet_network_0_"
+    assert all(words in failure.message() for failure in failures), failures
+    assert {failure.status() for failure in failures} == {"StatusCode.INTERNAL"}
 
 
 def test_limits_are_parameters(strict_server):

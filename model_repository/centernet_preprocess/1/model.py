@@ -34,8 +34,7 @@ class TritonPythonModel:
         try:
             self._take(self.network.description())
         except (OSError, ValueError) as error:
-            failure = pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
-            return [pb_utils.InferenceResponse(error=failure) for _ in requests]
+            return [pb_utils.InferenceResponse(error=_unavailable(error)) for _ in requests]
         batches = [pb_utils.get_input_tensor_by_name(r, IMAGE.name).as_numpy().ravel() for r in requests]
         frames, sizes = self.preprocessor.prepare([data for batch in batches for data in batch])
         ends = np.cumsum([len(batch) for batch in batches])
@@ -45,8 +44,8 @@ class TritonPythonModel:
             try:
                 result = self._peaks(frames, [not isinstance(size, Exception) for size in sizes])
             except bls.FailedError as error:
-                failure = pb_utils.TritonError(str(error), error.code)
-                errors = [own or failure for own in errors]
+                # One for each: the backend frees its text with the first response.
+                errors = [own or pb_utils.TritonError(str(error), error.code) for own in errors]
         else:
             result = frames
         return [
@@ -105,6 +104,10 @@ class TritonPythonModel:
         first = _tensor((PEAKS if self.asks else FRAME).name, result)
         sizes = pb_utils.Tensor(IMAGE_SIZE.name, np.array(sizes, np.int32))
         return pb_utils.InferenceResponse([first, sizes])
+
+
+def _unavailable(error):
+    return pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
 
 
 def _error(sizes):
