@@ -276,7 +276,7 @@ def test_a_failure_of_the_network_is_told_to_each_request_of_a_batch(serve_edite
         "--exit-timeout-secs=1",  # It waits for the dead ones.
     )
     for pid in family(server.process.pid):
-        if "centernet_network_0_" in Path(f"/proc/{pid}/cmdline").read_text():
+        if "centernet_network_0_" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8"):
             os.kill(pid, signal.SIGKILL)
 
     def ask(number):
