@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -22,7 +23,6 @@ from servers import ROOT, make_repository
 
 from benchmarks.triton_server import family
 from clients import batch
-from server.launcher import free_ports
 
 pytestmark = pytest.mark.server
 COUNT = 22
@@ -92,12 +92,14 @@ def assert_same(row: dict, expected: dict) -> None:
 
 def test_servers(batch_server, folder, expected, tmp_path):
     """One of the two addresses is nobody's: its share goes to the other."""
-    (nobody,) = free_ports(1)
     output = tmp_path / "out"
-    code, said = run(
-        *(folder, output, "--url", f"127.0.0.1:{nobody}", "--url", batch_server.grpc_url),
-        *("--format", "jsonl", "--shard-size", "6"),
-    )
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # Nor becomes another test's server's.
+        port = nobody.getsockname()[1]
+        code, said = run(
+            *(folder, output, "--url", f"127.0.0.1:{port}", "--url", batch_server.grpc_url),
+            *("--format", "jsonl", "--shard-size", "6"),
+        )
     assert code == 0, said
     assert f"{COUNT + 2} pictures in 4 shards, 2 of them with an error" in said
     rows = lines(output)
