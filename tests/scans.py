@@ -103,7 +103,7 @@ class HostKernel:
         pack([(pictures[i], scans[i]) for i in asked], found, memory)
         parts = np.full(end.part * PART_ITEMSIZE, 0xEE, np.uint8)
         flags = np.full(len(asked), 0xEE, np.uint8)
-        longest = max((scans[i].end - scans[i].start for i in asked), default=1)
+        longest = max((scans[i].length for i in asked), default=1)
         columns = -(-longest // (PART_BYTES * threads))
         self.begin((columns, len(asked)), threads, memory, parts)
         self.check(len(asked), threads, memory, parts, flags)

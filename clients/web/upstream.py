@@ -134,9 +134,11 @@ class Upstream:
     async def _ask(self) -> Facts:
         ensemble = await self.client.config(self.client.model)
         steps = ensemble.get("ensemble_scheduling", {}).get("step", [])
-        models = [step["model_name"] for step in steps]
+        names = [step["model_name"] for step in steps]
+        network = f"{self.client.model}_network"
+        nested = network if names and network not in names else ""
         parameters: dict[str, str] = {}
-        for model in models:
+        for model in names:
             config = await self.client.config(model)
             given = config.get("parameters", {})
             parameters |= {name: value.get("string_value", "") for name, value in given.items()}
@@ -145,17 +147,12 @@ class Upstream:
             for name, value in parameters.items()
             if name in Limits.__dataclass_fields__ and value.isdecimal()
         }
-        network, nested = f"{self.client.model}_network", ""
-        names = await self._class_names(models[-1]) if models else ()
-        if models and network not in models:
-            models.insert(1, network)
-            nested = network
         return Facts(
-            models=tuple(models),
+            models=(*names[:1], nested, *names[1:]) if nested else tuple(names),
             nested=nested,
             limits=Limits(**limits),
             threshold=_score(parameters.get("score_threshold")),
-            classes=names,
+            classes=await self._class_names(names[-1]) if names else (),
         )
 
     async def _class_names(self, model: str) -> tuple[str, ...]:

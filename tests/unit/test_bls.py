@@ -42,13 +42,17 @@ def test_status_of_an_error(bls, words, code):
 
 def test_an_error_is_raised_and_tensors_are_in_order(bls, monkeypatch):
     failed = SimpleNamespace(has_error=lambda: True, error=lambda: SimpleNamespace(message=lambda: "why"))
-    with pytest.raises(bls.FailedError, match="why"):
-        bls.tensors(failed, ["peaks"])
-    monkeypatch.setattr(
-        bls.pb_utils,
-        "get_output_tensor_by_name",
-        lambda response, name: SimpleNamespace(as_numpy=lambda: response.held[name]),
-        raising=False,
-    )
     answered = SimpleNamespace(has_error=lambda: False, held={"a": 1, "b": 2})
-    assert bls.tensors(answered, ["b", "a"]) == [2, 1]
+    answers = {"failing": failed, "network": answered}
+    for name, stand_in in {
+        "TRITONSERVER_MEMORY_CPU": 0,
+        "PreferredMemory": lambda *_: None,
+        "InferenceRequest": lambda model_name, **_: SimpleNamespace(exec=lambda: answers[model_name]),
+        "get_output_tensor_by_name": lambda response, name: SimpleNamespace(
+            as_numpy=lambda: response.held[name]
+        ),
+    }.items():
+        monkeypatch.setattr(bls.pb_utils, name, stand_in, raising=False)
+    with pytest.raises(bls.FailedError, match="why"):
+        bls.ask("failing", [], ["peaks"])
+    assert bls.ask("network", [], ["b", "a"]) == [2, 1]

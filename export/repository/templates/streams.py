@@ -84,7 +84,7 @@ class TritonPythonModel:
         """The frame's answers; the stream changes last, so that a frame that fails leaves it as it was."""
         threshold = requested_threshold(request.parameters(), self.threshold)
         image = pb_utils.get_input_tensor_by_name(request, IMAGE.name)
-        frame, image_size = await _ask(self.preprocess, [image], [FRAME.name, IMAGE_SIZE.name])
+        frame, image_size = await bls.async_ask(self.preprocess, [image], [FRAME.name, IMAGE_SIZE.name])
         before = stream.frame
         if before is None or before.shape != frame.shape:  # the first, or the network has changed
             before, boxes = frame, np.zeros((0, 4), np.float32)
@@ -94,7 +94,7 @@ class TritonPythonModel:
         if not description.inputs or PREVIOUS_HEAT in description.inputs:
             inputs[PREVIOUS_HEAT] = heat(boxes, description.input_size)[None]
         tensors = [pb_utils.Tensor(*tensor) for tensor in inputs.items()]
-        (peaks,) = await _ask(self.network.name, tensors, [PEAKS.name])
+        (peaks,) = await bls.async_ask(self.network.name, tensors, [PEAKS.name])
         answers = tasks.split(peaks, TASK)
         found = tasks.answer(tasks.Peaks(answers, image_size, description), thresholds=threshold)
         count = int(found["num_detections"][0, 0])
@@ -103,11 +103,6 @@ class TritonPythonModel:
         ids[0, :count] = stream.tracker.update(*(found[name][0, :count] for name in names))
         stream.frame, stream.boxes = frame.copy(), answers[BOXES.name][0, :count].copy()
         return found | {"detection_tracks": ids}
-
-
-async def _ask(model, inputs, outputs):
-    """What another model makes of inputs."""
-    return bls.tensors(await bls.request(model, inputs, outputs).async_exec(), outputs)
 
 
 def _error(error, code):

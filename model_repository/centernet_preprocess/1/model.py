@@ -95,9 +95,7 @@ class TritonPythonModel:
         return peaks
 
     def _ask(self, frames):
-        (peaks,) = bls.tensors(
-            bls.request(self.network.name, [_tensor(FRAME.name, frames)], [PEAKS.name]).exec(), [PEAKS.name]
-        )
+        (peaks,) = bls.ask(self.network.name, [_tensor(FRAME.name, frames)], [PEAKS.name])
         return peaks
 
     def _response(self, result, sizes):

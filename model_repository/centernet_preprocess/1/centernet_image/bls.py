@@ -32,26 +32,36 @@ class FailedError(Exception):
         return pb_utils.TritonError.UNAVAILABLE if again else pb_utils.TritonError.INTERNAL
 
 
-def request(model: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
-    """A request whose answer comes to the host's memory; `exec` or `async_exec` sends it.
+def ask(model: str, inputs: Sequence[Any], outputs: Sequence[str]) -> list[np.ndarray]:
+    """What another model makes of inputs.
 
     Args:
-        model: Name of the model.
+        model: Its name.
         inputs: `pb_utils.Tensor`s, with the batch.
         outputs: Names of those that are wanted.
+
+    Returns:
+        The outputs, in their order, in the host's memory.
+
+    Raises:
+        FailedError: It answered an error.
     """
+    return _tensors(_request(model, inputs, outputs).exec(), outputs)
+
+
+async def async_ask(model: str, inputs: Sequence[Any], outputs: Sequence[str]) -> list[np.ndarray]:
+    """The same as `ask`, while others go on."""
+    return _tensors(await _request(model, inputs, outputs).async_exec(), outputs)
+
+
+def _request(model: str, inputs: Sequence[Any], outputs: Sequence[str]) -> Any:
     host = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
     return pb_utils.InferenceRequest(
         model_name=model, inputs=inputs, requested_output_names=outputs, preferred_memory=host
     )
 
 
-def tensors(response: Any, outputs: Sequence[str]) -> list[np.ndarray]:
-    """What a request's response holds, in the order of `outputs`.
-
-    Raises:
-        FailedError: It holds an error.
-    """
+def _tensors(response: Any, outputs: Sequence[str]) -> list[np.ndarray]:
     if response.has_error():
         raise FailedError(response.error().message())
     return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]

@@ -34,6 +34,11 @@ class Scan(NamedTuple):
     blocks: int
     coding: Coding
 
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
 
 def scan(data: bytes, start: int, segments: list[tuple[int, bytes]]) -> Scan | None:
     """Describes the scan of a plain JPEG.

@@ -41,8 +41,7 @@ def places(scans: Sequence[Scan]) -> tuple[list[Place], Place]:
     found = []
     for scan in scans:
         found.append(Place(start, part))
-        length = scan.end - scan.start
-        start, part = _aligned(start + length + ZEROS), part - -length // PART_BYTES
+        start, part = _aligned(start + scan.length + ZEROS), part - -scan.length // PART_BYTES
     return found, Place(start, part)
 
 
@@ -50,7 +49,7 @@ def pack(files: Sequence[tuple[bytes, Scan]], found: Sequence[Place], memory: np
     """Fills a batch's memory, uint8, aligned to 16 bytes."""
     head = memory[: len(files) * SCAN.itemsize].view(SCAN)
     for row, (data, scan), place in zip(head, files, found, strict=True):
-        length, coding = scan.end - scan.start, scan.coding
+        length, coding = scan.length, scan.coding
         row["tables"] = coding.tables
         row["start"], row["parts"], row["bytes"] = place.start, place.part, length
         row["blocks"], row["period"], row["pairs"] = scan.blocks, coding.period, coding.pairs

@@ -77,7 +77,7 @@ class ScanCheck:
             self.flags = cupy.empty(len(files), cupy.uint8)
         pack(files, found, self.staging)
         self.memory[: end.start].set(self.staging[: end.start], stream=self.stream)
-        self.launch(len(files), max(-(-(scan.end - scan.start) // PART_BYTES) for _, scan in files))
+        self.launch(len(files), max(-(-scan.length // PART_BYTES) for _, scan in files))
 
     def launch(self, scans: int, parts: int) -> None:
         """Starts the kernels on what is in the memory.
