@@ -1,7 +1,6 @@
 """The container's entry point around the real server; a stand-in builds the plan."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -9,9 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from servers import make_repository
+from servers import make_repository, stubs
 
-from benchmarks.triton_server import family
 from server.launcher import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -91,12 +89,7 @@ class Container:
 
     def stubs(self):
         """Process of each instance of a Python model."""
-        found = {}
-        for pid in family(self.server):
-            words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
-            if "stub" in words[0]:
-                found[next(word for word in words if re.fullmatch(r"centernet_\w+_\d+_\d+", word))] = pid
-        return found
+        return stubs(self.server)
 
     def kill(self):
         """As a machine that vanishes: nobody is told, and nothing is finished."""

@@ -1,5 +1,6 @@
 """Real Triton servers for tests: each has a repository of its own."""
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.triton_server import family
 from server import launcher
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +37,16 @@ def make_repository(folder: Path, onnx: Path) -> Path:
     for suffix in (".onnx", ".json"):
         (version / f"model{suffix}").symlink_to(onnx.with_suffix(suffix).resolve())
     return repository
+
+
+def stubs(server: int) -> dict[str, int]:
+    """The process of each instance of a server's Python models."""
+    found = {}
+    for pid in family(server):
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
+        if "stub" in words[0]:
+            found[next(word for word in words if re.fullmatch(r"centernet_\w+_\d+_\d+", word))] = pid
+    return found
 
 
 def launch(repository: Path, log: Path) -> subprocess.Popen:

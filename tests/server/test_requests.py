@@ -4,7 +4,6 @@ import os
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -20,9 +19,8 @@ from hostile_pictures import damaged_animation, many_scans
 from pictures import bomb, encode, picture
 from protocols import INVALID, PROTOCOLS, images, infer
 from seed_pictures import seeds
+from servers import stubs
 from tritonclient.utils import InferenceServerException
-
-from benchmarks.triton_server import family
 
 pytestmark = pytest.mark.server
 SIZES = ((60, 90), (300, 200), (256, 384), (481, 640), (1000, 300), (33, 700))
@@ -241,12 +239,16 @@ def test_other_parameters_are_not_ours(server, expect):
     assert_equal(infer(server, "grpc", "centernet", images([JPEG]), parameters), expect([JPEG]))
 
 
+PATIENT = {
+    "max_queue_delay_microseconds: 0": "max_queue_delay_microseconds: 500000",
+    "count: 3": "count: 1",
+}
+
+
 @pytest.fixture(scope="module")
 def patient_server(serve_edited):
     """Waits for batches to fill."""
-    return serve_edited(
-        {"max_queue_delay_microseconds: 0": "max_queue_delay_microseconds: 500000", "count: 3": "count: 1"}
-    )
+    return serve_edited(PATIENT)
 
 
 def test_bad_input_beside_good(patient_server, expect):
@@ -271,12 +273,9 @@ def test_bad_input_beside_good(patient_server, expect):
 
 
 def test_a_failure_of_the_network_is_told_to_each_request_of_a_batch(serve_edited):
-    server = serve_edited(
-        {"max_queue_delay_microseconds: 0": "max_queue_delay_microseconds: 500000", "count: 3": "count: 1"},
-        "--exit-timeout-secs=1",  # It waits for the dead ones.
-    )
-    for pid in family(server.process.pid):
-        if "centernet_network_0_" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8"):
+    server = serve_edited(PATIENT, "--exit-timeout-secs=1")  # It waits for the dead ones.
+    for name, pid in stubs(server.process.pid).items():
+        if name.startswith("centernet_network_0_"):
             os.kill(pid, signal.SIGKILL)
 
     def ask(number):
