@@ -140,10 +140,19 @@ class TensorRT(Contender):
     """
 
     def __init__(
-        self, spec: Spec, *, precision: str = "fp16", nvidia: bool = False, graph: bool = True
+        self,
+        spec: Spec,
+        *,
+        precision: str = "fp16",
+        keep_fp32: Sequence[str] = (),
+        nvidia: bool = False,
+        graph: bool = True,
     ) -> None:
         plan = Path(spec.plan)
-        (_build_nvidia if nvidia else _build)(spec, plan, precision)
+        if nvidia:
+            _build_nvidia(spec, plan, precision)
+        else:
+            _build(spec, plan, precision, keep_fp32)
         self._engine = Engine(plan, Path(spec.plugin) if spec.plugin else None, nvidia=nvidia)
         self._graph = graph
         stream = self._engine.stream
@@ -165,8 +174,9 @@ def _sizes(spec: Spec) -> tuple[int, int, int]:
     return spec.batch[0], spec.batch[len(spec.batch) // 2], spec.batch[-1]
 
 
-def _build(spec: Spec, plan: Path, precision: str) -> None:
+def _build(spec: Spec, plan: Path, precision: str, keep_fp32: Sequence[str]) -> None:
     options = [f"--precision={precision}", f"--batch={','.join(map(str, _sizes(spec)))}", "--if-needed"]
+    options += [f"--keep-fp32={name}" for name in keep_fp32]
     options += [f"--plugin={spec.plugin}"] if spec.plugin else []
     if precision == "int8":
         folder = plan.with_suffix(".calibration")
@@ -188,6 +198,9 @@ def _build_nvidia(spec: Spec, plan: Path, precision: str) -> None:
 
 CONTENDERS: dict[str, Callable[[Spec], Contender]] = {
     "plugin": TensorRT,
+    "plugin-fp32-outputs": partial(
+        TensorRT, keep_fp32=[f"network.{head}.2/Conv" for head in ("hm", "reg", "wh")]
+    ),
     "plugin-int8": partial(TensorRT, precision="int8"),
     "plugin-tf32": partial(TensorRT, precision="tf32"),
     "plugin-fp32": partial(TensorRT, precision="fp32"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import server
+from benchmarks import preprocess, server
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "ci/gpu/serving"
@@ -47,10 +47,19 @@ def test_the_benchmark_knows_every_option(serving):
     assert measured == 22
 
 
+def test_the_benchmark_of_decoding_knows_every_option(serving):
+    (step,) = [step for step in steps_of(serving) if step.name == "decoding"]
+    words = shlex.split(step.command)
+    options = preprocess._parser().parse_args(words[words.index("benchmarks.preprocess") + 1 :])
+    assert options.output_dir == Path("/out/decoding")
+    assert options.plan.parts[-4:] == ("dla_34-repository", "centernet_network", "1", "model.plan")
+
+
 def test_networks_are_made_before_they_are_measured(serving):
     names = [step.name for step in steps_of(serving)]
     assert names.index("plugin") < names.index("onnx-dla_34") < names.index("plan-dla_34")
     assert names.index("plan-bccd_dla_34") < names.index("dla_34-jpeg") < names.index("bccd-cpu")
+    assert names.index("plan-dla_34") < names.index("decoding")
     assert names.index("onnx-coins") < names.index("coins-cpu")
 
 
