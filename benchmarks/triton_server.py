@@ -89,7 +89,7 @@ def running(
 
 
 class GpuUsage:
-    """What nvidia-smi says of the first GPU while this is open: nothing where there is none.
+    """What nvidia-smi says of the first visible GPU while this is open: nothing where there is none.
 
     Attributes:
         figures: Means of `gpu_percent` (of the time, a kernel ran) and of `jpeg_percent` (the hardware's
@@ -105,7 +105,8 @@ class GpuUsage:
     def __enter__(self) -> "GpuUsage":
         if shutil.which("nvidia-smi"):
             query = f"--query-gpu={','.join(self.FIELDS)}"
-            command = ["nvidia-smi", "-i", "0", query, "--format=csv,noheader,nounits", "-lms", "100"]
+            gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+            command = ["nvidia-smi", "-i", gpu, query, "--format=csv,noheader,nounits", "-lms", "100"]
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         return self
 

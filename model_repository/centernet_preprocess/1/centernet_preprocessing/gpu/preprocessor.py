@@ -25,6 +25,8 @@ KEPT_BYTES = 2**24
 """Of a decoded picture whose memory is kept for the next one in its place: half a gigabyte in 32 places."""
 
 BACKENDS = (nvimgcodec.BackendKind.HW_GPU_ONLY, nvimgcodec.BackendKind.HYBRID_CPU_GPU)
+"""In a decoder of its own each, the next for what the one before cannot do. Together in one, four of five
+pictures would go to the second, which takes the processor and the multiprocessors from everything else."""
 BLOCK = (32, 8)
 
 
@@ -55,13 +57,8 @@ class GpuPreprocessor:
         self.host = cupyx.empty_pinned(self.frames.shape, np.uint8) if host_frames else None
         self.pictures = cupy.empty(max_batch * PICTURE.itemsize, cupy.uint8)
         self.warp = cupy.RawKernel(Path(__file__).with_name("warp.cu").read_text(encoding="utf-8"), "warp")
-        # What the hardware cannot decode, the multiprocessors can. nvImageCodec has decoders for the CPU,
-        # too; here the project's own has the last word. Colours are enlarged as by libjpeg-turbo.
-        self.decoder = nvimgcodec.Decoder(
-            device_id=gpu_id,
-            backends=[nvimgcodec.Backend(kind) for kind in BACKENDS],
-            options=":fancy_upsampling=1",
-        )
+        # nvImageCodec has decoders for the CPU, too; here the project's own has the last word.
+        self.decoders = [made for kind in BACKENDS if (made := _decoder(gpu_id, kind))]
         self.parameters = nvimgcodec.DecodeParams(
             apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB
         )
@@ -114,7 +111,7 @@ class GpuPreprocessor:
         self.cpu.close()
         self.kept.clear()
         self.scans.close()
-        del self.decoder, self.frames, self.pictures
+        del self.decoders, self.frames, self.pictures
 
     def _parse(self, data: bytes) -> Plain | None:
         found = parse(data) if len(data) <= self.limits.max_bytes else None
@@ -124,16 +121,28 @@ class GpuPreprocessor:
 
     def _decode(self, pictures: list[bytes]) -> list[Any]:
         """Decoded pictures, uint8 [height, width, 3] in RGB; None for what cannot be that."""
-        try:
-            return self._decoded(pictures)
-        except Exception:  # Of one picture, perhaps: each alone, then, and the CPU says what it is.
-            return [None] if len(pictures) == 1 else [self._decode([data])[0] for data in pictures]
-
-    def _decoded(self, pictures: list[bytes]) -> list[Any]:
-        streams = [nvimgcodec.CodeStream(data) for data in pictures]
+        images: list[Any] = [None] * len(pictures)
         # Memory is taken anew only where there is none: to give it back, the GPU must stand still.
-        reused = {"images": self.kept[: len(streams)]} if len(self.kept) >= len(streams) else {}
-        images = self.decoder.decode(streams, params=self.parameters, cuda_stream=self.stream.ptr, **reused)
+        kept = self.kept
+        for decoder in self.decoders:
+            rest = [index for index, image in enumerate(images) if image is None]
+            found = self._decoded(decoder, [pictures[index] for index in rest], kept)
+            for index, image in zip(rest, found, strict=True):
+                images[index] = image
+            kept = []  # They hold pictures now.
+        return images
+
+    def _decoded(self, decoder: Any, pictures: list[bytes], kept: list[Any]) -> list[Any]:
+        if not pictures:
+            return []
+        reused = {"images": kept[: len(pictures)]} if len(kept) >= len(pictures) else {}
+        try:
+            streams = [nvimgcodec.CodeStream(data) for data in pictures]
+            images = decoder.decode(streams, params=self.parameters, cuda_stream=self.stream.ptr, **reused)
+        except Exception:  # Of one picture, perhaps: each alone, then, and the CPU says what it is.
+            if len(pictures) == 1:
+                return [None]
+            return [image for data in pictures for image in self._decoded(decoder, [data], [])]
         return [
             image if image is not None and len(image.shape) == 3 and image.shape[2] == 3 else None
             for image in images
@@ -169,6 +178,15 @@ class GpuPreprocessor:
             _, sizes = self.prepare([data] * count)
             if errors := [size for size in sizes if isinstance(size, Exception)]:
                 raise errors[0]
+
+
+def _decoder(gpu_id: int, kind: Any) -> Any:
+    """nvImageCodec's; None if this GPU has none of the kind. Colours are enlarged as by libjpeg-turbo."""
+    backends = [nvimgcodec.Backend(kind)]
+    try:
+        return nvimgcodec.Decoder(device_id=gpu_id, backends=backends, options=":fancy_upsampling=1")
+    except RuntimeError:
+        return None
 
 
 def _parts(indices: Iterable[int], pixels: Iterable[int]) -> Iterator[list[int]]:

@@ -1,0 +1,101 @@
+"""Who decodes which picture of a batch on a GPU, with stand-ins for nvImageCodec and CuPy."""
+
+import importlib
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+
+class Image:
+    """Memory with a picture in it."""
+
+    def __init__(self):
+        self.shape, self.holds = (2, 2, 3), None
+
+
+class Decoder:
+    """Decodes what starts with one of its letters into the memory that it is given, or into new one."""
+
+    def __init__(self, letters):
+        self.letters, self.asked = letters, []
+
+    def decode(self, streams, *, images=None, **_):
+        self.asked.append(b"".join(streams))
+        if len(streams) > 1 and b"!" in streams:
+            raise RuntimeError("not today")
+        found = [image or Image() for image in images or [None] * len(streams)]
+        for image, data in zip(found, streams, strict=True):
+            image.holds = data
+        return [image if data in self.letters else None for image, data in zip(found, streams, strict=True)]
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """The module of the preprocessor, which needs neither GPU nor libraries to be loaded."""
+    codec = SimpleNamespace(
+        BackendKind=SimpleNamespace(HW_GPU_ONLY="hardware", HYBRID_CPU_GPU="hybrid"),
+        Backend=lambda kind: kind,
+        CodeStream=lambda data: data,
+    )
+    stand_ins = {name: ModuleType(name) for name in ("cupy", "cupyx", "cuda", "cuda.pathfinder", "nvidia")}
+    stand_ins["cuda.pathfinder"].load_nvidia_dynamic_lib = None
+    stand_ins["nvidia"].nvimgcodec = codec
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    for name in ("preprocessor", "scan"):
+        monkeypatch.delitem(sys.modules, f"centernet_preprocessing.gpu.{name}", raising=False)
+    loaded = importlib.import_module("centernet_preprocessing.gpu.preprocessor")
+    yield loaded
+    for name in ("preprocessor", "scan"):
+        sys.modules.pop(f"centernet_preprocessing.gpu.{name}", None)
+
+
+@pytest.fixture
+def made(module):
+    """A preprocessor of these decoders, and of so much memory from the batch before."""
+
+    def make(*decoders, kept=0):
+        preprocessor = module.GpuPreprocessor.__new__(module.GpuPreprocessor)
+        preprocessor.decoders, preprocessor.kept = decoders, [Image() for _ in range(kept)]
+        preprocessor.parameters, preprocessor.stream = None, SimpleNamespace(ptr=0)
+        return preprocessor
+
+    return make
+
+
+def held(images):
+    return [image and image.holds for image in images]
+
+
+def test_the_next_decoder_gets_what_the_one_before_cannot_do(made):
+    hardware, hybrid = Decoder([b"a", b"c"]), Decoder([b"b"])
+    preprocessor = made(hardware, hybrid, kept=4)
+    images = preprocessor._decode([b"a", b"b", b"c", b"d"])
+    assert held(images) == [b"a", b"b", b"c", None]
+    assert (hardware.asked, hybrid.asked) == ([b"abcd"], [b"bd"])
+
+
+def test_memory_is_used_again_but_for_one_picture_alone(made):
+    hardware, hybrid = Decoder([b"a", b"c"]), Decoder([b"b"])
+    preprocessor = made(hardware, hybrid, kept=3)
+    images = preprocessor._decode([b"a", b"b", b"c"])
+    assert [images[0], images[2]] == [preprocessor.kept[0], preprocessor.kept[2]]
+    assert len({id(image) for image in images}) == 3
+    # More pictures than memory: all in new.
+    assert not set(preprocessor._decode([b"a"] * 4)) & set(preprocessor.kept)
+
+
+def test_a_batch_that_fails_as_a_whole_is_decoded_one_by_one(made):
+    preprocessor = made(Decoder([b"a", b"b"]), kept=3)
+    assert held(preprocessor._decode([b"a", b"!", b"b"])) == [b"a", None, b"b"]
+
+
+def test_a_gpu_without_the_hardware_has_one_decoder(module, monkeypatch):
+    def make(*, backends, **_):
+        if backends == ["hardware"]:
+            raise RuntimeError("Could not create decoder")
+        return backends
+
+    monkeypatch.setattr(module.nvimgcodec, "Decoder", make, raising=False)
+    assert [made for kind in module.BACKENDS if (made := module._decoder(0, kind))] == [["hybrid"]]
