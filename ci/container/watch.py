@@ -1,15 +1,23 @@
 """Does the server still answer? Triton never starts again the process of a Python model that has died."""
 
+import os
+import re
 import sys
 import threading
 import urllib.request
 from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import health
 
 FAILURES, AMONG = 3, 8
-"""So many failures among the last inferences are no hiccup. Of two instances, one may have died alone."""
+"""So many failures among the last inferences are no hiccup. The dead process of a Python model shows by one:
+where there are several, Triton may seldom ask it."""
+
+UNHEALTHY = re.compile(r"Stub process '(\w+)' is not healthy")
 
 
 @dataclass
@@ -53,9 +61,26 @@ class Watch:
                     continue
                 failed.append(True)
                 print(f"entrypoint: inference failed: {error}", file=sys.stderr, flush=True)
+                if names_a_dead_process(str(error)):
+                    break
             else:
                 failed.append(False)
         self.gone.set()
+
+
+def names_a_dead_process(error: str) -> bool:
+    """Whether Triton's words are of a Python model's process that has ended; another may only be slow."""
+    found = UNHEALTHY.search(error)
+    return found is not None and not any(found[1] in words for words in _command_lines())
+
+
+def _command_lines() -> Iterator[list[str]]:
+    """Of the processes of this group. One that has ended has none, even if its parent does not know yet."""
+    group = os.getpgrp()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if os.getpgid(int(path.parent.name)) == group:
+                yield path.read_bytes().decode(errors="replace").split("\0")
 
 
 def answered(metrics_port: int) -> float:

@@ -165,6 +165,40 @@ def test_watch(container_code, monkeypatch, capsys, inferences, answered_meanwhi
     assert watch.gone.is_set() is gone
 
 
+def test_a_dead_process_is_told_from_a_slow_one(container_code):
+    """By a process with a name of its own among its arguments, as Triton starts them."""
+    name = f"centernet_network_0_{os.getpid()}"
+    words = f"HTTP Error 500: in ensemble 'centernet', Stub process '{name}' is not healthy."
+    says_dead = container_code.watch.names_a_dead_process
+    command = [sys.executable, "-c", "print(flush=True); input()", name]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.read(1)  # Right after its start, a process has no command line yet.
+    try:
+        assert not says_dead(words)
+    finally:
+        process.kill()
+    process.stdin.close()
+    process.stdout.close()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert says_dead(words)  # Nobody has asked for it.
+    process.wait()
+    assert says_dead(words)
+    assert not says_dead("HTTP Error 500: CUDA error")
+
+
+def test_a_dead_process_needs_one_failure(container_code, monkeypatch):
+    said = iter(["", "Stub process 'no_such_process_0_0' is not healthy."])
+
+    def infer(url):
+        if words := next(said):
+            raise container_code.health.UnhealthyError(words)
+
+    monkeypatch.setattr(container_code.health, "infer", infer)
+    watch = container_code.watch.Watch(0, 0.0)
+    watch.run()
+    assert watch.gone.is_set()
+
+
 def test_client_shared_memory_is_closed_or_open(container_code, monkeypatch):
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["entrypoint", *arguments])
