@@ -30,7 +30,7 @@ from server import launcher
 
 CHECKPOINT = str(networks.ROOT / "demo" / "coins.pth")
 CAPACITY_S = 10.0
-QUEUES = ("centernet_preprocess", networks.NETWORK)
+QUEUE, LAST = "centernet_preprocess", "centernet_postprocess"
 MOST_GROWTH = 0.01
 FEWEST_SAMPLES = 30
 
@@ -71,7 +71,7 @@ class Result:
 
     @property
     def growth(self) -> float:
-        """Of the memory in the last third of the time, by its mean."""
+        """Of the memory in the last third of the time."""
         return memory.growth_of_last_third(self.samples)
 
     @property
@@ -172,16 +172,21 @@ async def _soak(
 
 
 def _places(url: str) -> int:
-    """How many requests preprocess and network hold; the postprocess is to hold up none."""
+    """How many pictures the server holds: before the network, in it and behind it."""
     with InferenceServerClient(url) as client:
-        return sum(places(client.get_model_config(name).config) for name in QUEUES)
+        first, last = (client.get_model_config(name).config for name in (QUEUE, LAST))
+    return places(first) + at_work(last)
 
 
 def places(config: model_config_pb2.ModelConfig) -> int:
     """How many requests a model holds, in its queue and in the batches at work."""
+    return config.dynamic_batching.default_queue_policy.max_queue_size + at_work(config)
+
+
+def at_work(config: model_config_pb2.ModelConfig) -> int:
+    """How many requests a model's batches hold."""
     instances = sum(group.count * max(len(group.gpus), 1) for group in config.instance_group)
-    queue = config.dynamic_batching.default_queue_policy.max_queue_size
-    return queue + instances * config.max_batch_size
+    return instances * config.max_batch_size
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -42,9 +42,11 @@ def test_memory_that_rose_before_and_varies_is_flat():
     assert result(mib=lambda i: min(500, 5 * i) + random.normal(0, 5)).failures() == []
 
 
-def test_growth_is_of_the_mean():
-    samples = [Sample(float(i), {"server": mib}) for i, mib in enumerate([0, 0, 0, 0, 0, 0, 90, 100, 110])]
-    assert growth_of_last_third(samples) == pytest.approx(0.2)
+def test_growth_is_of_the_peaks():
+    """A heap that is emptied now and then does not grow."""
+    mib = [900] * 40 + [80, 20, 100, 100] * 10 + [110, 20, 110, 10] * 10
+    samples = [Sample(float(i), {"server": value}) for i, value in enumerate(mib)]
+    assert growth_of_last_third(samples) == pytest.approx(0.1)
 
 
 ROWS = np.array([[0, 0, 10, 10, 0.9, 0], [20, 20, 30, 30, 0.8, 1]], float)
