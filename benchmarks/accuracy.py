@@ -31,7 +31,6 @@ from clients import coco, local
 from clients.errors import CenterNetError
 from clients.local import LocalDetector
 from export import to_onnx
-from export.errors import ExportError
 from export.files import sha256, write_beside
 from export.graphs import onnx_files
 from export.graphs.surgery import apply, export_graph, import_graph
@@ -49,12 +48,7 @@ Detect = Callable[[], list[dict[str, Any]]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        measure(options)
-    except (BenchmarkError, CenterNetError, ExportError, OSError, ValueError) as error:
-        print(f"benchmarks.accuracy: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return report.run("benchmarks.accuracy", measure, options, CenterNetError, ValueError)
 
 
 def measure(options: argparse.Namespace) -> None:

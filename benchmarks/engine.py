@@ -29,7 +29,6 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.report import BenchmarkError, choices, frame_size, numbers, ratio
 from benchmarks.weights import pictures
 from benchmarks.workers import working
-from export.errors import ExportError
 from export.networks import ARCHITECTURES
 from export.verify.against_onnx import Tolerance, compare_outputs, with_heads
 
@@ -53,13 +52,7 @@ INT8_TOLERANCE = replace(TOLERANCE, unmatched=0.95)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        measure(options)
-    except (BenchmarkError, ExportError, OSError) as error:
-        print(f"benchmarks.engine: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return report.run("benchmarks.engine", measure, _parser().parse_args(arguments))
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -28,7 +28,6 @@ from benchmarks.tensorrt_engine import Engine
 from benchmarks.timing import times_ms
 from benchmarks.triton_server import GpuUsage
 from benchmarks.workers import Worker, say, working
-from export.errors import ExportError
 
 MODES = ("checked", "unchecked")
 
@@ -37,13 +36,7 @@ Row = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        measure(options)
-    except (BenchmarkError, ExportError, OSError) as error:
-        print(f"benchmarks.preprocess: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return report.run("benchmarks.preprocess", measure, _parser().parse_args(arguments))
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from centernet_image import contract
 
+from export.errors import ExportError
 from export.files import write_beside
 
 PACKAGES = (
@@ -32,6 +33,22 @@ PACKAGES = (
 
 class BenchmarkError(Exception):
     """A run that cannot go on; its text is one line that says what to do."""
+
+
+def run(
+    name: str,
+    measure: Callable[[argparse.Namespace], object],
+    options: argparse.Namespace,
+    *expected: type[Exception],
+) -> int:
+    """Has a benchmark measure; returns its exit code: 1 after an expected error, of which a line tells."""
+    errors: tuple[type[Exception], ...] = (BenchmarkError, ExportError, OSError, *expected)
+    try:
+        measure(options)
+    except errors as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def environment() -> dict[str, Any]:

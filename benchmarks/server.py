@@ -31,7 +31,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks import networks, perf_analyzer, report, serving
 from benchmarks.networks import NETWORK
-from benchmarks.report import BenchmarkError, choices, numbers
+from benchmarks.report import choices, numbers
 from benchmarks.tensorrt_engine import Engine
 from benchmarks.timing import times_ms
 from benchmarks.triton_server import GpuUsage, cpu_s, running
@@ -99,12 +99,7 @@ REQUESTS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        measure(options)
-    except (BenchmarkError, ExportError, InferenceServerException, OSError, ValueError) as error:
-        print(f"benchmarks.server: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return report.run("benchmarks.server", measure, options, InferenceServerException, ValueError)
 
 
 def measure(options: argparse.Namespace) -> None:
