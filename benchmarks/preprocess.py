@@ -81,7 +81,9 @@ def _row(decoders: list[Worker], engine: list[Worker], engine_alone: float | Non
     with GpuUsage() as gpu:
         rates = _rates(decoders, seconds)
     decoded = sum(rate["rate"] for rate in rates)
-    row = {"processes": len(decoders), "decoded": decoded, "p50_ms": rates[0]["p50_ms"], **gpu.figures}
+    row: Row = {"processes": len(decoders), "decoded": decoded, "p50_ms": rates[0]["p50_ms"]}
+    # Not its memory: all processes are there from the start.
+    row |= {name: value for name, value in gpu.figures.items() if name.endswith("percent")}
     if engine_alone is None:
         return row
     *rates, network = _rates([*decoders, *engine], seconds)

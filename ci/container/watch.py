@@ -17,7 +17,7 @@ FAILURES, AMONG = 3, 8
 """So many failures among the last inferences are no hiccup. The dead process of a Python model shows by one:
 where there are several, Triton may seldom ask it."""
 
-UNHEALTHY = re.compile(r"Stub process '(\w+)' is not healthy")
+UNHEALTHY = re.compile("Stub process '([^']+)' is not healthy")
 
 
 @dataclass

@@ -212,7 +212,7 @@ def test_dead_process_of_a_python_model_ends_the_container(container, model):
     os.kill(one.stubs()[f"{model}_0_0"], signal.SIGKILL)
     assert one.process.wait(timeout=90) == 70
     log = one.log.read_text()
-    assert log.count("entrypoint: inference failed: HTTP Error 500") == 3
+    assert log.count("entrypoint: inference failed: HTTP Error 500") == 1
     assert "entrypoint: the server no longer answers: ending it; start the container again\n" in log
     assert not Path(f"/proc/{server}").exists()
 

@@ -9,7 +9,7 @@ from benchmarks import soak
 pytestmark = [pytest.mark.server, pytest.mark.soak]
 
 SIZES = {(64, 48): 4, (320, 240): 6, (640, 480): 4, (1280, 960): 1}
-# Of more load, on two cores, answers wait in the process that makes it.
+# With more load, on two cores, answers wait in the process that makes it.
 SHORT = {"load": 3, "sizes": SIZES, "capacity_s": 3}
 MOST_GROWTH = 0.1
 """Of a third of a short time. The long form holds a hundredth."""

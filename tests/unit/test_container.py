@@ -183,6 +183,7 @@ def test_a_dead_process_is_told_from_a_slow_one(container_code):
     assert says_dead(words)  # Nobody has asked for it.
     process.wait()
     assert says_dead(words)
+    assert says_dead("Stub process 'my-cars.2_preprocess_0_0' is not healthy.")
     assert not says_dead("HTTP Error 500: CUDA error")
 
 

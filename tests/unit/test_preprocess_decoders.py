@@ -15,19 +15,25 @@ class Image:
 
 
 class Decoder:
-    """Decodes what starts with one of its letters into the memory that it is given, or into new one."""
+    """Decodes its letters, into the memory that it is given or into new one."""
 
     def __init__(self, letters):
         self.letters, self.asked = letters, []
 
     def decode(self, streams, *, images=None, **_):
         self.asked.append(b"".join(streams))
-        if len(streams) > 1 and b"!" in streams:
+        if not self.letters:
             raise RuntimeError("not today")
         found = [image or Image() for image in images or [None] * len(streams)]
         for image, data in zip(found, streams, strict=True):
             image.holds = data
         return [image if data in self.letters else None for image, data in zip(found, streams, strict=True)]
+
+
+def code_stream(data):
+    if data == b"!":
+        raise RuntimeError("no picture")
+    return data
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def module(monkeypatch):
     codec = SimpleNamespace(
         BackendKind=SimpleNamespace(HW_GPU_ONLY="hardware", HYBRID_CPU_GPU="hybrid"),
         Backend=lambda kind: kind,
-        CodeStream=lambda data: data,
+        CodeStream=code_stream,
     )
     stand_ins = {name: ModuleType(name) for name in ("cupy", "cupyx", "cuda", "cuda.pathfinder", "nvidia")}
     stand_ins["cuda.pathfinder"].load_nvidia_dynamic_lib = None
@@ -86,16 +92,33 @@ def test_memory_is_used_again_but_for_one_picture_alone(made):
     assert not set(preprocessor._decode([b"a"] * 4)) & set(preprocessor.kept)
 
 
-def test_a_batch_that_fails_as_a_whole_is_decoded_one_by_one(made):
-    preprocessor = made(Decoder([b"a", b"b"]), kept=3)
-    assert held(preprocessor._decode([b"a", b"!", b"b"])) == [b"a", None, b"b"]
+def test_one_that_is_no_picture_spoils_no_other(made):
+    decoder = Decoder([b"a", b"b"])
+    preprocessor = made(decoder, kept=3)
+    images = preprocessor._decode([b"a", b"!", b"b"])
+    assert held(images) == [b"a", None, b"b"]
+    assert decoder.asked == [b"ab"]
+    assert held(preprocessor._decode([b"!"])) == [None]
 
 
-def test_a_gpu_without_the_hardware_has_one_decoder(module, monkeypatch):
+def test_a_batch_that_a_decoder_fails_at_goes_to_the_next(made):
+    preprocessor = made(Decoder([]), Decoder([b"a", b"b"]), kept=2)
+    images = preprocessor._decode([b"a", b"b"])
+    assert held(images) == [b"a", b"b"]
+    assert not set(images) & set(preprocessor.kept)
+
+
+@pytest.mark.parametrize("missing", [["hardware"], ["hybrid"], ["hardware", "hybrid"]])
+def test_decoders_are_those_that_the_gpu_has(module, monkeypatch, missing):
     def make(*, backends, **_):
-        if backends == ["hardware"]:
-            raise RuntimeError("Could not create decoder")
-        return backends
+        if backends[0] in missing:
+            raise RuntimeError(f"no {backends[0]} here")
+        return backends[0]
 
     monkeypatch.setattr(module.nvimgcodec, "Decoder", make, raising=False)
-    assert [made for kind in module.BACKENDS if (made := module._decoder(0, kind))] == [["hybrid"]]
+    there = [kind for kind in ("hardware", "hybrid") if kind not in missing]
+    if there:
+        assert module._decoders(0) == there
+    else:
+        with pytest.raises(RuntimeError, match="no hybrid here"):
+            module._decoders(0)

@@ -25,8 +25,10 @@ KEPT_BYTES = 2**24
 """Of a decoded picture whose memory is kept for the next one in its place: half a gigabyte in 32 places."""
 
 BACKENDS = (nvimgcodec.BackendKind.HW_GPU_ONLY, nvimgcodec.BackendKind.HYBRID_CPU_GPU)
-"""In a decoder of its own each, the next for what the one before cannot do. Together in one, four of five
-pictures would go to the second, which takes the processor and the multiprocessors from everything else."""
+"""In a decoder of its own each, the next for what the one before cannot do. One decoder with both gives the
+hardware only so many pictures of a batch as suit it, 7 of 32 on an H200, and the rest to the processor and the
+multiprocessors, which have other work."""
+
 BLOCK = (32, 8)
 
 
@@ -58,7 +60,7 @@ class GpuPreprocessor:
         self.pictures = cupy.empty(max_batch * PICTURE.itemsize, cupy.uint8)
         self.warp = cupy.RawKernel(Path(__file__).with_name("warp.cu").read_text(encoding="utf-8"), "warp")
         # nvImageCodec has decoders for the CPU, too; here the project's own has the last word.
-        self.decoders = [made for kind in BACKENDS if (made := _decoder(gpu_id, kind))]
+        self.decoders = _decoders(gpu_id)
         self.parameters = nvimgcodec.DecodeParams(
             apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB
         )
@@ -129,24 +131,25 @@ class GpuPreprocessor:
             found = self._decoded(decoder, [pictures[index] for index in rest], kept)
             for index, image in zip(rest, found, strict=True):
                 images[index] = image
-            kept = []  # They hold pictures now.
+            kept = []  # Of this batch's pictures now.
         return images
 
     def _decoded(self, decoder: Any, pictures: list[bytes], kept: list[Any]) -> list[Any]:
-        if not pictures:
-            return []
-        reused = {"images": kept[: len(pictures)]} if len(kept) >= len(pictures) else {}
+        streams = {index: stream for index, data in enumerate(pictures) if (stream := _code_stream(data))}
+        images: list[Any] = [None] * len(pictures)
+        if not streams:
+            return images
+        reused = {"images": kept[: len(streams)]} if len(kept) >= len(streams) else {}
         try:
-            streams = [nvimgcodec.CodeStream(data) for data in pictures]
-            images = decoder.decode(streams, params=self.parameters, cuda_stream=self.stream.ptr, **reused)
-        except Exception:  # Of one picture, perhaps: each alone, then, and the CPU says what it is.
-            if len(pictures) == 1:
-                return [None]
-            return [image for data in pictures for image in self._decoded(decoder, [data], [])]
-        return [
-            image if image is not None and len(image.shape) == 3 and image.shape[2] == 3 else None
-            for image in images
-        ]
+            found = decoder.decode(
+                list(streams.values()), params=self.parameters, cuda_stream=self.stream.ptr, **reused
+            )
+        except Exception:  # The next decoder, or the CPU, says what they are.
+            return images
+        for index, image in zip(streams, found, strict=True):
+            if image is not None and len(image.shape) == 3 and image.shape[2] == 3:
+                images[index] = image
+        return images
 
     def _warp(self, images: dict[int, Any]) -> None:
         if not images:
@@ -172,20 +175,36 @@ class GpuPreprocessor:
         import cv2
 
         data = cv2.imencode(".jpg", np.full((*self.frame_size, 3), 128, np.uint8))[1].tobytes()
-        for count in (1, max_batch):
-            if any(image is None for image in self._decode([data] * count)):
+        for decoder in self.decoders:
+            if self._decoded(decoder, [data], []) == [None]:
                 raise RuntimeError("nvImageCodec decodes no JPEG here: is nvidia-nvjpeg installed?")
+        for count in (1, max_batch):
             _, sizes = self.prepare([data] * count)
             if errors := [size for size in sizes if isinstance(size, Exception)]:
                 raise errors[0]
 
 
-def _decoder(gpu_id: int, kind: Any) -> Any:
-    """nvImageCodec's; None if this GPU has none of the kind. Colours are enlarged as by libjpeg-turbo."""
-    backends = [nvimgcodec.Backend(kind)]
+def _decoders(gpu_id: int) -> list[Any]:
+    """One for each kind that this GPU has. Colours are enlarged as by libjpeg-turbo."""
+    found, errors = [], []
+    for kind in BACKENDS:
+        backends = [nvimgcodec.Backend(kind)]
+        try:
+            found.append(
+                nvimgcodec.Decoder(device_id=gpu_id, backends=backends, options=":fancy_upsampling=1")
+            )
+        except RuntimeError as error:
+            errors.append(error)
+    if not found:
+        raise errors[-1]
+    return found
+
+
+def _code_stream(data: bytes) -> Any:
+    """None of what nvImageCodec does not take for a picture."""
     try:
-        return nvimgcodec.Decoder(device_id=gpu_id, backends=backends, options=":fancy_upsampling=1")
-    except RuntimeError:
+        return nvimgcodec.CodeStream(data)
+    except Exception:
         return None
 
 
