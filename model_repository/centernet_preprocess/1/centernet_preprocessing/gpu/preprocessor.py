@@ -26,8 +26,8 @@ KEPT_BYTES = 2**24
 
 BACKENDS = (nvimgcodec.BackendKind.HW_GPU_ONLY, nvimgcodec.BackendKind.HYBRID_CPU_GPU)
 """In a decoder of its own each, the next for what the one before cannot do. One decoder with both gives the
-hardware only so many pictures of a batch as suit it, 7 of 32 on an H200, and the rest to the processor and the
-multiprocessors, which have other work."""
+hardware only so many pictures of a batch as suit it, 7 of 32 on an H200. The rest takes processor and
+multiprocessors from other work."""
 
 BLOCK = (32, 8)
 
