@@ -66,6 +66,27 @@ def test_the_highest_ready_version(tmp_path):
     assert names(served) == NAMES[1]
 
 
+def test_a_version_that_goes_while_the_server_is_asked(tmp_path):
+    """Back to the one before: its folder is gone, and the server has it a little longer."""
+    write(tmp_path, 1)
+    triton = Triton(1, 2)
+    served = network(tmp_path, triton)
+    path = write(tmp_path, 2)
+
+    def take_away(name, version):
+        if path.exists():
+            path.unlink()
+            path.parent.rmdir()
+        return triton(name, version)
+
+    served._is_ready = take_away
+    assert names(served) == NAMES[1]
+    path.parent.mkdir()  # A version without a description is not passed over.
+    triton.ready = {2}
+    with pytest.raises(FileNotFoundError, match="make the network first"):
+        served.description()
+
+
 def test_versions_that_come_and_go(tmp_path):
     write(tmp_path, 1)
     triton = Triton(1)

@@ -190,7 +190,13 @@ class ServedNetwork:
             ready = (each for each in versions if self._is_ready(self.name, str(each)))
             # None while the network is loaded anew: what is still in flight came from the one before.
             self._version = next(ready, self._version)
-        return self._describe(self._version)
+        try:
+            return self._describe(self._version)
+        except FileNotFoundError:
+            left = self._versions()
+            if not left or self._version in left:
+                raise
+            return self.description()  # That version has been taken away since the folder was read.
 
     def _path(self, version: int) -> Path:
         return self._given or self._folder / str(version) / "model.json"
