@@ -29,6 +29,7 @@ def bls(monkeypatch):
         ("Model a_network - Error when running inference: Exceeds maximum queue size", "unavailable"),
         ("Request timeout expired", "unavailable"),
         ("Model a_network - Error when running inference: Server not ready", "unavailable"),
+        ("Failed for execute the inference request. Model 'a_network' is not ready.", "unavailable"),
         ("Server is stopping, scheduler for model has stopped accepting new requests", "unavailable"),
         ("Request for unknown model: 'a_network' is not at ready state", "unavailable"),
         ("Request for unknown model: 'a_network' has no available versions", "unavailable"),

@@ -66,23 +66,27 @@ def test_the_highest_ready_version(tmp_path):
     assert names(served) == NAMES[1]
 
 
-def test_a_version_that_goes_while_the_server_is_asked(tmp_path):
-    """Back to the one before: its folder is gone, and the server has it a little longer."""
-    write(tmp_path, 1)
-    triton = Triton(1, 2)
+@pytest.mark.parametrize("then_ready", [{1, 2, 10}, {1, 2}, {1}, set()])
+def test_a_version_that_goes_while_the_server_is_asked(tmp_path, then_ready):
+    """Back to one before: its folder is gone, and the server has it a little longer, or has none."""
+    for version in (1, 2):
+        write(tmp_path, version)
+    triton = Triton(1, 2, 10)
     served = network(tmp_path, triton)
-    path = write(tmp_path, 2)
+    path = write(tmp_path, 10)
 
     def take_away(name, version):
+        answer = triton(name, version)
         if path.exists():
             path.unlink()
             path.parent.rmdir()
-        return triton(name, version)
+            triton.ready = then_ready
+        return answer
 
     served._is_ready = take_away
-    assert names(served) == NAMES[1]
+    assert names(served) == NAMES[1 if then_ready == {1} else 2]
     path.parent.mkdir()  # A version without a description is not passed over.
-    triton.ready = {2}
+    triton.ready = {10}
     with pytest.raises(FileNotFoundError, match="make the network first"):
         served.description()
 

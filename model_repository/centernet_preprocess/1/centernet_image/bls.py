@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 BUSY_OR_AWAY = (
     *("maximum queue size", "timeout expired"),
-    *("Server not ready", "Server is stopping", "ready state", "no available versions"),
+    *("Server not ready", "Server is stopping", "is not ready", "ready state", "no available versions"),
 )
 """In what a model says that may answer later, or on another server."""
 

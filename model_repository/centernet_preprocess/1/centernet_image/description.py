@@ -184,19 +184,25 @@ class ServedNetwork:
             ValueError: It is not one of a detector, or of one that is too old.
         """
         versions = [] if self._given else self._versions()
-        if len(versions) == 1:
-            self._version = versions[0]
-        elif versions:
-            ready = (each for each in versions if self._is_ready(self.name, str(each)))
-            # None while the network is loaded anew: what is still in flight came from the one before.
-            self._version = next(ready, self._version)
+        if versions:
+            self._version = self._served(versions)
         try:
             return self._describe(self._version)
         except FileNotFoundError:
-            left = self._versions()
-            if not left or self._version in left:
+            versions = self._versions()
+            if not versions or self._version in versions:
                 raise
-            return self.description()  # That version has been taken away since the folder was read.
+            # It has been taken away since the folder was read.
+            self._version = self._served(versions)
+            return self._describe(self._version)
+
+    def _served(self, versions: list[int]) -> int:
+        if len(versions) == 1:
+            return versions[0]
+        ready = (each for each in versions if self._is_ready(self.name, str(each)))
+        # None while the network is loaded anew: what is still in flight came from the one before.
+        before = self._version if self._path(self._version) in self._read else versions[0]
+        return next(ready, before)
 
     def _path(self, version: int) -> Path:
         return self._given or self._folder / str(version) / "model.json"
