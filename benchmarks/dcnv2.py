@@ -44,12 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("found no CUDA device, expected one: give --device cpu")
     options.precision = options.precision or DEVICE_PRECISIONS[options.device]
     options.contenders = options.contenders or DEVICE_CONTENDERS[options.device]
-    try:
-        measure(options)
-    except OSError as error:
-        print(f"benchmarks.dcnv2: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return report.run("benchmarks.dcnv2", measure, options)
 
 
 def measure(options: argparse.Namespace) -> None:
