@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from clients.errors import CenterNetError, RejectedError, SharedMemoryError, UnavailableError
-from clients.transport import Transport
+from clients.transport import Transport, shared_task
 
 SMALLEST_REGION_BYTES = 1 << 20
 CLOSE_TIMEOUT_S = 5.0
@@ -64,7 +64,7 @@ class Region:
         """
         if not self.registered:
             # Not to be cancelled half-way: it could reach the server after `unregister`.
-            await asyncio.shield(self._register(transport))
+            await asyncio.shield(shared_task(self._register(transport)))
 
     async def unregister(self, transport: Transport) -> None:
         """Makes the server forget the region, once it no longer works on a request that was given up."""

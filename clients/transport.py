@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -23,6 +24,13 @@ STOPPING = "has no available versions"
 
 FULL = "limit max_streams"
 """Of one that keeps as many videos as it may: that lasts until one of them ends, not for a moment."""
+
+
+def shared_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task of which several may want the outcome, or nobody: its error is not worth a log then."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return task
 
 
 @dataclass(frozen=True, kw_only=True)

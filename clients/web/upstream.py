@@ -6,7 +6,7 @@ import asyncio
 import io
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 from clients.client import AsyncCenterNetClient
 from clients.detections import Detections
 from clients.errors import CenterNetError, DeadlineError, RejectedError, UnavailableError
+from clients.transport import shared_task
 
 FACTS_AGE_S = 10.0
 """A server may be started again with another network: facts are asked for again after this time."""
@@ -68,7 +69,7 @@ class Upstream:
             CenterNetError: The server does not answer.
         """
         if self._learning is None and time.monotonic() - self._asked_s > FACTS_AGE_S:
-            self._learning = _shared(self._learn())
+            self._learning = shared_task(self._learn())
         if self._learning and (fresh or self._facts is None):
             await asyncio.shield(self._learning)
         return self._facts or Facts()
@@ -81,7 +82,7 @@ class Upstream:
         """
         now = time.monotonic()
         if self._health is None or (self._health[1].done() and now - self._health[0] > HEALTH_AGE_S):
-            self._health = now, _shared(self._probe())
+            self._health = now, shared_task(self._probe())
         await asyncio.shield(self._health[1])
 
     async def _probe(self) -> None:
@@ -179,13 +180,6 @@ class Upstream:
         }
         result = await self.client.infer(model, inputs)
         return tuple(label.decode() for label in result.as_numpy(contract.DETECTION_LABELS.name).ravel())
-
-
-def _shared(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task of which several may want the outcome, or nobody: its error is not worth a log then."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(lambda task: task.cancelled() or task.exception())
-    return task
 
 
 async def _largest(ask: Callable[[int], Awaitable[tuple[str, ...]]], limit: int) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """CUDA shared memory where there is no GPU: refused, or with a stand-in for tritonclient's bindings."""
 
 import asyncio
+import gc
 import re
 from typing import Any
 
@@ -121,3 +122,33 @@ def test_server_that_takes_no_shared_memory(steps: Steps, said: str) -> None:
     )
     with pytest.raises(SharedMemoryError, match=re.escape(f"{expected}, else use '--shared-memory none'")):
         asyncio.run(register())
+
+
+def test_a_registration_that_nobody_waits_for_fails_in_silence(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[dict[str, Any]] = []
+    answered = asyncio.Event()
+
+    async def call(*_: Any) -> None:
+        await answered.wait()
+        raise UnavailableError("gone")
+
+    monkeypatch.setattr(steps, "call", call)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+        async with RegionPool("cuda", steps).lend([np.zeros(1, np.uint8)]) as region:  # type: ignore[arg-type]
+            request = asyncio.create_task(region.register(steps))  # type: ignore[arg-type]
+            await asyncio.sleep(0)  # It asks the server,
+            await asyncio.sleep(0)
+            request.cancel()
+            await asyncio.wait({request})
+            answered.set()  # which answers when the request has been given up.
+            while len(asyncio.all_tasks()) > 1:
+                await asyncio.sleep(0)
+        gc.collect()
+        assert request.cancelled()
+
+    asyncio.run(main())
+    assert logged == []
