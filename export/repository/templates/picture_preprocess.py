@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from centernet_image import readiness
-from centernet_image.codecs.common import ImageError
 from centernet_image.decode import Limits, decode
+from centernet_image.picture_errors import first_error
 from centernet_image.picture_tensor import PictureTensor
 
 
@@ -26,7 +26,7 @@ class TritonPythonModel:
         self.tensor = PictureTensor(**{k: tuple(v) if isinstance(v, list) else v for k, v in wanted.items()})
         self.output = config["output"][0]["name"]
         self.batched = config["max_batch_size"] > 0
-        self.pool = ThreadPoolExecutor(os.cpu_count())
+        self.pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 
     def execute(self, requests):
         """Answers each request with its tensors, or with the first error among its own pictures."""
@@ -43,23 +43,21 @@ class TritonPythonModel:
         self.pool.shutdown()
 
     def _prepare(self, data):
-        image = decode(data, self.limits)
-        return self.tensor.prepare(image), image.shape[:2]
+        try:
+            image = decode(data, self.limits)
+            return self.tensor.prepare(image), image.shape[:2]
+        except Exception as error:
+            return error
 
     def _answer(self, futures):
-        rows = []
-        for index, future in enumerate(futures):
-            try:
-                rows.append(future.result())
-            except Exception as error:
-                known = isinstance(error, ImageError)
-                where = f"image {index} of {len(futures)} (counted from 0)" if len(futures) > 1 else "image"
-                code = pb_utils.TritonError.INVALID_ARG if known else pb_utils.TritonError.INTERNAL
-                text = f"{where}: {error if known else repr(error)}"
-                return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
-        sizes = np.array([size for _, size in rows], np.int32)
-        tensors = (
-            pb_utils.Tensor(self.output, np.stack([tensor for tensor, _ in rows])),
-            pb_utils.Tensor("image_size", sizes if self.batched else sizes[0]),
+        outcomes = [future.result() for future in futures]
+        if error := first_error(outcomes):
+            return pb_utils.InferenceResponse(error=error)
+        tensors, sizes = zip(*outcomes, strict=True)
+        sizes = np.array(sizes, np.int32)
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor(self.output, np.stack(tensors)),
+                pb_utils.Tensor("image_size", sizes if self.batched else sizes[0]),
+            ]
         )
-        return pb_utils.InferenceResponse(list(tensors))

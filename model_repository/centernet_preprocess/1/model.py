@@ -5,10 +5,10 @@ import json
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from centernet_image import bls, readiness
-from centernet_image.codecs.common import ImageError
 from centernet_image.contract import FRAME, IMAGE, IMAGE_SIZE, PEAKS
 from centernet_image.decode import Limits
 from centernet_image.description import ServedNetwork
+from centernet_image.picture_errors import first_error
 from centernet_preprocessing import create
 
 
@@ -39,7 +39,7 @@ class TritonPythonModel:
         frames, sizes = self.preprocessor.prepare([data for batch in batches for data in batch])
         ends = np.cumsum([len(batch) for batch in batches])
         parts = [slice(end - len(batch), end) for batch, end in zip(batches, ends, strict=True)]
-        errors = [_error(sizes[part]) for part in parts]
+        errors = [first_error(sizes[part]) for part in parts]
         if self.asks:
             try:
                 result = self._peaks(frames, [not isinstance(size, Exception) for size in sizes])
@@ -106,17 +106,6 @@ class TritonPythonModel:
 
 def _unavailable(error):
     return pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
-
-
-def _error(sizes):
-    """What is wrong with a request's pictures, if anything is."""
-    for index, error in enumerate(sizes):
-        if isinstance(error, Exception):
-            known = isinstance(error, ImageError)
-            where = f"image {index} of {len(sizes)} (counted from 0)" if len(sizes) > 1 else "image"
-            code = pb_utils.TritonError.INVALID_ARG if known else pb_utils.TritonError.INTERNAL
-            return pb_utils.TritonError(f"{where}: {error if known else repr(error)}", code)
-    return None
 
 
 def _tensor(name, array):
