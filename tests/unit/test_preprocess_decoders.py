@@ -4,6 +4,7 @@ import importlib
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
 
@@ -11,7 +12,7 @@ class Image:
     """Memory with a picture in it."""
 
     def __init__(self):
-        self.shape, self.holds = (2, 2, 3), None
+        self.shape, self.holds, self.capacity = (2, 2, 3), None, 12
 
 
 class Decoder:
@@ -122,3 +123,47 @@ def test_decoders_are_those_that_the_gpu_has(module, monkeypatch, missing):
     else:
         with pytest.raises(RuntimeError, match="no hybrid here"):
             module._decoders(0)
+
+
+class Frames(np.ndarray):
+    """Frames of one value each, written as CuPy does."""
+
+    def set(self, value, stream):
+        self[...] = value
+
+
+class Cpu:
+    """Answers from a table; damaged pictures by an error."""
+
+    def __init__(self, answers):
+        self.answers, self.asked = answers, []
+
+    def start(self, data):
+        self.asked.append(data)
+        return SimpleNamespace(result=lambda: self.answers[data])
+
+
+def test_what_the_gpu_cannot_do_or_finds_damaged_is_answered_by_the_cpu(module, made):
+    damaged = ValueError("damaged")
+    preprocessor = made(Decoder([b"whole", b"hole", b"odd"]))
+    preprocessor.cpu = Cpu(
+        {b"not whole": (5, (1, 5)), b"hole": (6, damaged), b"odd": (7, (1, 7)), b"png": (8, (1, 8))}
+    )
+    preprocessor.device = SimpleNamespace(use=lambda: None)
+    preprocessor.stream = SimpleNamespace(ptr=0, synchronize=lambda: None)
+    preprocessor.frames = np.zeros((8, 1), np.uint8).view(Frames)
+    preprocessor.host, preprocessor.check_scans = None, True
+    preprocessor._parse = lambda data: None if data == b"png" else SimpleNamespace(size=(2, 2), scan=None)
+    # Warped before the scans' answers: what is refused has a frame already, which must not stay.
+    preprocessor._warp = lambda images: [preprocessor.frames[i].set(1, None) for i in images]
+    preprocessor.scans = SimpleNamespace(start=lambda batch: None, is_whole=lambda index: index not in (2, 3))
+    pictures = [b"png", b"whole", b"hole", b"odd", b"not whole"]
+    frames, sizes = preprocessor.prepare(pictures)
+    assert sizes == [(1, 8), (2, 2), damaged, (1, 7), (1, 5)]
+    assert [int(frames[index, 0]) for index in (0, 1, 3, 4)] == [8, 1, 7, 5]
+    assert preprocessor.cpu.asked == [b"png", b"hole", b"odd", b"not whole"]
+    asked = []
+    preprocessor.check_scans = False
+    preprocessor.scans = SimpleNamespace(start=asked.append, is_whole=asked.append)
+    assert preprocessor.prepare([b"hole"]).sizes == [(2, 2)]
+    assert not asked

@@ -81,11 +81,10 @@ class GpuPreprocessor:
         for part in _parts(plain, [sizes[index][0] * sizes[index][1] for index in plain]):
             images = self._decode([pictures[index] for index in part])
             decoded = {index: image for index, image in zip(part, images, strict=True) if image is not None}
-            for index in [i for i in decoded if check and not self.scans.is_whole(i)]:
-                del decoded[index]
-            # What is refused here is judged by the CPU, whose answer counts.
-            others |= {index: self.cpu.start(pictures[index]) for index in part if index not in decoded}
             self._warp(decoded)
+            # Asked while the GPU works. What is refused is judged by the CPU, whose answer counts.
+            refused = [i for i in part if i not in decoded or (check and not self.scans.is_whole(i))]
+            others |= {index: self.cpu.start(pictures[index]) for index in refused}
             self.stream.synchronize()
             kept = [image for image in images if image is not None and image.capacity <= KEPT_BYTES]
             self.kept = kept + self.kept[len(images) :]
