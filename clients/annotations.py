@@ -163,8 +163,9 @@ def whole(value: object) -> Id:
     """
     if isinstance(value, str):
         return int(value) if value.isdecimal() and str(int(value)) == value else value
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
-        return int(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if number and value == int(value):  # type: ignore[call-overload]
+        return int(value)  # type: ignore[call-overload]
     raise ValueError(f"found the id {value!r}, expected a whole number or a text")
 
 

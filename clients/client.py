@@ -197,7 +197,7 @@ class AsyncCenterNetClient:
             UnavailableError: No server answered, retries included.
             DeadlineError: No answer in time, retries included.
         """
-        given = picture if isinstance(picture, bytes) else await asyncio.to_thread(normalized, picture)
+        given = picture if type(picture) is bytes else await asyncio.to_thread(normalized, picture)
         signature = await self.signature()
         camera = self.camera if camera is None else camera
         signature.check_camera(camera)

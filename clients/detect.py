@@ -87,6 +87,8 @@ def main() -> int:
         videos = [source for source in found if isinstance(source, Video)]
         lines = arguments.json and arguments.json.suffix == ".jsonl"
         streams = lines or any(video.live for video in videos)
+        read = (source.path for source in found)
+        options.check_not_read(parser, "--json", arguments.json, [arguments.annotations, *read])
         form = arguments.json_format or ("lines" if streams else "list")
         if form == "coco" and videos:
             parser.error("--json-format coco is for pictures: COCO's results have no frames")

@@ -78,12 +78,17 @@ def main() -> int:
         parser.error("--arch, --mean, --std and --fit belong to --reference")
     if not arguments.images.is_dir():
         parser.error(f"--images: no such folder: {arguments.images}")
+    if arguments.output.suffix == ".jsonl":
+        parser.error(f"--output: {arguments.output} is where progress is kept, expected FILE.json")
     console = Console(stderr=True, highlight=False)
     with (
         options.one_line_errors("evaluate.py", console) as outcome,
         options.client(parser, arguments) as client,
     ):
-        outcome.code = Evaluation(arguments, client, console).run()
+        evaluation = Evaluation(arguments, client, console)
+        read = [arguments.annotations, arguments.reference, *evaluation.paths()]
+        options.check_not_read(parser, "--output", arguments.output, read)
+        outcome.code = evaluation.run()
     return outcome.code
 
 
@@ -99,7 +104,13 @@ class Evaluation:
         self._pictures = {
             image_id: Picture(name, locate(arguments.images, name), Path(name)) for name, image_id in ids
         }
+        if not self._pictures:
+            raise CenterNetError(f"{arguments.annotations} lists no pictures, expected some under 'images'")
         self._failed: set[Id] = set()
+
+    def paths(self) -> list[Path | None]:
+        """The pictures."""
+        return [picture.path for picture in self._pictures.values()]
 
     def run(self) -> int:
         """Asks the server about every picture, evaluates, prints, and returns the exit code."""
@@ -123,6 +134,9 @@ class Evaluation:
             self._write(rows["server"])
             if not self._failed:
                 served.remove()
+        if len(self._failed) == len(self._pictures):
+            count = len(self._pictures)
+            raise CenterNetError(f"none of {count} pictures could be evaluated, see the lines above")
         self._print(rows)
         return 1 if self._failed else 0
 

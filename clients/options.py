@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +172,10 @@ def one_line_errors(program: str, console: Console) -> Iterator[Outcome]:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, lambda number, _: sys.exit(128 + number))
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # What its core logs is in the error, too.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # Closed by whoever started this (`<&-`).
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     outcome = Outcome()
@@ -250,6 +254,20 @@ def new_file(text: str) -> Path:
     if Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"found the folder '{text}', expected a file's name")
     return Path(text)
+
+
+def check_not_read(
+    parser: argparse.ArgumentParser, option: str, written: Path | None, read: Iterable[Path | None]
+) -> None:
+    """Refuses, as misuse, to write a file over one that is read."""
+    if written and written.is_file() and any(path and _is_same(written, path) for path in read):
+        parser.error(f"{option}: {written} is read, too: choose another name")
+
+
+def _is_same(written: Path, path: Path) -> bool:
+    with suppress(OSError):
+        return written.samefile(path)
+    return False
 
 
 def new_folder(text: str) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sys
 import threading
 import unicodedata
@@ -28,6 +30,8 @@ STANDARD_OUTPUT = Path("-")
 DRAWING_SUFFIXES = {".jpe", ".jpeg", ".jpg", ".mp4", ".png", ".webp"}
 CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's categories of control characters, surrogates and line ends."""
+MAX_NAME_BYTES = 255
+"""Of a file, on Linux's file systems."""
 
 
 EXTRAS_IN_JSON = {
@@ -43,8 +47,15 @@ EXTRAS_IN_JSON = {
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; the file gets its name at the end, or is removed after an error."""
+    """A name beside `path` to write to; the file gets its name at the end, or is removed after an error.
+
+    A link stays, and what it leads to is replaced. What is no file, as /dev/null, is written itself.
+    """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    if _is_special(path):
+        yield path
+        return
     part = part_of(path)
     try:
         yield part
@@ -56,7 +67,15 @@ def beside(path: Path) -> Iterator[Path]:
 
 def part_of(path: Path) -> Path:
     """What a file is called until it is complete."""
-    return path.with_name(f".{path.stem}.part{path.suffix}")
+    name = f".{path.stem}.part{path.suffix}"
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        name = f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.part{path.suffix}"
+    return path.with_name(name)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it has no place beside it, as /dev/null or a pipe."""
+    return path.exists() and not path.is_file()
 
 
 @contextmanager
@@ -78,9 +97,9 @@ def json_writer(path: Path, form: str) -> Iterator[Entries]:
         with _appending(sys.stdout.buffer, path, form) as append:
             yield append
         return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # /dev/null or a pipe has no place beside it.
-    direct = form == "lines" or (path.exists() and not path.is_file())
+    direct = form == "lines" or _is_special(path)
     part = path if direct else part_of(path)
     try:
         with part.open("wb", buffering=0) as file:

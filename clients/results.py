@@ -56,7 +56,7 @@ class Results:
         """Counts a failure and prints it as a line."""
         with self._lock:
             self.failed += 1
-        self.note(f"{name}: {error}")
+        self.note(f"{name}: {_said(error)}")
 
     def note(self, line: str) -> None:
         """Prints a line that is no failure."""
@@ -71,6 +71,13 @@ class Results:
             console.print(
                 f"drawings in {output.printable(str(self.folder.path))}", markup=False, soft_wrap=True
             )
+
+
+def _said(error: Exception) -> str:
+    """What an error says, without the number that the system gives it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
 
 
 def failure(client: CenterNetClient, error: Exception | None, done: str) -> Exception:

@@ -131,7 +131,15 @@ def parse(result: Any) -> Detections:
 
 
 def detections(tensors: Mapping[str, np.ndarray]) -> Detections:
-    """The detections that an ensemble's output tensors, by name, hold for one picture."""
+    """The detections that an ensemble's output tensors, by name, hold for one picture.
+
+    Raises:
+        RejectedError: They are not a detector's.
+    """
+    if missing := [tensor.name for tensor in contract.DETECTIONS if tensor.name not in tensors]:
+        raise RejectedError(
+            f"the model answers no {missing[0]}, expected an ensemble of detections, like centernet (--model)"
+        )
     count = int(tensors[contract.NUM_DETECTIONS.name].flat[0])
     xyxy, scores, class_ids, labels = (tensors[tensor.name][:count] for tensor in contract.DETECTIONS[1:])
     extras = {name: tensors[tensor.name][:count] for name, tensor in EXTRAS.items() if tensor.name in tensors}

@@ -165,6 +165,17 @@ class HttpTransport(Transport):
             self.url, ssl=tls is not None, ssl_context=context, conn_limit=0, conn_timeout=None
         )
 
+    async def json(self, method: str, *args: Any) -> dict[str, Any]:
+        """See `Transport.json`."""
+        content = await self.call(method, *args)
+        # Of a model or of all: every answer has one of these.
+        if not isinstance(content, dict) or content.keys().isdisjoint({"name", "model_stats"}):
+            raise self._stranger()
+        return content
+
+    def _stranger(self) -> RejectedError:
+        return RejectedError(f"{self.url} does not answer as Triton does, expected its HTTP port")
+
     def _translated(self, error: Exception) -> CenterNetError | None:
         import aiohttp
         from tritonclient.utils import InferenceServerException
@@ -173,6 +184,8 @@ class HttpTransport(Transport):
             return UnavailableError(f"cannot connect: {_reason(error.os_error)}")
         if isinstance(error, aiohttp.ClientError):
             return UnavailableError(str(error) or type(error).__name__)
+        if isinstance(error, ValueError):  # Of what cannot be parsed.
+            return self._stranger()
         if not isinstance(error, InferenceServerException):
             return None
         return _answered(error, unavailable=("502", "503"))
@@ -182,7 +195,7 @@ def _reason(error: OSError) -> str:
     """Why there is no connection: asyncio's text repeats the address and leaves out the reason."""
     if error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
         return os.strerror(error.errno)
-    return error.strerror or str(error)
+    return error.strerror or str(error) or type(error).__name__
 
 
 def _answered(error: Any, *, unavailable: tuple[str, ...]) -> CenterNetError:

@@ -281,3 +281,11 @@ def test_misuse(run, options: tuple[str, str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run(*options)
     assert stop.value.code == 2
+
+
+def test_a_folder_without_the_pictures_is_one_line(run, capsys, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run("--images", tmp_path / "empty", "--limit", 2) == 1
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert last == "evaluate.py: none of 2 pictures could be evaluated, see the lines above"
