@@ -103,7 +103,7 @@ def test_a_link_stays_and_a_long_name_fits(tmp_path: Path) -> None:
 def test_what_is_no_file_is_written_itself(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    end = os.open(pipe, os.O_RDWR)  # Else opening it for writing would wait for a reader.
+    end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # Else opening it for writing would wait for a reader.
     try:
         with output.beside(pipe) as part:
             part.write_text("results")
