@@ -11,6 +11,7 @@ _SPACE = rb"(?:[ \t\r\n\v\f]|#[^\r\n]*[\r\n])+"
 _HEADER = re.compile(rb"P([1-6])" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})")
 _MAXIMUM = re.compile(_SPACE + rb"(\d{1,9})")
 _COMMENT = re.compile(rb"#[^\r\n]*")
+_DIGITS = b"0123456789"
 _MAX_DIGITS = 5
 
 MAX_HEADER = 2**13
@@ -71,9 +72,9 @@ def _text(data: bytes, position: int, count: int, maximum: int, *, single: bool)
         data, position = _COMMENT.sub(b" ", data[position:]), 0
     _expect(count if single else 2 * count - 1, len(data) - position)
     samples = np.empty(count, np.uint8 if maximum < 256 else np.uint16)
-    done = 0
-    for start in range(position, len(data), READ_AT_ONCE):
-        stop = min(start + READ_AT_ONCE, len(data))
+    done, end = 0, _end_of_numbers(data, position)
+    for start in range(position, end, READ_AT_ONCE):
+        stop = min(start + READ_AT_ONCE, end)
         numbers = _digits(data, start, stop) if single else _numbers(data, start, stop)
         numbers = numbers[: count - done]
         if numbers.max(initial=0) > maximum:
@@ -82,8 +83,19 @@ def _text(data: bytes, position: int, count: int, maximum: int, *, single: bool)
         done += len(numbers)
         if done == count:
             return samples
+    if end < len(data):
+        raise DamagedError(f"found {data[end : end + 8]!r} among its numbers")
     _expect(count, done)
     return samples
+
+
+def _end_of_numbers(data: bytes, position: int) -> int:
+    """Where there is something else than digits and white space; it may follow a picture, not be in one."""
+    for start in range(position, len(data), READ_AT_ONCE):
+        others = data[start : start + READ_AT_ONCE].translate(None, _DIGITS + b" \t\r\n\v\f")
+        if others:
+            return len(data[: data.index(others[:1], start)].rstrip(_DIGITS))
+    return len(data)
 
 
 def _digits(data: bytes, start: int, stop: int) -> np.ndarray:
