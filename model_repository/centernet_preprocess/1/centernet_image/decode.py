@@ -27,9 +27,15 @@ _ORIENTATIONS: dict[int, tuple[bool, int | None]] = {
     8: (True, 0),
 }
 
-_DATA_URI = re.compile(rb"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
-# As the formats' first bytes read in base64.
-_BASE64 = re.compile(rb"\s*(/9j/|iVBORw0KGgo|UklGR|Qk|SUkq|SUkr|TU0A|R0lGOD|UD[E-Z])[A-Za-z0-9+/\s]{24}")
+_START = rb"(?:\xef\xbb\xbf)?\s*"
+_DATA_URI = re.compile(_START + rb"data:[^,]*;base64,(?P<text>)", re.IGNORECASE)
+# As the formats' first bytes read in base64, the alphabet for URLs included.
+_BASE64 = re.compile(
+    _START + rb"(?P<text>([/_]9j[/_]|iVBORw0KGgo|UklGR|Qk|SUkq|SUkr|TU0A|R0lGOD|UD[E-Z])[\w+/\s-]{24})"
+)
+_OF_URLS = bytes.maketrans(b"-_", b"+/")
+# What base64 may have for the bytes that URLs cannot have: a few passes, while `urllib` makes a list.
+_PERCENT = {form % byte: bytes([byte]) for byte in b"+/= \t\r\n-_" for form in (b"%%%02X", b"%%%02x")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,8 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """Decodes a picture as CenterNet was trained to see it: upright, 8 bits, three channels, alpha dropped.
 
     Args:
-        data: The encoded picture, in one of `FORMATS`, or its base64 text, with or without `data:` in front.
+        data: The encoded picture, in one of `FORMATS`, or its base64 text, of either alphabet, with or
+            without `data:` in front.
         limits: Checked against the data's size and its header, before any pixel is decoded.
 
     Returns:
@@ -112,10 +119,16 @@ def _unknown(start: bytes, size: int) -> ImageError:
 
 def _without_base64(data: bytes) -> bytes:
     """What base64 text stands for; anything else as it is."""
-    uri = _DATA_URI.match(data, 0, MAX_START)
-    if uri is None and _BASE64.match(data, 0, MAX_START) is None:
+    found = _DATA_URI.match(data, 0, MAX_START) or _BASE64.match(data, 0, MAX_START)
+    if found is None:
         return data
-    text = data[uri.end() if uri else 0 :].translate(None, b" \t\r\n")
+    text = data[found.start("text") :]
+    if b"%" in text:
+        for written, byte in _PERCENT.items():
+            text = text.replace(written, byte)
+    text = text.translate(None, b" \t\r\n")
+    if b"+" not in text and b"/" not in text:
+        text = text.translate(_OF_URLS)
     start = text[: MAX_START // 3 * 4]
     try:
         if format_of(_from_base64(start)) is None:
