@@ -2,7 +2,7 @@
 
 import re
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,12 +31,14 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
     orientation = None
     components = frame = blocks = height = width = 0
     scans: Counter[int] = Counter()
+    # Of each component's coefficients, how many of their lowest bits are still to come, or that all are.
+    to_come: dict[int, bytearray] = defaultdict(lambda: bytearray(b"\xff" * 64))
     empty_spectra: list[int] = []
     for marker, start, end in _segments(data):
         if marker in _OTHER_FRAMES:
             raise ImageError(f"found {_OTHER_FRAMES[marker]} JPEG picture, expected baseline or progressive")
         if marker == _APP1 and orientation is None and data[start : start + 6] == b"Exif\0\0":
-            orientation = exif_orientation(data[start + 6 : end])
+            orientation = exif_orientation(data[start:end])
         elif marker in _SOF:
             frame = marker
             precision, height, width, components = struct.unpack_from(">BHHB", data, start)
@@ -49,18 +51,28 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
             if not scans and 8 * (len(data) - end) < blocks:
                 raise DamagedError(f"{len(data) - end} bytes are too few for {blocks} blocks")
             count = data[start]
+            spectrum = data[end - 3 : end]
             if frame != _PROGRESSIVE:
                 # Some encoders leave these empty where they have only one meaning.
-                if data[end - 3 : end] != _WHOLE_SPECTRUM:
+                if spectrum != _WHOLE_SPECTRUM:
                     empty_spectra.append(end)
+                    spectrum = _WHOLE_SPECTRUM
                 if count == components:
                     # The only scan there may be; without an end there is no need to decode it.
                     if data.rfind(b"\xff\xd9", end) < 0:
                         raise DamagedError("it has no end")
                     break
-            scans.update(data[start + 1 : start + 1 + 2 * count : 2])
+            first, last, bits = spectrum
+            ids = data[start + 1 : start + 1 + 2 * count : 2]
+            for component in ids:
+                to_come[component][first : last + 1] = bytes([bits & 15]) * (last + 1 - first)
+            scans.update(ids)
             if scans and max(scans.values()) > MAX_SCANS:
                 raise ImageError(f"found a JPEG picture of more than {MAX_SCANS} scans, limit is {MAX_SCANS}")
+    else:
+        # libjpeg would show what there is, be it the first of ten scans.
+        if len(to_come) < components or any(map(any, to_come.values())):
+            raise DamagedError("scans are missing")
     return _pixels(_with_spectra(data, empty_spectra), (height, width)), orientation or 1
 
 

@@ -7,19 +7,29 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from isal import isal_zlib
 from PIL import Image, UnidentifiedImageError
 
-from centernet_image.codecs.common import CheckSize, DamagedError, ImageError, has_row, opencv, to_bgr
+from centernet_image.codecs.common import (
+    AT_ONCE,
+    CheckSize,
+    DamagedError,
+    ImageError,
+    has_row,
+    inflated,
+    opencv,
+    to_bgr,
+)
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 274, 277, 278, 279
 _PLANAR, _PREDICTOR, _PALETTE, _TILE_WIDTH, _TILE_HEIGHT = 284, 317, 320, 322, 323
 _TILE_OFFSETS, _TILE_BYTES, _INKS, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 324, 325, 332, 338, 339
+_COEFFICIENTS, _SUBSAMPLING, _BLACK_WHITE = 529, 530, 532
 _KEPT = {
     *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIP_OFFSETS, _SAMPLES),
     *(_ROWS_PER_STRIP, _STRIP_BYTES, _PLANAR, _PREDICTOR, _PALETTE, _TILE_WIDTH, _TILE_HEIGHT),
     *(_TILE_OFFSETS, _TILE_BYTES, _INKS, _EXTRA_SAMPLES, _SAMPLE_FORMAT),
+    *(_COEFFICIENTS, _SUBSAMPLING, _BLACK_WHITE),
 }
 _NONE, _LZW, _DEFLATE, _PACKBITS = 1, 5, (8, 32946), 32773
 _SUPPORTED = (_NONE, _LZW, *_DEFLATE, _PACKBITS)
@@ -39,15 +49,13 @@ _USUAL_MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK")
 _SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _UNSIGNED, _VOID = 1, 4
 _RGB, _YCBCR = 2, 6
+_SUBSAMPLINGS = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (4, 2))
 _TO_BGR = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGR}
 _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 """NumPy's types of the integers among the field types."""
 
 MAX_TAGS = 65_535
 MAX_SAMPLES = 5
-AT_ONCE = 2**16
-"""Bytes of Deflate, and of what it stands for: what stays in the processor's cache."""
-
 MAX_PARTS = 2**18
 """Strips or tiles: those of 16x16 pixels in a picture of 64 megapixels."""
 
@@ -194,6 +202,7 @@ def _check_samples(directory: _Directory) -> None:
 
 
 def _parts(directory: _Directory, width: int, height: int, file_size: int) -> _Parts:
+    across, down = _subsampling(directory)
     samples = directory.one(_SAMPLES, 1)
     planes = samples if directory.one(_PLANAR, 1) == 2 else 1
     if _TILE_WIDTH in directory:
@@ -222,10 +231,26 @@ def _parts(directory: _Directory, width: int, height: int, file_size: int) -> _P
     if sizes.sum(dtype=np.float64) > file_size:
         raise DamagedError("its parts overlap")
     samples = 1 if planes > 1 else samples
-    stride = -(-columns * directory.one(_BITS, 1) * samples // 8)
-    needed = np.full((planes, parts), rows * stride)
-    needed[:, -1] = last_rows * stride
-    return _Parts(offsets, sizes, needed.ravel(), rows * stride, (columns, samples))
+    # Where colours are subsampled, those of a block follow its brightnesses.
+    stride = -(-columns // across) * (across * down + samples - 1) * directory.one(_BITS, 1)
+    whole, last = (-(-count // down) * -(-stride // 8) for count in (rows, last_rows))
+    needed = np.full((planes, parts), whole)
+    needed[:, -1] = last
+    return _Parts(offsets, sizes, needed.ravel(), whole, (columns, samples))
+
+
+def _subsampling(directory: _Directory) -> tuple[int, int]:
+    """How many pixels across and down share their colours."""
+    if directory.one(_PHOTOMETRIC, 0) != _YCBCR:
+        return 1, 1
+    across, down = (directory.all(_SUBSAMPLING, 2)[:2].tolist() * 2)[:2]
+    samples, bits, planar = directory.one(_SAMPLES, 1), directory.one(_BITS, 1), directory.one(_PLANAR, 1)
+    if (samples, bits, planar) != (3, 8, 1) or (across, down) not in _SUBSAMPLINGS:
+        raise ImageError(
+            f"found a TIFF picture of {samples} YCbCr samples of {bits} bits, subsampled {across}x{down}, "
+            "expected 3 of 8 bits, not in planes, subsampled 1x1, 2x1, 1x2, 2x2, 4x1 or 4x2"
+        )
+    return across, down
 
 
 def _begin_as(compression: int, data: bytes, offsets: np.ndarray) -> bool:
@@ -267,7 +292,7 @@ def _decompressed(directory: _Directory, data: bytes, parts: _Parts) -> Iterator
         end = 0
         for offset, size, needed in entries[first : first + together]:
             start = end
-            for piece in _inflated(view[offset : offset + size]):
+            for piece in inflated(view[offset : offset + size]):
                 if end + len(piece) > start + parts.whole:
                     raise DamagedError(f"a part of {needed} bytes decompresses to more")
                 pixels[end : end + len(piece)] = np.frombuffer(piece, np.uint8)
@@ -279,22 +304,6 @@ def _decompressed(directory: _Directory, data: bytes, parts: _Parts) -> Iterator
             samples = pixels[:end].view(f"{directory.order}u{bits // 8}").reshape(-1, *parts.shape)
             np.cumsum(samples, axis=1, dtype=samples.dtype, out=samples)
         yield pixels[:end]
-
-
-def _inflated(part: memoryview) -> Iterator[bytes]:
-    """What Deflate stands for, bit by bit: a strip may be the whole picture."""
-    stream = isal_zlib.decompressobj()
-    try:
-        for start in range(0, len(part), AT_ONCE):
-            pending: bytes | memoryview = part[start : start + AT_ONCE]
-            while pending and not stream.eof:
-                yield stream.decompress(pending, AT_ONCE)
-                pending = stream.unconsumed_tail
-        yield stream.flush()
-    except isal_zlib.IsalError as error:  # type: ignore[misc]  # its stub types the class as an instance
-        raise DamagedError(str(error)) from error
-    if not stream.eof:
-        raise DamagedError("a part has no end")
 
 
 def _is_rgb(directory: _Directory) -> bool:
@@ -352,7 +361,10 @@ def _by_library(
     """
     # Transparency is dropped: no decoder is to multiply by it.
     directory.write_alone(file, {_EXTRA_SAMPLES: np.zeros_like(directory.all(_EXTRA_SAMPLES, 0)), **values})
-    usual = directory.one(_PLANAR, 1) == directory.one(_FILL_ORDER, 1) == 1
+    # Pillow takes planes of 16 bits for others.
+    usual = directory.one(_FILL_ORDER, 1) == 1 and (
+        directory.one(_PLANAR, 1) == 1 or directory.one(_BITS, 1) == 8
+    )
     file.seek(0)
     try:
         with Image.open(file, formats=["TIFF"]) as picture:
@@ -366,4 +378,10 @@ def _by_library(
             raise ImageError(
                 "found a TIFF picture of unusual samples and LZW or PackBits compression, expected Deflate"
             ) from error
-    return opencv(file.getbuffer())
+    try:
+        return opencv(file.getbuffer())
+    except DamagedError as error:
+        if _TILE_WIDTH not in directory:
+            raise
+        # All bytes are there. OpenCV's libtiff reads tiles of a multiple of 1024 of them.
+        raise ImageError("found a TIFF picture of unusual samples in tiles, expected strips") from error

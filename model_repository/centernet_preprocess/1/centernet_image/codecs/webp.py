@@ -33,8 +33,7 @@ def read(data: bytes, check: CheckSize) -> tuple[np.ndarray, int]:
             canvas = _uint24(data, start + 4) + 1, _uint24(data, start + 7) + 1
             check(*canvas)
         elif kind == b"EXIF" and orientation is None:
-            exif = data[start:end]
-            orientation = exif_orientation(exif.removeprefix(b"Exif\0\0"))
+            orientation = exif_orientation(data[start:end])
         elif kind == b"ANMF" and not picture:
             place = 2 * _uint24(data, start), 2 * _uint24(data, start + 3)
             for inner, inner_start, inner_end in _chunks(data, start + 16, end):
