@@ -23,11 +23,14 @@ def many_scans(width: int, height: int, scans: int) -> bytes:
     stream = io.BytesIO()
     Image.new("L", (width, height), 128).save(stream, "JPEG", progressive=True)
     data = stream.getvalue()
-    _, first, second = (found.start() for found in list(re.finditer(rb"\xff\xda", data))[:3])
+    start, first, second = (found.start() for found in list(re.finditer(rb"\xff\xda", data))[:3])
     # Each scan has its Huffman table in front of it.
     tables, more = (data.rindex(b"\xff\xc4", 0, scan) for scan in (first, second))
-    head, scan, pixels = data[:tables], data[tables : first + 7], data[first + 10 : more]
-    coefficients = [bytes([1 + index % 63]) * 2 + b"\0" for index in range(scans)]
+    scan, pixels = data[tables : first + 7], data[first + 10 : more]
+    # The first has all bits, the last all further coefficients.
+    head = data[: start + 7] + bytes(3) + data[start + 10 : tables]
+    coefficients = [bytes([1 + index % 63]) * 2 + b"\0" for index in range(scans - 1)]
+    coefficients.append(bytes([1 + (scans - 1) % 63, 63, 0]))
     return head + b"".join(scan + spectrum + pixels for spectrum in coefficients) + b"\xff\xd9"
 
 
@@ -80,6 +83,8 @@ def refused(side: int = 8000, many: int = 2_000_000) -> dict[str, bytes]:
     scan = jpeg.index(b"\xff\xda")
     chunk = b"\0\0\0\0tEXt" + struct.pack(">I", zlib.crc32(b"tEXt"))
     still = png(side, side)
+    rows = bytes(side * (1 + side * 3))
+    lengths = run_length_bmp(np.zeros((side, side), np.uint8))
     gif = b"GIF89a" + struct.pack("<HHBBB", side, side, 0, 0, 0)
     canvas = struct.pack("<I", side - 1)[:3] * 2
     webp = b"VP8X\x0a\0\0\0" + bytes(4) + canvas + b"JUNK\0\0\0\0" * many
@@ -98,6 +103,7 @@ def refused(side: int = 8000, many: int = 2_000_000) -> dict[str, bytes]:
         "PNG with a chunk of 2 GiB": still[:-12] + b"\x7f\xff\xff\xffIDAT" + bytes(33),
         "PNG of chunks": still[:33] + chunk * many + still[33:],
         "PNG without pixels": png(side, side, (b"IDAT", zlib.compress(b""))),
+        "PNG without its last row": png(side, side, (b"IDAT", zlib.compress(rows[: 1 - side * 3], 9))),
         "GIF of blocks": gif + b"\x21\xfe" + b"\1a" * many + b"\0\x3b",
         "WEBP of chunks": b"RIFF" + struct.pack("<I", len(webp) + 4) + b"WEBP" + webp,
         "TIFF of strips in one place": tiff(
@@ -112,6 +118,7 @@ def refused(side: int = 8000, many: int = 2_000_000) -> dict[str, bytes]:
         "TIFF LZW without pixels": tiff(grey | strip | {259: (3, [5])}, bytes(8)),
         "TIFF PackBits without pixels": tiff(grey | strip | {259: (3, [32773])}, bytes(8)),
         "TIFF of 60000 tags": tiff({tag: (4, [0, 0]) for tag in range(60_000)}, bytes(8)),
+        "BMP run lengths without pixels": lengths[:34] + struct.pack("<I", 2) + lengths[38:1078] + b"\0\1",
         "BMP without pixels": encode(np.zeros((side, side, 3), np.uint8), "BMP")[:1000],
         "PPM without pixels": b"P6 %d %d 255\n" % (side, side) + bytes(1000),
         "PPM text without pixels": b"P3 %d %d 255\n" % (side, side) + b"1 " * 1000,

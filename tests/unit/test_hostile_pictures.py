@@ -8,7 +8,7 @@ import fuzz_pictures
 import hostile_pictures
 import numpy as np
 import pytest
-from centernet_image.codecs import gif, jpeg, webp
+from centernet_image.codecs import common, gif, jpeg, webp
 from centernet_image.codecs import png as png_codec
 from centernet_image.codecs import tiff as tiff_codec
 from centernet_image.codecs.common import ImageError
@@ -28,7 +28,8 @@ REFUSALS = {
     "PNG of too many pixels": "limit max_pixels is",
     "PNG with a chunk of 2 GiB": "a chunk claims 2147483647 bytes",
     "PNG of chunks": "more than 65536 chunks",
-    "PNG without pixels": DAMAGE,
+    "PNG without pixels": "its pixels need 3001000 bytes, 0 are there",
+    "PNG without its last row": "its pixels need 3001000 bytes, 2998001 are there",
     "GIF of blocks": "more than 262144 blocks",
     "WEBP of chunks": "more than 65536 chunks",
     "TIFF of strips in one place": "its parts overlap",
@@ -39,6 +40,7 @@ REFUSALS = {
     "TIFF LZW without pixels": "too few bytes for its pixels",
     "TIFF PackBits without pixels": "too few bytes for its pixels",
     "TIFF of 60000 tags": "0x0 pixels",
+    "BMP run lengths without pixels": "2 bytes of run lengths are too few for 1000000 pixels",
     "BMP without pixels": "need 3000000 bytes, 946 are there",
     "PPM without pixels": "need 3000000 bytes",
     "PPM text without pixels": "need 5999999 bytes",
@@ -49,12 +51,14 @@ REFUSALS = {
 OTHERS = {
     "an AVIF picture": b"\0\0\0\x1cftypavif",
     "a HEIC picture": b"\0\0\0\x18ftypheic",
+    "a CR3 raw picture": b"\0\0\0\x18ftypcrx ",
     "an MP4 or QuickTime video": b"\0\0\0\x20ftypisom",
     "a JPEG XL picture": b"\xff\x0a\xfa\x7f",
     "a JPEG 2000 picture": b"\0\0\0\x0cjP  \r\n\x87\n",
     "a PAM picture": b"P7\nWIDTH 8",
     "a PFM picture of floating-point samples": b"PF\n8 8\n-1.0\n",
     "an icon": b"\0\0\1\0\1\0",
+    "a TGA picture": encode(SMALL, "TGA"),
     "a PDF file": b"%PDF-1.7",
     "an HTML page": b"\n <!DOCTYPE HTML><html></html>",
     "an SVG drawing": b'<?xml version="1.0"?>\n<!-- a logo -->\n<svg xmlns="http://www.w3.org/2000/svg"/>',
@@ -118,9 +122,13 @@ def test_refusals_come_before_any_pixel(refused, monkeypatch):
 
     monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", reached)
     monkeypatch.setattr(gif.Image, "open", reached)
-    monkeypatch.setattr(tiff_codec.isal_zlib, "decompressobj", reached)
     monkeypatch.setattr("cv2.imdecode", reached)
-    for name in REFUSALS.keys() - {"PNG without pixels", "TIFF of a bomb"}:
+    counted = {"PNG without pixels", "PNG without its last row", "TIFF of a bomb"}
+    for name in counted:
+        with pytest.raises(ImageError):
+            decode(refused[name])
+    monkeypatch.setattr(common.isal_zlib, "decompressobj", reached)
+    for name in REFUSALS.keys() - counted:
         with pytest.raises(ImageError):
             decode(refused[name])
 
@@ -224,7 +232,7 @@ def test_tiff_tags_that_contradict_each_other(tags, message):
 def test_a_hole_over_a_strip_is_seen_before_any_is_decompressed(monkeypatch, value, compression):
     data = encode(BIG, "TIFF", compression=compression, tiffinfo={278: 5})
     assert decode(data).shape == BIG.shape
-    monkeypatch.setattr(tiff_codec.isal_zlib, "decompressobj", None)
+    monkeypatch.setattr(common.isal_zlib, "decompressobj", None)
     monkeypatch.setattr(tiff_codec.Image, "open", None)
     with pytest.raises(ImageError, match="does not begin as its compression"):
         decode(zeros_in_the_middle(data, value))
