@@ -132,6 +132,11 @@ class RollOut:
         candidate = self._repository / CANDIDATE
         try:
             staged.mkdir()
+        except FileExistsError:
+            raise MisuseError(
+                f"found {staged}: another roll-out is under way; if none is, one was killed: remove it"
+            ) from None
+        try:
             self._stage(staged, plan=config.get("platform") == "tensorrt_plan")
             say(f"loading it beside version {old}")
             async with self._loaded_beside(candidate, staged):
@@ -140,10 +145,14 @@ class RollOut:
             try:
                 await self._call("load_model", NETWORK)
                 await self._check_served(new, description)
-            except CenterNetError as error:
+            except BaseException as error:  # A signal, too.
                 (network / str(new)).rename(staged)
                 await self._call("load_model", NETWORK)
-                raise RollOutError(f"went back to version {await self._served()}: {error}") from error
+                went_back = f"went back to version {await self._served()}"
+                if not isinstance(error, CenterNetError):
+                    say(went_back)
+                    raise
+                raise RollOutError(f"{went_back}: {error}") from error
         finally:
             for path in (staged, candidate):
                 shutil.rmtree(path, ignore_errors=True)
@@ -216,8 +225,11 @@ class RollOut:
             await self._call("unload_model", CANDIDATE)
 
     async def _call(self, method: str, model: str) -> None:
-        async with asyncio.timeout(LOAD_S):
-            await self._client.control(method, model)
+        try:
+            async with asyncio.timeout(LOAD_S):
+                await self._client.control(method, model)
+        except TimeoutError:
+            raise CenterNetError(f"{method} of {model}: no answer within {LOAD_S:g} s") from None
 
     async def _check_candidate(self, description: Description) -> None:
         """A batch of two: a picture, and pixels at random.

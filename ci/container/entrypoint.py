@@ -11,7 +11,6 @@ start may help.
 import argparse
 import os
 import secrets
-import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,8 @@ import threading
 import time
 from pathlib import Path
 
+import health
+import settings
 from tuning import TUNING
 from watch import Watch, metrics
 
@@ -43,7 +44,14 @@ EXIT_S = 35
 
 def main() -> int:
     """Returns the exit code of what ended the container."""
-    options, further = _parse()
+    try:
+        return _main(*_parse())
+    except OSError as error:
+        _say(f"{error.filename}: {error.strerror}")
+        return 1
+
+
+def _main(options: argparse.Namespace, further: list[str]) -> int:
     options.draining.unlink(missing_ok=True)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,7 +77,7 @@ def main() -> int:
     # Its Python models look for the same file: see centernet_image/readiness.py.
     environment = {**os.environ, "DRAINING": str(options.draining)}
     server = subprocess.Popen(_server_command(options, repository, further), env=environment)
-    watch = Watch(options.metrics_port, options.watch_interval_s)
+    watch = Watch(options.metrics_port, options.watch_interval_s, options.health_url)
     watch.start()
     while server.poll() is None and not stopping.wait(0.2) and not watch.gone.is_set():
         pass
@@ -104,7 +112,8 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--calibration", default=setting("CALIBRATION", ""), help="pictures for int8 [CALIBRATION]"
     )
-    parser.add_argument("--plan-builder", default=f"{sys.executable} -m export.to_plan", help="a command")
+    builder = f"{sys.executable} -m export.to_plan"
+    parser.add_argument("--plan-builder", type=settings.command, default=builder, help="a command")
     parser.add_argument("--draining", type=Path, default=setting("DRAINING", "/tmp/draining"))  # noqa: S108
     parser.add_argument(
         "--model-config-name", default="", help="cuda or cpu: the ONNX file instead of a plan"
@@ -112,7 +121,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--work-dir", type=Path, default="/tmp/centernet")  # noqa: S108
     parser.add_argument(
         "--allow-client-shm",
-        type=lambda text: text.lower() in ("1", "true", "on"),
+        type=settings.switch,
         default=setting("ALLOW_CLIENT_SHM", "false"),
         help="clients may hand over pictures in shared memory [ALLOW_CLIENT_SHM]",
     )
@@ -125,21 +134,28 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--metrics-port", type=int, default=8002)
     parser.add_argument(
         "--watch-interval-s",
-        type=float,
+        type=settings.pause,
         default=setting("WATCH_INTERVAL_S", "10"),
         help="between the inferences that tell whether the server still answers [WATCH_INTERVAL_S]",
     )
+    parser.add_argument("--health-url", type=settings.url, default=health.URL, help="[HEALTH_URL]")
     parser.add_argument(
-        "--drain-delay-s", type=float, default=setting("DRAIN_DELAY_S", "10"), help="for balancers to notice"
+        "--drain-delay-s",
+        type=settings.seconds,
+        default=setting("DRAIN_DELAY_S", "10"),
+        help="for balancers to notice",
     )
     parser.add_argument(
         "--drain-quiet-s",
-        type=float,
+        type=settings.seconds,
         default=setting("DRAIN_QUIET_S", "2"),
         help="longer than one batch takes",
     )
     parser.add_argument(
-        "--drain-timeout-s", type=float, default=setting("DRAIN_TIMEOUT_S", "40"), help="then it stops anyhow"
+        "--drain-timeout-s",
+        type=settings.seconds,
+        default=setting("DRAIN_TIMEOUT_S", "40"),
+        help="then it stops anyhow",
     )
     return parser.parse_known_args()
 
@@ -152,7 +168,7 @@ def _model_control(text: str) -> str:
 
 def _plan_command(options: argparse.Namespace) -> list[str]:
     command = [
-        *shlex.split(options.plan_builder),
+        *options.plan_builder,
         str(options.model),
         str(options.plan),
         "--if-needed",

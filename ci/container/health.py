@@ -5,6 +5,7 @@ For whatever runs a command as its health check. From 26.04 on Triton's own read
 and of a dead process of a Python model; before, it stays green.
 """
 
+import http.client
 import json
 import os
 import struct
@@ -44,23 +45,23 @@ def infer(url: str) -> None:
         UnhealthyError: It came back without detections.
     """
     header, picture = _request()
-    request = urllib.request.Request(  # noqa: S310
-        url,
-        data=header + picture,
-        headers={"Inference-Header-Content-Length": str(len(header))},
-    )
+    headers = {"Inference-Header-Content-Length": str(len(header))}
     try:
+        request = urllib.request.Request(url, data=header + picture, headers=headers)  # noqa: S310
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
             outputs = {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
+            count = int(outputs["num_detections"][0])
     except urllib.error.HTTPError as error:
         said = " ".join(error.read(1000).decode(errors="replace").split())
         raise UnhealthyError(f"{error}: {said}", busy=error.code == 503) from error
     except TimeoutError as error:
         raise UnhealthyError(f"no answer within {TIMEOUT_S} s", busy=True) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UnhealthyError(str(error)) from error
-    if outputs.get("num_detections", [-1])[0] < 0:
-        raise UnhealthyError(f"found no num_detections in {outputs}")
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise UnhealthyError(f"{url} answers no num_detections: {error!r}") from error
+    if count < 0:
+        raise UnhealthyError(f"found {count} detections")
 
 
 def _request() -> tuple[bytes, bytes]:

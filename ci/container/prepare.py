@@ -7,7 +7,6 @@ With a cache that many pods share, one pod of each kind of GPU builds the plan w
 import argparse
 import fcntl
 import hashlib
-import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import settings
 
 GPU = "nvidia-smi --query-gpu=name --format=csv,noheader --id=0"
 
@@ -54,9 +55,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", default="1,8,32")
     parser.add_argument("--calibration", help="pictures for int8")
     parser.add_argument("--cache", type=Path, help="folder that the pods share")
-    parser.add_argument("--wait-s", type=float, default=1800, help="for another pod's build")
-    parser.add_argument("--plan-builder", default=f"{sys.executable} -m export.to_plan", help="a command")
-    parser.add_argument("--gpu-name", default=GPU, help="a command that prints the GPU's name")
+    parser.add_argument("--wait-s", type=settings.seconds, default=1800, help="for another pod's build")
+    builder = f"{sys.executable} -m export.to_plan"
+    parser.add_argument("--plan-builder", type=settings.command, default=builder, help="a command")
+    name = "a command that prints the GPU's name"
+    parser.add_argument("--gpu-name", type=settings.command, default=GPU, help=name)
     return parser.parse_args(arguments)
 
 
@@ -70,7 +73,7 @@ def _served_names(model: Path) -> dict[Path, str]:
 
 def _kind(options: argparse.Namespace) -> str:
     """A folder's name for what a plan depends on and the plan builder cannot tell apart in one file."""
-    done = subprocess.run(shlex.split(options.gpu_name), capture_output=True, text=True, check=False)
+    done = subprocess.run(options.gpu_name, capture_output=True, text=True, check=False)
     gpu = "-".join(done.stdout.split())
     if done.returncode or not gpu:
         raise PrepareError(f"found no GPU ({done.stderr.strip() or 'no name'}): does the pod ask for one?")
@@ -83,7 +86,7 @@ def _kind(options: argparse.Namespace) -> str:
 
 def _build(options: argparse.Namespace, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    command = [*shlex.split(options.plan_builder), str(options.model), str(folder / "model.plan")]
+    command = [*options.plan_builder, str(options.model), str(folder / "model.plan")]
     command += ["--if-needed", "--verify", "--precision", options.precision, "--batch", options.batch]
     command += ["--timing-cache", str(folder / "timing.cache")]
     if options.calibration:
@@ -117,6 +120,8 @@ def _locked(path: Path, wait_s: float) -> Iterator[None]:
 
 def _copy(names: dict[Path, str], into: Path) -> None:
     """Copies files, each whole or not at all."""
+    if missing := [path for path in names if not path.is_file()]:
+        raise PrepareError(f"found no {missing[0]}: export.to_onnx writes ONNX file and description together")
     into.mkdir(parents=True, exist_ok=True)
     for path, name in names.items():
         beside = into / f".{name}.new"

@@ -29,11 +29,13 @@ class Watch:
     Attributes:
         metrics_port: Of the server.
         interval_s: Pause between inferences, seconds.
+        url: Where they go.
         gone: Set once, and for good.
     """
 
     metrics_port: int
     interval_s: float
+    url: str
     gone: threading.Event = field(default_factory=threading.Event)
     _stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -54,7 +56,7 @@ class Watch:
                 return
             before, answers = answers, answered(self.metrics_port)
             try:
-                health.infer(health.URL)
+                health.infer(self.url)
             except health.UnhealthyError as error:
                 # Refused or late while others are answered: load, not death.
                 if not failed or (error.busy and answers > before):

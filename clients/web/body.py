@@ -84,10 +84,13 @@ async def _form_file(request: Request, limit: int, max_bytes: int) -> Upload:
         form = await parser.parse()
     except MultiPartException as error:
         raise RequestError(400, f"The form cannot be read: {error.message.rstrip('.')}.") from error
+    except (LookupError, ValueError) as error:  # Of the charset that it announces, or for its names.
+        raise RequestError(400, f"The form's names cannot be read: {error}.") from error
     try:
         for value in form.values():
             if isinstance(value, UploadFile):
-                return Upload(value.filename or "picture", await value.read())
+                name = (value.filename or "picture").encode(errors="replace").decode()
+                return Upload(name, await value.read())
     finally:
         await form.close()
     raise RequestError(400, "Found a form without a file, expected one: curl -F picture=@FILE.")

@@ -3,6 +3,9 @@
 import argparse
 import asyncio
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -169,26 +172,65 @@ def test_good_network(server, load, model, tmp_path):
     assert versions(server) == [*folders, new]
 
 
-def test_goes_back(server, load, model):
-    """If the ensemble says what the network alone did not show."""
+async def find_a_fault():
+    """What the network alone did not show."""
+    raise CenterNetError("it is wrong")
+
+
+async def be_stopped():
+    """As `docker stop` and a closed terminal do."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("event", "error", "told"),
+    [
+        (find_a_fault, RollOutError, r"^went back to version \d+: it is wrong$"),
+        (be_stopped, SystemExit, "143"),
+    ],
+)
+def test_goes_back(server, load, model, event, error, told):
     before = served(server)
     folders = versions(server)
+    said = []
 
     class Doubtful(RollOut):
         async def _check_served(self, version, description):
             await super()._check_served(version, description)
-            raise CenterNetError("it is wrong")
+            await event()
 
     async def run():
         arguments = argparse.Namespace(network=model(classes=MORE), picture=None, plan_builder="false")
         headers = {"triton-grpc-protocol-admin-key": "sesame"}
         async with AsyncCenterNetClient(f"127.0.0.1:{server.grpc}", headers=headers) as client:
-            await Doubtful(client, server.repository, arguments).run(lambda line: None)
+            await Doubtful(client, server.repository, arguments).run(said.append)
 
-    with pytest.raises(RollOutError, match=rf"went back to version {before[0]}: it is wrong"):
-        asyncio.run(run())
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(error, match=told):
+            asyncio.run(run())
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert (said[-1] == f"went back to version {before[0]}") == (error is SystemExit)
     assert served(server) == before
     assert versions(server) == folders
+
+
+def test_two_at_once(server, model):
+    """The second leaves alone what the first has made."""
+    before = versions(server)
+    other = server.repository / "centernet_network" / f".{int(served(server)[0]) + 1}.new"
+    (other / "model.onnx").mkdir(parents=True)
+    try:
+        code, errors = roll_out(server, model(classes=MORE), "--header", KEY)
+        assert (code, errors.count("\n")) == (2, 1)
+        assert f"found {other}: another roll-out is under way" in errors
+        assert (other / "model.onnx").is_dir()
+    finally:
+        shutil.rmtree(other)
+    assert versions(server) == before
 
 
 def test_misuse_touches_nothing(server, model, tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from clients import detect, evaluate, options, output
+from clients import detect, evaluate, options, output, roll_out
 from clients.client import AsyncCenterNetClient
 from clients.errors import CenterNetError, RejectedError
 from clients.results import Results
@@ -198,6 +198,19 @@ def test_closed_standard_streams_are_empty(monkeypatch: pytest.MonkeyPatch) -> N
         print("nor this", file=sys.stderr)
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             stream.close()
+
+
+def test_a_load_that_never_ends_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roll_out, "LOAD_S", 0.01)
+
+    class Client:
+        async def control(self, *_: str) -> None:
+            await asyncio.sleep(60)
+
+    one = roll_out.RollOut.__new__(roll_out.RollOut)
+    one._client = Client()  # type: ignore[assignment]
+    with pytest.raises(CenterNetError, match=r"^load_model of centernet_network: no answer within 0.01 s$"):
+        asyncio.run(one._call("load_model", "centernet_network"))
 
 
 def test_an_infinite_id_is_one_line(run, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """What Dockerfile, compose file and scripts say of each other; tests/server runs the entry point."""
 
 import importlib.util
+import io
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -94,7 +97,7 @@ def test_plugin_build_says_what_is_missing(tmp_path):
 def container_code(monkeypatch):
     """The modules of ci/container, which are found where the scripts lie."""
     monkeypatch.syspath_prepend(ROOT / "ci/container")
-    names = ("health", "watch", "tuning", "entrypoint")
+    names = ("settings", "health", "watch", "tuning", "entrypoint", "prepare")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield types.SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -154,7 +157,7 @@ def test_watch(container_code, monkeypatch, capsys, inferences, answered_meanwhi
 
     monkeypatch.setattr(container_code.health, "infer", infer)
     monkeypatch.setattr(container_code.watch, "answered", lambda port: count)
-    watch = container_code.watch.Watch(0, 0.0)
+    watch = container_code.watch.Watch(0, 0.0, "http://nowhere")
     if gone:
         watch.run()
         assert next(steps, None) is None
@@ -195,9 +198,74 @@ def test_a_dead_process_needs_one_failure(container_code, monkeypatch):
             raise container_code.health.UnhealthyError(words)
 
     monkeypatch.setattr(container_code.health, "infer", infer)
-    watch = container_code.watch.Watch(0, 0.0)
+    watch = container_code.watch.Watch(0, 0.0, "http://nowhere")
     watch.run()
     assert watch.gone.is_set()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"WATCH_INTERVAL_S": "0"}, "found '0', expected more than 0 seconds"),
+        ({"WATCH_INTERVAL_S": "nan"}, "found 'nan', expected seconds"),
+        ({"DRAIN_DELAY_S": "-1"}, "found '-1', expected seconds"),
+        ({"DRAIN_TIMEOUT_S": "soon"}, "found 'soon', expected seconds"),
+        ({"HEALTH_URL": "localhost:8000"}, "found 'localhost:8000', expected http://HOST:PORT/PATH"),
+        ({"ALLOW_CLIENT_SHM": "si"}, "found 'si', expected true or false"),
+        ({"MODEL_CONTROL": "poll"}, "found 'poll', expected none or explicit"),
+        ({"--plan-builder": "'x"}, "No closing quotation"),
+        ({"--plan-builder": ""}, "found no words, expected a command"),
+        ({"--model-repository": "/nowhere", "--model-config-name": "cpu"}, "/nowhere: No such file"),
+        ({"--plan-builder": "/nowhere/builder"}, "/nowhere/builder: No such file"),
+        ({"DRAINING": "/usr"}, "/usr: "),
+    ],
+)
+def test_a_wrong_setting_is_one_line(tmp_path, setting, said):
+    model = tmp_path / "model.onnx"
+    model.touch()
+    words = {"--model": model, "--plan": tmp_path / "model.plan", "--work-dir": tmp_path / "work"}
+    words |= {name: value for name, value in setting.items() if name.startswith("-")}
+    environment = {"DRAINING": str(tmp_path / "draining"), **os.environ}
+    environment |= {name: value for name, value in setting.items() if not name.startswith("-")}
+    command = [
+        sys.executable,
+        ROOT / "ci/container/entrypoint.py",
+        *(w for pair in words.items() for w in pair),
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    misuse = "expected" in said or "quotation" in said
+    assert done.returncode == (2 if misuse else 1)
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"[]", b"{}", b'{"outputs": null}', b'{"outputs": [{"name": "num_detections", "data": []}]}', b"\xff"]
+    + [
+        b'{"outputs": [{"name": "num_detections", "data": [%s]}]}' % data for data in (b'"x"', b"null", b"-1")
+    ],
+)
+def test_an_odd_answer_is_unhealthy(container_code, monkeypatch, answer):
+    monkeypatch.setattr(container_code.health.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(answer))
+    with pytest.raises(container_code.health.UnhealthyError):
+        container_code.health.infer("http://nowhere")
+
+
+def test_what_is_no_http_is_unhealthy(container_code):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"220 mail.example.org\r\n")
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with pytest.raises(container_code.health.UnhealthyError):
+            container_code.health.infer(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
 
 
 def test_client_shared_memory_is_closed_or_open(container_code, monkeypatch):

@@ -112,3 +112,22 @@ def test_waiting_ends(tmp_path, model):
         done = run(tmp_path, model, "two", cache, "--wait-s=0.1")
     assert done.returncode == 1
     assert "another pod has held" in done.stderr
+
+
+def test_a_network_without_its_description_is_not_copied(tmp_path, model):
+    model.with_suffix(".json").unlink()
+    done = subprocess.run(
+        command(tmp_path, model, "into", "--variant=cpu"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"prepare: found no {model.with_suffix('.json')}: export.to_onnx writes")
+    assert not (tmp_path / "into").exists()
+
+
+@pytest.mark.parametrize("option", ["--plan-builder='", "--gpu-name=", "--wait-s=nan"])
+def test_a_wrong_option_is_misuse(tmp_path, model, option):
+    done = subprocess.run(
+        command(tmp_path, model, "into", option), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

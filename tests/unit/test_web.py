@@ -257,3 +257,20 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_what_is_needed_is_what_the_project_declares() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     assert list(command.NEEDED) == project["project"]["optional-dependencies"]["web"]
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [("punycode", b"\xff"), ("nothing", b"a"), ("raw_unicode_escape", b"\\ud800"), ("utf-7", b"+2AA-")],
+)
+def test_a_name_is_unicode_whatever_its_charset_makes_of_it(charset: str, name: bytes) -> None:
+    content = form(b'name="picture"; filename="' + name + b'"\r\n\r\npicture')
+    found = read(content, f"{KIND}; charset={charset}", 1000)
+    assert found.name.encode()
+    assert found.picture == b"picture"
+
+
+def test_a_charset_that_cannot_be_is_the_forms_fault() -> None:
+    with pytest.raises(RequestError, match=r"^The form's names cannot be read: ") as refused:
+        read(form(file(b"picture")), f"{KIND}; charset=undefined", 1000)
+    assert refused.value.status == 400
