@@ -26,7 +26,10 @@ NO_TIMESTAMPS = 0x80
 
 
 class Frame(NamedTuple):
-    """One picture of a video: its number from 0, time in seconds, pixels uint8 [height, width, 3] BGR."""
+    """One picture of a video: its number from 0, time in seconds, pixels uint8 [height, width, 3] BGR.
+
+    Frames that cannot be read, or are missing from an image sequence, have numbers, too.
+    """
 
     number: int
     time_s: float
@@ -65,8 +68,20 @@ class Video:
         """
         return OpenVideo(self)
 
-    def arguments(self) -> dict[str, Any]:
-        """What `av.open` gets."""
+    def numbers(self) -> list[int]:
+        """Of the pictures that an image sequence has, ascending; empty for other videos."""
+        path = Path(str(self.address))
+        pattern = re.fullmatch(r"(.*?)%(\d*)d(.*)", path.name)
+        if self.live or not pattern or path.exists() or not path.parent.is_dir():
+            return []
+        before, digits, after = pattern.groups()
+        middle = slice(len(before), -len(after) or None)
+        there = {each.name for each in path.parent.iterdir()}
+        numbers = [int(name[middle]) for name in there if re.fullmatch("[0-9]+", name[middle])]
+        return sorted({n for n in numbers if f"{before}{str(n).zfill(int(digits or 0))}{after}" in there})
+
+    def arguments(self, begin: int = 0) -> dict[str, Any]:
+        """What `av.open` gets; an image sequence is opened at the number `begin`."""
         if isinstance(self.address, int):
             return {"file": f"/dev/video{self.address}", "format": "v4l2"}
         if "://" in self.address:
@@ -76,30 +91,33 @@ class Video:
         path = Path(self.address).absolute()
         if path.exists() or not re.search(r"%0?\d*d", path.name):
             return {"file": str(path)}
-        options = {"pattern_type": "sequence", "start_number_range": "100000"}
+        options = {"pattern_type": "sequence", "start_number": str(begin)}
         return {"file": str(path), "format": "image2", "options": options}
 
 
 class OpenVideo:
     """Frames of a `Video`, in order. A context manager.
 
-    Their times are the container's, from its start, as players show them. Where it has none, they follow
-    from the frame rate, and for a live stream from the clock.
+    Their times are the container's, from its start, as players show them. Where it has none, or goes back in
+    time like several files in a row, they follow from the frame rate, and for a live stream from the clock.
 
     Attributes:
         fps: Frames per second, on average.
         time_base: Unit of the container's times, seconds.
         frame_count: About how many frames there are, or None if nobody knows.
-        problem: Why there were fewer frames than there should be, once they have been iterated.
+        problem: What is missing or damaged, once they have been iterated.
     """
 
-    def __init__(self, video: Video) -> None:
+    def __init__(self, video: Video, begin_at: int | None = None, threads: str = "AUTO") -> None:
         import av
 
         self._video = video
+        # Whoever says where to begin knows the numbers.
+        self._numbers = video.numbers() if begin_at is None else []
+        arguments = video.arguments(begin_at or next(iter(self._numbers), 0))
         begin = time.monotonic()
         try:
-            self._container: Any = av.open(**video.arguments())
+            self._container: Any = av.open(**arguments)
         except (av.FFmpegError, OSError) as error:
             if isinstance(video.address, int) and isinstance(error, FileNotFoundError):
                 cameras = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
@@ -113,9 +131,9 @@ class OpenVideo:
             self._container.close()
             if stream is None:
                 raise SourceError("no video in it, only sound or text")
-            raise SourceError(f"no decoder for its video, codec {_codec(video)}")
+            raise SourceError(f"no decoder for its video, codec {_codec(arguments)}")
         if not video.live:
-            stream.thread_type = "AUTO"
+            stream.thread_type = threads
         self._stream = stream
         rate = stream.average_rate or stream.guessed_rate or Fraction(DEFAULT_FPS)
         self.fps = float(rate)
@@ -124,7 +142,10 @@ class OpenVideo:
         self._duration_s = self._described_s(rate)
         total_s = self._duration_s or (self._container.duration or 0) / av.time_base
         self.frame_count: int | None = stream.frames or round(total_s * rate) or None
+        if self._numbers:
+            self.frame_count = self._numbers[-1] - self._numbers[0] + 1
         self._lost = False
+        self._packets = self._unreadable = self._damaged = 0
         self.problem = ""
 
     def _described_s(self, rate: Fraction) -> float | None:
@@ -154,33 +175,48 @@ class OpenVideo:
     def __iter__(self) -> Iterator[Frame]:
         import numpy as np
 
-        number, shown_s = 0, 0.0
-        for frame, time_s in self._timed():
+        frames, shown_s = 0, 0.0
+        for frame, number, time_s in self._pictures() if self._numbers else self._timed():
             # Phones write frames as the sensor has them, and how to turn them.
             turns = 0 if frame.rotation % 90 else frame.rotation // 90
             pixels = np.rot90(frame.to_ndarray(format="bgr24"), turns)
-            shown_s = time_s
+            frames, shown_s = frames + 1, time_s
+            self._damaged += frame.is_corrupt
             yield Frame(number, time_s, np.ascontiguousarray(pixels))
-            number += 1
-        if not number:
+        if not frames:
             raise SourceError(f"no frame could be read of its video, codec {self._stream.codec_context.name}")
         # Not raised: the frames before, some still being answered, are good.
-        self.problem = self._missing(number, shown_s)
+        self.problem = self._missing(frames, shown_s)
 
-    def _timed(self) -> Iterator[tuple[Any, float]]:
-        """Frames with their times, seconds."""
+    def _pictures(self) -> Iterator[tuple[Any, int, float]]:
+        """Those of an image sequence as `_timed` has them. FFmpeg itself ends at a gap or an empty file."""
+        first, rest, threads = self._numbers[0], self._numbers, "AUTO"
+        while rest:
+            begin = rest[0]
+            last = begin - (threads == "AUTO")
+            with suppress(SourceError), OpenVideo(self._video, begin, threads) as run:
+                for frame in run._decoded():
+                    last = begin + frame.pts
+                    yield frame, last - first, (last - first) / self.fps
+                if threads != "AUTO":
+                    last = max(last, begin + run._packets - 1)
+            rest = [number for number in rest if number > last]
+            threads = "SLICE"  # With several frames at once an error at the end hides those behind it.
+
+    def _timed(self) -> Iterator[tuple[Any, int, float]]:
+        """Frames with their numbers, and times in seconds."""
         import av
 
         start_s = self._container.start_time
         origin_s = None if start_s is None or self._video.live else start_s / av.time_base
         last_s = -1 / self.fps
-        for frame in self._decoded():
+        for count, frame in enumerate(self._decoded()):
             stamp_s = time.monotonic() if self._clock else frame.time
             expected_s = last_s + 1 / self.fps
-            if origin_s is None and stamp_s is not None:
+            if stamp_s is not None and (origin_s is None or stamp_s - origin_s < last_s):
                 origin_s = stamp_s - expected_s
             last_s = expected_s if stamp_s is None or origin_s is None else stamp_s - origin_s
-            yield frame, last_s
+            yield frame, count + self._unreadable, last_s
 
     def _decoded(self) -> Iterator[Any]:
         import av
@@ -192,33 +228,41 @@ class OpenVideo:
             except (av.FFmpegError, OSError):
                 self._lost = True
                 packet = None
-            with suppress(av.FFmpegError):  # A damaged frame; what is missing in the end is reported.
+            self._packets += bool(packet and packet.size)
+            try:
                 yield from self._stream.decode(packet)
+            except av.error.EOFError:  # It was at its end already.
+                pass
+            except av.FFmpegError:
+                self._unreadable += 1
             if packet is None:
                 return
 
     def _missing(self, frames: int, shown_s: float) -> str:
         """What is wrong when no frame follows these, the last one shown at `shown_s`; nothing is empty."""
         count, live = self.frame_count, self._video.live
+        damaged = f", {self._damaged} of them damaged" if self._damaged else ""
         if live and count is None:
-            return f"stream lost after {frames} frames; their results are kept"
-        cause = "stream lost" if live else "the file is cut or damaged"
+            return f"stream lost after {frames} frames{damaged}; their results are kept"
         about = count or frames
         tolerance = max(2.0, min(self.fps, about / 20))
         end_s = self._duration_s
         whole = end_s is None or frames >= about - tolerance or shown_s >= end_s - tolerance / self.fps
-        if whole and not self._lost:
+        unreadable = about - frames if self._numbers else self._unreadable
+        if whole and not self._lost and not unreadable and not damaged:
             return ""
-        return f"{cause}: {frames} of about {about} frames could be read; their results are kept"
+        cause = "stream lost" if live and (self._lost or not whole) else "the file is cut or damaged"
+        about = max(about, frames + unreadable)
+        return f"{cause}: {frames} of about {about} frames could be read{damaged}; their results are kept"
 
 
-def _codec(video: Video) -> str:
+def _codec(arguments: dict[str, Any]) -> str:
     """What FFmpeg calls a codec that it does not know: only its log has it."""
     import av
 
     av.logging.set_level(av.logging.WARNING)
     try:
-        with av.logging.Capture() as lines, av.open(**video.arguments()):
+        with av.logging.Capture() as lines, av.open(**arguments):
             pass
     finally:
         av.logging.set_level(None)

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import clips
 import cv2
 import numpy as np
 import pytest
@@ -143,6 +144,41 @@ def test_times_that_do_not_grow_are_still_a_video(tmp_path: Path) -> None:
             writer.append(picture(48, 64), time_s)
     assert errors == []
     assert len(watch(tmp_path / "copy.mp4")) == 5
+
+
+def test_files_in_a_row_go_on_in_time(tmp_path: Path) -> None:
+    clip = write(tmp_path / "a.ts", [number / 25 for number in range(10)])
+    clip.write_bytes(clip.read_bytes() * 3)
+    expected = pytest.approx([number / 25 for number in range(30)], abs=2e-3)
+    assert times(clip) == expected
+    assert copy(clip, tmp_path / "copy.mp4") == []
+    assert times(tmp_path / "copy.mp4") == expected
+
+
+def test_damaged_frames_are_counted(tmp_path: Path) -> None:
+    """They are answered: the decoder has filled in what is missing."""
+    clip = write(tmp_path / "a.ts", [number / 25 for number in range(10)], size=(384, 302))
+    content = clip.read_bytes()
+    begin, end = len(content) // 40, len(content) // 20
+    clip.write_bytes(content[:begin] + bytes(end - begin) + content[end:])
+    with Video("clip", str(clip), Path("clip.mp4")).open() as stream:
+        frames = list(stream)
+    read = f"{len(frames)} of about 10 frames could be read, 1 of them damaged; their results are kept"
+    assert stream.problem == f"the file is cut or damaged: {read}"
+
+
+def test_a_frame_that_cannot_be_read_keeps_its_number(tmp_path: Path) -> None:
+    clip = clips.write(tmp_path / "a.avi", 40, "MJPG")
+    with av.open(str(clip)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0)]
+    content = clip.read_bytes()
+    begin, size = places[7]
+    clip.write_bytes(content[:begin] + bytes(size) + content[begin + size :])
+    with Video("clip", str(clip), Path("clip.mp4")).open() as stream:
+        numbers = [frame.number for frame in stream]
+    assert numbers == [number for number in range(40) if number != 7]
+    about = "39 of about 40 frames could be read; their results are kept"
+    assert stream.problem == f"the file is cut or damaged: {about}"
 
 
 def test_a_codec_without_decoder_is_named(tmp_path: Path) -> None:
