@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from clients import download
 from clients.errors import SourceError
+from clients.output import printable
 from clients.video.source import Video
 
 PICTURE_SUFFIXES = set(
@@ -27,6 +29,9 @@ VIDEO_SUFFIXES = set(
     .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf .ogm .ogv .qt .ts .vob .webm .wmv
     .y4m""".split()  # noqa: SIM905
 )
+
+MAX_NAME = 60
+"""Characters that a file's name takes from a web address; file systems take 255 bytes."""
 
 MAX_BYTES = 2**28
 """No picture is larger; what is smaller is the server's to judge."""
@@ -51,6 +56,11 @@ class Picture:
     content: bytes = b""
     url: str = ""
     problem: str = ""
+
+    @property
+    def passing(self) -> bool:
+        """Whether it is better not read twice: a pipe is empty then, and a web address is slow."""
+        return bool(self.url) or (self.path is not None and not self.path.is_file())
 
     def read(self) -> bytes:
         """The encoded picture.
@@ -103,12 +113,12 @@ def _find(word: str, note: Callable[[str], None]) -> Iterator[Picture | Video]:
     if word == "-":
         yield Picture("stdin", None, Path("stdin.png"), _bounded(sys.stdin.buffer))
     elif re.match(r"https?://", word, re.IGNORECASE) and download.is_picture(word):
-        name = Path(unquote(urlsplit(word).path)).name
-        yield Picture(_without_password(word), None, Path(name.strip(".\0") or "picture.png"), url=word)
+        name = printable(Path(unquote(urlsplit(word).path)).name).strip(".")[-MAX_NAME:]
+        yield Picture(_without_password(word), None, Path(name or "picture.png"), url=word)
     elif "://" in word:
         yield Video(_without_password(word), word, Path("stream.mp4"), live=True)
     # Links in /dev/v4l name cameras by what they are.
-    elif camera := re.fullmatch(r"/dev/video(\d{1,4})", str(path.resolve())):
+    elif camera := re.fullmatch(r"/dev/video(\d{1,4})", os.path.realpath(path)):
         yield _camera(int(camera[1]))
     elif path.is_dir():
         yield from _folder(path, note)
@@ -128,8 +138,13 @@ def _folder(folder: Path, note: Callable[[str], None]) -> Iterator[Picture | Vid
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             others["folder(s)"] += 1
+        elif is_apple_double(path.name):
+            continue
         elif path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES:
-            files.append(path)
+            if is_file(path):
+                files.append(path)
+            else:
+                others["pipe(s) or device(s)"] += 1
         elif not path.name.startswith("."):
             others[path.suffix.lower() or "no suffix"] += 1
     kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
@@ -148,11 +163,22 @@ def _pattern(pattern: str) -> Iterator[Picture | Video]:
     fixed = len(list(itertools.takewhile(lambda part: not re.search(r"[*?\[]", part), parts)))
     folder = Path(*parts[:fixed])
     found = sorted(folder.glob(str(Path(*parts[fixed:])))) if fixed < len(parts) else []
-    files = [path for path in found if path.is_file()]
+    files = [path for path in found if is_file(path) and not is_apple_double(path.name)]
     for path in files:
         yield _file(path, path.relative_to(folder))
     if not files:
-        raise SourceError("no such file")
+        link = Path(pattern).is_symlink()
+        raise SourceError("found a link that leads nowhere, expected a file" if link else "no such file")
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a regular file, or a link that leads nowhere: an error when it is read."""
+    return path.is_file() or not path.exists()
+
+
+def is_apple_double(name: str) -> bool:
+    """Whether it is what macOS writes beside a file onto foreign disks: no picture, whatever its suffix."""
+    return PurePath(name).name.startswith("._")
 
 
 def _camera(number: int) -> Video:

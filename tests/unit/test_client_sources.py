@@ -53,6 +53,34 @@ def test_what_a_folder_has_beside_them_is_one_line(folder: Path) -> None:
     assert len(lines) == 2
 
 
+def test_of_a_folder_only_files_are_taken(tmp_path: Path) -> None:
+    """Links to files, too; one that leads nowhere is an error. What macOS adds is not worth a word."""
+    for name in ("a.jpg", "._a.jpg", "._clip.mp4"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "b.jpg").symlink_to("a.jpg")
+    (tmp_path / "gone.jpg").symlink_to("nowhere")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    for name in ("pipe.jpg", "pipe.mp4"):
+        os.mkfifo(tmp_path / name)
+    lines: list[str] = []
+    for word in (tmp_path, tmp_path / "*"):
+        found = list(sources.find([str(word)], lines.append))
+        assert names(found, tmp_path) == ["a.jpg", "b.jpg", "gone.jpg", "loop.jpg"]
+        assert [found[place].read() for place in (0, 1)] == [b"a.jpg"] * 2  # type: ignore[union-attr]
+        for place in (2, 3):
+            with pytest.raises(SourceError, match=r"no such file|symbolic links"):
+                found[place].read()  # type: ignore[union-attr]
+    assert lines == [f"{tmp_path}: not taken: 2 (2 pipe(s) or device(s))"]
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "gone.jpg").symlink_to("nowhere")
+    for found in sources.find([str(tmp_path / "loop.jpg"), str(tmp_path / "gone.jpg")]):
+        with pytest.raises(SourceError, match=r"^found a link that leads nowhere, expected a file$"):
+            found.read()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("kind", "suffixes"),
     [
@@ -206,6 +234,39 @@ def test_frames_of_an_image_sequence(tmp_path: Path) -> None:
     assert [frame.number for frame in frames] == [0, 1, 2]
     assert [int(frame.pixels[0, 0, 0]) for frame in frames] == [0, 100, 200]
     assert frames[2].time_s == pytest.approx(2 / stream.fps)
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        ({3: b"no picture"}, [3]),
+        ({0: b"no picture", 1: b""}, [0, 1]),
+        ({5: b"", 6: b"no picture"}, [5, 6]),
+        # Behind these the last ones still wait in the decoder.
+        ({10: b"no picture"}, [10]),
+        ({7: None, 8: None}, [7, 8]),
+        ({1: None, 2: b"no picture", 3: None, 11: b""}, [1, 2, 3, 11]),
+    ],
+)
+def test_what_an_image_sequence_lacks_is_counted(
+    tmp_path: Path, damage: dict[int, bytes | None], lost: list[int]
+) -> None:
+    """And the others keep their numbers and times; the last number is 111."""
+    for number in range(12):
+        cv2.imwrite(str(tmp_path / f"f{100 + number:04}.png"), np.full((8, 16, 3), number * 20, np.uint8))
+    (tmp_path / "f99.png").touch()  # Not as the pattern writes it.
+    for number, content in damage.items():
+        path = tmp_path / f"f{100 + number:04}.png"
+        path.unlink() if content is None else path.write_bytes(content)
+    (video,) = sources.find([str(tmp_path / "f%04d.png")])
+    with video.open() as stream:  # type: ignore[union-attr]
+        frames = list(stream)
+    kept = [number for number in range(12) if number not in lost]
+    assert [frame.number for frame in frames] == kept
+    assert [int(frame.pixels[0, 0, 0]) for frame in frames] == [number * 20 for number in kept]
+    assert [frame.time_s for frame in frames] == pytest.approx([number / 25 for number in kept])
+    about = f"{len(kept)} of about 12 frames could be read; their results are kept"
+    assert stream.problem == f"the file is cut or damaged: {about}"
 
 
 def watch(word: object) -> tuple[int, str]:
