@@ -121,16 +121,26 @@ def detect_pictures(
     threshold: float | None,
 ) -> None:
     """Works through pictures; those that fail are a line each."""
-    answers = client.detect_many(pictures, load=Picture.read, threshold=threshold)
+    kept: dict[int, bytes] = {}
+    """What a drawing needs of pictures that cannot be read again."""
+
+    def load(picture: Picture) -> bytes:
+        content = picture.read()
+        if results.folder and picture.passing:
+            kept[id(picture)] = content
+        return content
+
+    answers = client.detect_many(pictures, load=load, threshold=threshold)
     with output.progress(results.console, "pictures", len(pictures)) as advance:
         for number, (picture, detections, error) in enumerate(answers):
+            content = kept.pop(id(picture), None)
             try:
                 if detections is None:
                     raise failure(client, error, f"{number} of {len(pictures)} pictures")
                 results.add_picture(picture.name, detections)
                 results.add(entries(picture, detections))
                 if results.folder:
-                    drawing = _draw(picture, detections, client.camera)
+                    drawing = _draw(content or picture.read(), detections, client.camera)
                     results.folder.save(drawing, picture.relative, picture.path)
             except FATAL:
                 raise
@@ -162,7 +172,7 @@ def coco_entries(annotations: Annotations | None, picture: Picture, detections: 
     return coco.results(image_id, detections, category_id=coco.by_name(annotations))
 
 
-def _draw(picture: Picture, detections: Detections, camera: np.ndarray | None) -> np.ndarray:
+def _draw(content: bytes, detections: Detections, camera: np.ndarray | None) -> np.ndarray:
     from centernet_image.codecs.common import ImageError
     from centernet_image.decode import Limits, decode
 
@@ -171,7 +181,7 @@ def _draw(picture: Picture, detections: Detections, camera: np.ndarray | None) -
     # The server has already accepted the picture within limits of its own.
     limits = Limits(max_bytes=sources.MAX_BYTES, max_pixels=2**30, min_side=1)
     try:
-        return draw(*enlarged(decode(picture.read(), limits), detections, camera))
+        return draw(*enlarged(decode(content, limits), detections, camera))
     except ImageError as error:
         raise SourceError(f"cannot draw: {error}") from error
 

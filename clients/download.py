@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from clients.errors import SourceError
 
@@ -17,17 +20,8 @@ DEADLINE_S = 60.0
 """For a whole picture, however it trickles in."""
 
 CHUNK = 2**16
-SIGNATURES = (
-    b"\xff\xd8\xff",  # JPEG
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF8",
-    b"BM",
-    b"II*\0",  # TIFF
-    b"MM\0*",
-    *(b"P%d%c" % (kind, space) for kind in range(1, 7) for space in b"\n\r\t "),  # PBM, PGM, PPM
-)
-LONGEST_SIGNATURE = 12
-BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"mif1", b"msf1", b"hevc")
+
+T = TypeVar("T")
 
 
 def is_picture(url: str) -> bool:
@@ -36,6 +30,22 @@ def is_picture(url: str) -> bool:
     Raises:
         SourceError: Nobody answers, or it is text.
     """
+    return _within_deadline(partial(_is_picture, url))
+
+
+def read(url: str, *, max_bytes: int) -> bytes:
+    """The picture behind an address, bounded in bytes and time.
+
+    Raises:
+        SourceError: It cannot be had.
+    """
+    return _within_deadline(partial(_read, url, max_bytes))
+
+
+def _is_picture(url: str) -> bool:
+    from centernet_image.codecs.signatures import MAX_START, describe
+    from centernet_image.decode import begins_like_a_picture
+
     with _get(url) as response:
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind.startswith("image/"):
@@ -45,25 +55,17 @@ def is_picture(url: str) -> bool:
         begin = b""
         for chunk in _chunks(response):
             begin += chunk
-            if len(begin) >= LONGEST_SIGNATURE:
+            if len(begin) >= MAX_START:
                 break
-    if begin.startswith(SIGNATURES):
-        return True
-    if begin[:4] == b"RIFF" and begin[8:12] == b"WEBP":
-        return True
-    if begin[4:8] == b"ftyp" and begin[8:12] in BRANDS:
+    # Pictures without a codec are the server's to refuse.
+    if begins_like_a_picture(begin) or re.match(r"an? .*picture", describe(begin, len(begin))):
         return True
     if kind in ("text/html", "application/json", "text/xml"):
         raise SourceError(f"found {kind}, expected a picture or a video")
     return False
 
 
-def read(url: str, *, max_bytes: int) -> bytes:
-    """The picture behind an address, bounded in bytes and time.
-
-    Raises:
-        SourceError: It cannot be had.
-    """
+def _read(url: str, max_bytes: int) -> bytes:
     content = bytearray()
     with _get(url) as response:
         for chunk in _chunks(response):
@@ -88,17 +90,36 @@ def _get(url: str) -> Iterator[requests.Response]:
 
 
 def _chunks(response: requests.Response) -> Iterator[bytes]:
-    end = time.monotonic() + DEADLINE_S
     # `iter_content` would wait for whole chunks.
     while chunk := response.raw.read1(CHUNK, decode_content=True):
         yield chunk
-        if time.monotonic() > end:
-            raise SourceError(f"not complete after {DEADLINE_S:g} s")
+
+
+def _within_deadline(work: Callable[[], T]) -> T:
+    """Does it on a thread that is given up in time: headers that trickle in are never silent for long."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="download", daemon=True).start()
+    try:
+        return done.result(DEADLINE_S)
+    except TimeoutError:
+        raise SourceError(f"not complete after {DEADLINE_S:g} s") from None
 
 
 def _reason(error: BaseException) -> str:
     """The innermost reason: what is around it repeats the address, password included."""
-    while inner := error.__cause__ or error.__context__:
+    from urllib3.exceptions import DecodeError
+
+    # A ValueError is about some digits.
+    while (inner := error.__cause__ or error.__context__) and not isinstance(inner, ValueError):
+        if isinstance(error, DecodeError):
+            return str(error.args[0])
         error = inner
     if isinstance(error, TimeoutError):
         return f"no answer within {SILENCE_S:g} s"

@@ -1,23 +1,32 @@
 """Pictures behind web addresses."""
 
+import base64
 import itertools
+import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import clips
+import numpy as np
 import pytest
 from pictures import encode, picture
+from rich.console import Console
 
-from clients import download, sources
+from clients import detect, download, sources
+from clients.client import Answer
+from clients.detections import Detections
 from clients.errors import SourceError
+from clients.output import OutputFolder
+from clients.results import Results
 from clients.sources import Picture
 from clients.video.source import Video
 
 PIXELS = picture(20, 30)
+NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), ())
 HEIC = b"\0\0\0\x18ftypheic" + bytes(100)
 
 
@@ -39,11 +48,23 @@ def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
         server.shutdown()
 
 
-def content(body: bytes, kind: str = "", *, length: int | None = None, status: int = 200) -> Callable:
+def content(
+    body: bytes,
+    kind: str = "",
+    *,
+    length: int | None = None,
+    status: int = 200,
+    encoding: str = "",
+    transfer: str = "",
+) -> Callable:
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
         if kind:
             request.send_header("Content-Type", kind)
+        if encoding:
+            request.send_header("Content-Encoding", encoding)
+        if transfer:
+            request.send_header("Transfer-Encoding", transfer)
         request.send_header("Content-Length", str(len(body) if length is None else length))
         request.end_headers()
         request.wfile.write(body)
@@ -65,12 +86,75 @@ def test_a_picture_is_one_whatever_it_is_called(kind: str, name: str) -> None:
         assert found.read() == body
 
 
-def test_pictures_that_only_the_server_judges() -> None:
-    for body, kind in ((HEIC, ""), (b"<svg/>", "image/svg+xml"), (b"damaged", "image/jpeg")):
-        with serving(content(body, kind)) as address:
-            (found,) = sources.find([address])
-            assert isinstance(found, Picture)
-            assert str(found.relative) == "picture.png"
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (HEIC, ""),
+        (b"<svg/>", "image/svg+xml"),
+        (b"damaged", "image/jpeg"),
+        (b"II+\0" + bytes(100), "application/octet-stream"),
+        (b"MM\0+" + bytes(100), "application/octet-stream"),
+        (b"P6#a comment\n2 2 255\n", "application/octet-stream"),
+        (b"P7\nWIDTH 2\n", "application/octet-stream"),
+        (base64.b64encode(encode(PIXELS)), "application/octet-stream"),
+        (b"data:image/png;base64," + base64.b64encode(encode(PIXELS)), "text/plain"),
+    ],
+)
+def test_pictures_that_only_the_server_judges(body: bytes, kind: str) -> None:
+    with serving(content(body, kind)) as address:
+        (found,) = sources.find([address])
+        assert isinstance(found, Picture)
+        assert str(found.relative) == "picture.png"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a%00b.png", r"a\x00b.png"),
+        ("a%0Ab%1B.png", r"a\nb\x1b.png"),
+        ("%2e%2e%2f%2e%2e", "picture.png"),
+        ("a%2Fb.png", "b.png"),
+        ("%E7%A1%AC" * 200 + ".png", "硬" * (sources.MAX_NAME - 4) + ".png"),
+    ],
+)
+def test_a_drawings_name_is_one_for_files(tmp_path: Path, path: str, name: str) -> None:
+    with serving(content(encode(PIXELS), "image/png")) as address:
+        (found,) = sources.find([f"{address}/{path}"])
+    assert str(found.relative) == name
+    (tmp_path / found.relative).touch()
+
+
+class Server:
+    """Answers like the client: nothing is found in any picture."""
+
+    camera = None
+
+    def detect_many(self, pictures: list, *, load: Callable, threshold: None) -> Iterator[Answer]:
+        for one in pictures:
+            load(one)
+            yield Answer(one, NOTHING, None)
+
+
+def test_what_is_drawn_is_read_once(tmp_path: Path) -> None:
+    """A pipe is empty then, and a web address slow; its first request only asks what it is."""
+    requests = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        requests.append(request.path)
+        content(encode(PIXELS), "image/png")(request)
+
+    read, write = os.pipe()
+    os.write(write, encode(PIXELS))
+    os.close(write)
+    results = Results("detect.py", Console())
+    results.folder = OutputFolder(tmp_path)
+    with serving(answer) as address:
+        pictures = [*sources.find([f"{address}/a.png", f"/dev/fd/{read}"])]
+        detect.detect_pictures(Server(), pictures, results, detect.list_entries, None)
+    os.close(read)
+    assert results.failed == 0
+    assert requests == ["/a.png"] * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", f"{read}.png"}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +179,12 @@ def test_videos_stay_videos(body: bytes, kind: str) -> None:
         (content(b"gone", "image/png", status=404), "the web server answered 404"),
         (content(b"<html>", "text/html; charset=utf-8"), "found text/html, expected a picture or a video"),
         (content(encode(PIXELS)[:100], "image/png", length=5000), "cannot be read: "),
+        (
+            content(encode(PIXELS), "image/png", encoding="gzip"),
+            "content-encoding: gzip, but failed to decode",
+        ),
+        (content(encode(PIXELS), "image/png", encoding="br"), "content-encoding: br, but failed to decode"),
+        (content(b"zz\r\n", "image/png", transfer="chunked"), "cannot be read: IncompleteRead"),
         (content(bytes(5000), "image/png"), "more than 4000 bytes"),
     ],
 )
@@ -119,22 +209,30 @@ def test_nobody_answers() -> None:
         found.read()  # type: ignore[union-attr]
 
 
-def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("begin", "again"),
+    [
+        (b"HTTP/1.0 200 OK\r\nContent-Type: image/png\r\n\r\n", b"\x89PNG"),
+        (b"HTTP/1.0 200 OK\r\n", b"X: y\r\n"),
+        (b"HTTP/1.0 200 OK\r\nX: ", b"y"),
+    ],
+    ids=["body", "headers", "line"],
+)
+def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch, begin: bytes, again: bytes) -> None:
     """However slowly it comes: a byte now and then is never silent for long."""
     monkeypatch.setattr(download, "DEADLINE_S", 0.2)
+    done = threading.Event()
 
     def trickle(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.send_header("Content-Type", "image/png")
-        request.end_headers()
-        while True:
-            request.wfile.write(b"\x89PNG")
-            time.sleep(0.02)
+        request.wfile.write(begin)
+        while not done.wait(0.05):
+            request.wfile.write(again)
 
     with serving(trickle) as address:
         (found,) = sources.find([address])
         with pytest.raises(SourceError, match=r"not complete after 0\.2 s"):
             found.read()  # type: ignore[union-attr]
+        done.set()
 
 
 def test_silence_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,11 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     return image
 
 
+def begins_like_a_picture(start: bytes) -> bool:
+    """Whether data may be one of `FORMATS`, or base64 text of one, by their first `MAX_START` bytes."""
+    return format_of(start) is not None or _base64_of(start) is not None
+
+
 def _size_check(name: str, limits: Limits) -> CheckSize:
     def check(width: int, height: int) -> None:
         found = f"found a {name} picture of {width}x{height} pixels"
@@ -119,7 +124,7 @@ def _unknown(start: bytes, size: int) -> ImageError:
 
 def _without_base64(data: bytes) -> bytes:
     """What base64 text stands for; anything else as it is."""
-    found = _DATA_URI.match(data, 0, MAX_START) or _BASE64.match(data, 0, MAX_START)
+    found = _base64_of(data)
     if found is None:
         return data
     text = data[found.start("text") :]
@@ -136,6 +141,10 @@ def _without_base64(data: bytes) -> bytes:
         return _from_base64(text)
     except binascii.Error as error:
         raise ImageError(f"found {len(data)} bytes of damaged base64 text: {error}") from error
+
+
+def _base64_of(data: bytes) -> re.Match[bytes] | None:
+    return _DATA_URI.match(data, 0, MAX_START) or _BASE64.match(data, 0, MAX_START)
 
 
 def _from_base64(text: bytes) -> bytes:
