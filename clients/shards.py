@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import pyarrow
 from pyarrow import fs, parquet
@@ -64,19 +66,23 @@ class ParquetRows:
 
 @dataclass(frozen=True)
 class Tar:
-    """A WebDataset shard: the pictures among its members."""
+    """A WebDataset shard: the pictures among its members, which may be those of several archives in a row."""
 
     name: str
 
     def pictures(self) -> Iterator[tuple[str, Load]]:
-        """Name (FILE/MEMBER) and content of each."""
+        """Name (FILE/MEMBER) and content of each.
+
+        Raises:
+            SourceError: After those that could be read: what follows is damaged.
+        """
         try:
             with (
                 _open(self.name) as stream,
-                tarfile.open(fileobj=stream, mode="r|*") as archive,
+                tarfile.open(fileobj=stream, tarinfo=_Member, ignore_zeros=True) as archive,
             ):
                 for member in archive:
-                    if not member.isfile() or _suffix(member.name) not in sources.PICTURE_SUFFIXES:
+                    if not member.isfile() or not _is_picture(member.name):
                         continue
                     name = f"{self.name}/{member.name}"
                     if member.size > sources.MAX_BYTES:
@@ -85,8 +91,23 @@ class Tar:
                     file = archive.extractfile(member)
                     content = file.read() if file else None
                     yield name, partial(_content, content)
-        except tarfile.TarError as error:
-            raise SourceError(f"{self.name}: no whole tar archive: {error}") from error
+        except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+            # What follows are all the formats that it is not.
+            reason = _reason(error).partition(": - method")[0]
+            raise SourceError(f"{printable_uri(self.name)}: no whole tar archive: {reason}") from error
+
+
+class _Member(tarfile.TarInfo):
+    """For `ignore_zeros`, which would pass over damaged headers like the zeros between two archives."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset}") from error
 
 
 Shard: TypeAlias = "Files | ParquetRows | Tar"
@@ -131,16 +152,29 @@ def find(inputs: Iterable[str], *, column: str, size: int, note: Callable[[str],
 def _local(word: str, note: Callable[[str], None]) -> Iterator[tuple[str, int]]:
     path = Path(word)
     if path.is_dir():
-        containers = [each for each in sorted(path.iterdir()) if _kind(each.name) != "file"]
-        yield from ((str(each), each.stat().st_size) for each in containers)
-        if containers and not any(_suffix(each.name) in sources.PICTURE_SUFFIXES for each in path.iterdir()):
+        files = [each for each in sorted(path.iterdir()) if sources.is_file(each)]
+        containers = [each for each in files if _kind(each.name) != "file"]
+        yield from ((str(each), _size(each)) for each in containers)
+        if containers and not any(_is_picture(each.name) for each in files):
             return
-    for source in sources.find([word], note):
+    found = list(sources.find([word], note))
+    pictures = [source for source in found if isinstance(source, sources.Picture)]
+    if pictures and len(pictures) < len(found):
+        note(f"{word}: not taken: {len(found) - len(pictures)} video(s)")
+    for source in pictures or found:
         if not isinstance(source, sources.Picture) or source.url or word == "-":
             raise InputError(f"{source.name}: found no file of pictures, expected files, folders or patterns")
         if source.problem or source.path is None:
             raise InputError(f"{source.name}: {source.problem}")
-        yield str(source.path), source.path.stat().st_size
+        yield str(source.path), _size(source.path)
+
+
+def _size(path: Path) -> int:
+    """Bytes; 0 of a link that leads nowhere, which is an error when it is read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _uri(word: str, note: Callable[[str], None]) -> Iterator[tuple[str, int]]:
@@ -168,7 +202,7 @@ def _uri(word: str, note: Callable[[str], None]) -> Iterator[tuple[str, int]]:
         and (
             fnmatch.fnmatchcase(info.path, wanted.replace("**/", "*"))
             if pattern
-            else _suffix(info.path) in sources.PICTURE_SUFFIXES or _kind(info.path) != "file"
+            else _is_picture(info.path) or _kind(info.path) != "file"
         )
     ]
     if not taken:
@@ -188,9 +222,10 @@ def _row_groups(name: str, column: str, size: int) -> Iterator[ParquetRows]:
             rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     except (pyarrow.ArrowException, SourceError, OSError) as error:
         raise InputError(f"{printable_uri(name)}: no readable Parquet file: {_reason(error)}") from error
-    if column not in schema.names:
+    if (count := schema.names.count(column)) != 1:
+        has = f"has {count} columns" if count else "has no column"
         raise InputError(
-            f"{printable_uri(name)}: has no column '{column}', found {', '.join(schema.names)}: "
+            f"{printable_uri(name)}: {has} '{column}', found {', '.join(schema.names)}: "
             "name that of the encoded pictures with --column"
         )
     kind = schema.field(column).type
@@ -254,8 +289,14 @@ def _content(value: Any) -> bytes:
     return content
 
 
+def _is_picture(name: str) -> bool:
+    return _suffix(name) in sources.PICTURE_SUFFIXES and not sources.is_apple_double(name)
+
+
 def _kind(name: str) -> str:
     suffix = _suffix(name)
+    if sources.is_apple_double(name):
+        return "file"
     if suffix in (".parquet", ".pq"):
         return "parquet"
     return "tar" if name.lower().endswith((".tar", ".tar.gz", ".tgz")) else "file"

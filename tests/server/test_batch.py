@@ -161,11 +161,12 @@ class Piped:
         self.source.mkdir()
         for path in folder.glob("*.jpg"):
             (self.source / path.name).symlink_to(path)
-        self.pipe = self.source / "pipe.png"
+        self.pipe = tmp_path / "pipe.png"  # Of a folder it would not be taken.
         os.mkfifo(self.pipe)
         self.last = self.output / "part-00003.jsonl"
         self._arguments = [
             self.source,
+            self.pipe,
             self.output,
             "--network",
             onnx,
@@ -223,7 +224,7 @@ def test_stopped_and_gone_on_with(piped, folder, expected):
     assert "3 of 4 shards are done already" in said
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     rows = lines(piped.output)
-    assert set(rows) == {str(path) for path in piped.source.iterdir()}
+    assert set(rows) == {str(path) for path in (*piped.source.iterdir(), piped.pipe)}
     for name, row in expected.items():
         assert_same(rows[str(piped.source / name)], row)
     assert_same(rows[str(piped.pipe)], expected["00.jpg"])
