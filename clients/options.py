@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from clients.transport import PORTS, Tls
 from export.errors import ExportError
 
 Client = TypeVar("Client")
+
+GRACE_S = 15.0
+"""For cleaning up after a signal: longer than a stream may be silent, `video.source.TIMEOUT_S`."""
 
 
 def add_connection_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -171,7 +175,7 @@ def one_line_errors(program: str, console: Console) -> Iterator[Outcome]:
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+            signal.signal(number, lambda number, _: _end(128 + number))
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # What its core logs is in the error, too.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # Closed by whoever started this (`<&-`).
@@ -193,7 +197,20 @@ def one_line_errors(program: str, console: Console) -> Iterator[Outcome]:
         message, outcome.code = f"{error.filename or 'error'}: {error.strerror or error}", 1
     except KeyboardInterrupt:
         message, outcome.code = "interrupted", 128 + signal.SIGINT
+        _end_in_time(outcome.code)
     report(console, program, message)
+
+
+def _end(code: int) -> None:
+    _end_in_time(code)
+    sys.exit(code)
+
+
+def _end_in_time(code: int) -> None:
+    """Python would wait for ever for a thread that reads from a pipe or a disk that says nothing."""
+    timer = threading.Timer(GRACE_S, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def report(console: Console, program: str, message: str) -> None:
