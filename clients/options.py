@@ -167,15 +167,15 @@ class Outcome:
 
 
 @contextmanager
-def one_line_errors(program: str, console: Console) -> Iterator[Outcome]:
+def one_line_errors(program: str, console: Console, grace_s: float = GRACE_S) -> Iterator[Outcome]:
     """Turns what ends a program early into one line and an exit code.
 
     SIGTERM and a closed terminal unwind the program as Ctrl-C does, so that files and shared memory are
-    cleaned up. What standard output's encoding does not have is escaped.
+    cleaned up, which may take `grace_s` seconds. What standard output's encoding does not have is escaped.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, lambda number, _: _end(128 + number))
+            signal.signal(number, lambda number, _: _end(128 + number, grace_s))
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # What its core logs is in the error, too.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # Closed by whoever started this (`<&-`).
@@ -197,18 +197,18 @@ def one_line_errors(program: str, console: Console) -> Iterator[Outcome]:
         message, outcome.code = f"{error.filename or 'error'}: {error.strerror or error}", 1
     except KeyboardInterrupt:
         message, outcome.code = "interrupted", 128 + signal.SIGINT
-        _end_in_time(outcome.code)
+        _end_in_time(outcome.code, grace_s)
     report(console, program, message)
 
 
-def _end(code: int) -> None:
-    _end_in_time(code)
+def _end(code: int, grace_s: float) -> None:
+    _end_in_time(code, grace_s)
     sys.exit(code)
 
 
-def _end_in_time(code: int) -> None:
+def _end_in_time(code: int, grace_s: float) -> None:
     """Python would wait for ever for a thread that reads from a pipe or a disk that says nothing."""
-    timer = threading.Timer(GRACE_S, os._exit, [code])
+    timer = threading.Timer(grace_s, os._exit, [code])
     timer.daemon = True
     timer.start()
 

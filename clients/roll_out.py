@@ -77,7 +77,8 @@ def main() -> int:
     options.add_connection_options(parser)
     arguments = parser.parse_args()
     console = Console(stderr=True, highlight=False)
-    with options.one_line_errors("roll_out.py", console) as outcome:
+    # To go back means to load a network.
+    with options.one_line_errors("roll_out.py", console, grace_s=2 * LOAD_S) as outcome:
         outcome.code = asyncio.run(_main(parser, arguments, partial(options.report, console, "roll_out.py")))
     return outcome.code
 

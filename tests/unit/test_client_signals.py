@@ -15,9 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from clients import options, sources
 
-options.GRACE_S = 0.1
 (picture,) = sources.find([sys.argv[1]])
-with options.one_line_errors("detect.py", Console(stderr=True)) as outcome:
+with options.one_line_errors("detect.py", Console(stderr=True), grace_s=0.1) as outcome:
     waiting = ThreadPoolExecutor(1).submit(picture.read)
     signal.raise_signal(int(sys.argv[2]))
     waiting.result()
