@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import networks, triton_server
 from benchmarks.report import BenchmarkError
@@ -56,6 +57,15 @@ def test_paths_agree():
     for script in ("entrypoint.py", "health.py"):
         assert f"/opt/centernet/ci/container/{script}" in DOCKERFILE
         assert (ROOT / "ci/container" / script).stat().st_mode & 0o111
+
+
+def test_compose_passes_on_every_setting_and_no_value():
+    table = (ROOT / "docs/gpu-host.md").read_text().partition("## Settings")[2].partition("\n## ")[0]
+    names = [name for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in cell.split(", ")]
+    passed = yaml.safe_load(COMPOSE)["services"]["centernet"]["environment"]
+    assert [f"`{name}`" for name in passed] == names
+    entrypoint = (ROOT / "ci/container/entrypoint.py").read_text()
+    assert set(re.findall(r'setting\("(\w+)"', entrypoint)) - {"DRAINING"} <= set(passed)
 
 
 def test_compose_waits_longer_than_a_drain_takes():
@@ -283,7 +293,6 @@ def test_client_shared_memory_is_closed_or_open(container_code, monkeypatch):
         monkeypatch.setenv("ALLOW_CLIENT_SHM", setting)
         assert "--allow-client-shm=true" in command()
         assert "shared-memory" not in command()
-    assert "ALLOW_CLIENT_SHM: ${ALLOW_CLIENT_SHM:-false}" in COMPOSE
 
 
 @pytest.mark.parametrize("model", ["centernet_preprocess", "centernet_postprocess"])
