@@ -68,5 +68,5 @@ def helm(*arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run([BIN / "helm", *arguments], capture_output=True, text=True)
 
 
-def set_options(values: dict[str, str]) -> list[str]:
-    return [f"--set={name}={value}" for name, value in values.items()]
+def set_options(values: dict[str, str], option: str = "set") -> list[str]:
+    return [f"--{option}={name}={value}" for name, value in values.items()]

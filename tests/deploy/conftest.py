@@ -16,8 +16,8 @@ def _tools() -> None:
 def template() -> Callable[..., str]:
     """`template({"replicas": "3"})`: the chart's manifests with these values."""
 
-    def render(values: dict[str, str]) -> str:
-        done = helm("template", "release", CHART, KUBERNETES, *set_options(values))
+    def render(values: dict[str, str], *options: str) -> str:
+        done = helm("template", "release", CHART, KUBERNETES, *set_options(values), *options)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

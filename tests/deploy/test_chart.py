@@ -68,17 +68,86 @@ def assert_valid(text):
         ({"resources.requests.memory": "lots"}, "at '/resources/requests/memory'"),
         ({"service.grpc": "80010"}, "at '/service/grpc'"),
         ({"server.extraArgs[0]": "log-verbose=1"}, "at '/server/extraArgs/0'"),
+        ({"server.env[0].name": "X", "server.env[0].value": "1"}, "at '/server/env/0/value'"),
         ({"autoscaling.kind": "vpa"}, "at '/autoscaling/kind'"),
         ({"autoscaling.keda.prometheusUrl": "prometheus"}, "at '/autoscaling/keda/prometheusUrl'"),
         ({"monitoring.interval": "often"}, "at '/monitoring/interval'"),
         ({"autoscaling.kind": "hpa", "autoscaling.minReplicas": "9"}, "autoscaling.minReplicas: found 9"),
-        ({"autoscaling.kind": "hpa", "autoscaling.minReplicas": "0"}, "autoscaling.minReplicas: found 0"),
+        ({"autoscaling.kind": "hpa", "autoscaling.minReplicas": "0"}, "at '/autoscaling/minReplicas'"),
+        ({"autoscaling.kind": "keda", "autoscaling.minReplicas": "0"}, "at '/autoscaling/minReplicas'"),
+        ({"fullnameOverride": "My_Name"}, "fullnameOverride (or the release's name): found My_Name"),
+        ({"fullnameOverride": "1st"}, "fullnameOverride (or the release's name): found 1st"),
+        ({"nameOverride": "a b"}, "at '/nameOverride'"),
+        ({"service.http": "8001"}, "service.grpc: found 8001"),
+        ({"web.port": "8001"}, "at '/web/port'"),
+        ({"web.hosts[0]": "a b"}, "at '/web/hosts/0'"),
+        ({"plan.batch": r"32\,8\,1"}, "plan.batch: found 32,8,1"),
+        ({"plan.batch": r"1\,32\,8"}, "plan.batch: found 1,32,8"),
+        ({"server.drain.delaySeconds": "600"}, "server.drain.timeoutSeconds: found 40"),
+        ({"image.repository": "host:5000/name:tag"}, "at '/image/repository'"),
+        ({"image.tag": "a b"}, "at '/image/tag'"),
+        ({"envoy.image": ""}, "at '/envoy/image'"),
+        ({"web.image": "Web Image"}, "at '/web/image'"),
+        ({"image.pullSecrets[0].name": "My Secret"}, "at '/image/pullSecrets/0/name'"),
+        ({"model.volume.claim": "My Claim"}, "at '/model/volume/claim'"),
+        ({"gpu.resource": "memory"}, "at '/gpu/resource'"),
+        ({r"podLabels.app\.kubernetes\.io/component": "x"}, "at '/podLabels/app.kubernetes.io~1component'"),
+        ({r"monitoring.labels.helm\.sh/chart": "x"}, "at '/monitoring/labels/helm.sh~1chart'"),
+        ({"monitoring.dashboard.label": "a b"}, "at '/monitoring/dashboard/label'"),
+        ({"podLabels.team": "a b"}, "at '/podLabels/team'"),
+        ({"topologySpread": "{zone,zone}"}, "at '/topologySpread'"),
+        ({"podDisruptionBudget.maxUnavailable": "0%"}, "at '/podDisruptionBudget/maxUnavailable'"),
+        ({"gpu": "null"}, "missing property 'gpu'"),
+        ({"plan.cache": "null"}, "missing property 'cache'"),
+        ({"server.drain.delaySeconds": "null"}, "missing property 'delaySeconds'"),
     ],
 )
 def test_wrong_values_are_refused_by_name(values, words):
     done = helm("template", "release", CHART, KUBERNETES, *set_options(values))
     assert done.returncode == 1
     assert words in done.stderr
+
+
+def test_release_whose_name_starts_with_a_digit_needs_another():
+    done = helm("template", "1st", CHART, KUBERNETES)
+    assert "fullnameOverride (or the release's name): found 1st-centernet-triton" in done.stderr
+    assert helm("template", "1st", CHART, KUBERNETES, "--set=fullnameOverride=first").returncode == 0
+
+
+def test_words_that_yaml_reads_otherwise_stay_words(template):
+    words = {
+        "model.path": "a #b: c.onnx",
+        "plan.precision": "int8",
+        "plan.calibration": "a: b #c",
+        "nameOverride": "true",
+        "fullnameOverride": "null",
+    }
+    names = ("model.volume.claim", "serviceAccount.name", "priorityClassName", "gpu.runtimeClassName")
+    more = ("plan.cache.existingClaim", "server.adminKeySecret", "route.gateway", "route.gatewayNamespace")
+    on = {"route.enabled": "true", "envoy.enabled": "true"}
+    words |= dict.fromkeys((*names, *more), "123")
+    text = template(on, *set_options(words, "set-string"))
+    assert_valid(text)
+    assert text.count('/model/a #b: c.onnx"') == 2
+    assert text.count('/model/a: b #c"') == 2
+
+
+def test_values_without_a_default_may_be_null_and_others_not(template):
+    """Helm takes a value that is null away."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    def optional(schema, values, path=()):
+        for name, value in values.items():
+            if name not in schema.get("required", ()):
+                yield ".".join((*path, name))
+            elif isinstance(value, dict):
+                yield from optional(schema["properties"][name], value, (*path, name))
+
+    # Conditions of the schema ask for it.
+    found = set(optional(schema, values)) - {"model.volume.claim"}
+    assert {"nodeSelector", "server.env", "image.tag"} < found
+    assert_valid(template(dict.fromkeys(found, "null")))
 
 
 def test_every_value_of_the_schema_has_a_default():
@@ -178,6 +247,10 @@ def test_container_is_spoken_to_in_its_own_words(manifests, values):
     spec.loader.exec_module(module)
     options = module.parse(prepare["args"])
     assert options.variant == values.get("variant", "tensorrt")
+    if options.variant == "tensorrt":
+        env = {variable["name"]: variable.get("value") for variable in triton(found)["env"]}
+        asked = (options.precision, options.batch, options.calibration)
+        assert asked == (env["PRECISION"], env["BATCH"], env.get("CALIBRATION"))
     assert str(options.into) == "/opt/centernet/model_repository/centernet_network/1"
     assert str(options.model) == "/model/model.onnx"
     dockerfile = (ROOT / "Dockerfile.triton").read_text()

@@ -1,22 +1,22 @@
 {{- define "centernet.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimAll "-_." }}
 {{- end }}
 
 {{- define "centernet.fullname" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | trunc 50 | trimAll "-" }}
 {{- else if contains .Chart.Name .Release.Name }}
-{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- .Release.Name | trunc 50 | trimAll "-" }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimAll "-" }}
 {{- end }}
 {{- end }}
 
 {{/* Labels that choose the pods of a component: (list $ "server"). They never change. */}}
 {{- define "centernet.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "centernet.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "centernet.name" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
