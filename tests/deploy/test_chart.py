@@ -1,6 +1,6 @@
 """The Helm chart: what it renders is valid, fits together, and refuses wrong values by name."""
 
-import importlib.util
+import importlib
 import json
 import re
 import subprocess
@@ -236,16 +236,14 @@ def test_rules_and_dashboard_are_the_files(manifests):
 
 
 @EVERY
-def test_container_is_spoken_to_in_its_own_words(manifests, values):
+def test_container_is_spoken_to_in_its_own_words(manifests, monkeypatch, values):
     found = manifests(values)
     entrypoint = (ROOT / "ci/container/entrypoint.py").read_text()
     for variable in triton(found)["env"]:
         assert f'"{variable["name"]}"' in entrypoint
     prepare = next(one for one in server_pod(found)["spec"]["initContainers"] if one["name"] == "prepare")
-    spec = importlib.util.spec_from_file_location("prepare", ROOT / "ci/container/prepare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    options = module.parse(prepare["args"])
+    monkeypatch.syspath_prepend(ROOT / "ci/container")
+    options = importlib.import_module("prepare").parse(prepare["args"])
     assert options.variant == values.get("variant", "tensorrt")
     if options.variant == "tensorrt":
         env = {variable["name"]: variable.get("value") for variable in triton(found)["env"]}
