@@ -12,7 +12,6 @@ from pathlib import Path
 import onnx
 
 from export import errors
-from export.errors import ExportError
 from export.graphs import onnx_files
 from export.graphs.surgery import import_graph, weight_index
 from export.plan import lowering
@@ -40,10 +39,8 @@ def table(paths: Iterable[Path]) -> list[str]:
     lines = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join(['---', *['--:'] * (len(COLUMNS) - 1)])} |"]
     for path in paths:
         model, _ = onnx_files.load(path)
-        try:
+        with onnx_files.naming(path):
             counts = count(model)
-        except ExportError as error:
-            raise type(error)(f"{path}: {error}") from None
         lines.append(f"| {' | '.join([path.stem, *(str(counts[name]) for name in COLUMNS[1:])])} |")
     return lines
 

@@ -16,6 +16,11 @@ class UsageError(ExportError):
     exit_code = 2
 
 
+def one_line(error: object) -> str:
+    """The text of a library's error, without its line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a command line's `main` and ends the process: an `ExportError` is one line, not a traceback."""
     try:

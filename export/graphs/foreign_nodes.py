@@ -14,13 +14,14 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from export.graphs.surgery import RewriteError
+from export.graphs.surgery import RewriteError, nodes_of
 
 _OPERATOR = re.compile(
     r"_?(MMCV)?(Modulated)?Deform(able)?_?Conv(olution)?(2d)?(_?(v2|Plugin|TRT|Function|Dynamic))*|"
     r"_?DCN(_?v?2)?(_?(2|Plugin|TRT|Function|Dynamic))*",
     re.IGNORECASE,
 )
+_NUMBER = re.compile(r"-?\d+(?:\.\d*)?")
 _CONTAINERS = ("Plugin", "TRT_Plugin", "TRT_PluginV2", "PluginV2")
 _PAIRS = {
     "strides": ("stride", "strides"),
@@ -57,6 +58,11 @@ def is_deform_conv(node: gs.Node | onnx.NodeProto) -> bool:
     return bool(_OPERATOR.fullmatch(operator))
 
 
+def is_dcn(node: onnx.NodeProto) -> bool:
+    """Whether a node is a deformable convolution, the standard's or another."""
+    return node.op_type == "DeformConv" or is_deform_conv(node)
+
+
 def to_deform_conv(graph: gs.Graph) -> None:
     """Rewrites the nodes of others in `graph`, whose tensors know their shapes where they can.
 
@@ -71,23 +77,10 @@ def to_deform_conv(graph: gs.Graph) -> None:
 
 
 def unknown_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """Name and operator of each node that neither ONNX nor the model defines, nor this module rewrites.
-
-    Subgraphs are looked into, and nothing in them is rewritten.
-    """
-    known = {(function.domain, function.name) for function in model.functions}
-    pending = [model.graph]
-    while pending:
-        graph = pending.pop()
-        top = graph is model.graph
-        for node in graph.node:
-            domain = "" if node.domain == "ai.onnx" else node.domain
-            if top and is_deform_conv(node):
-                continue
-            if not onnx.defs.has(node.op_type, domain) and (node.domain, node.op_type) not in known:
-                yield node.name or node.output[0], f"{node.domain}::{node.op_type}".removeprefix("::")
-            for attribute in node.attribute:
-                pending += [attribute.g, *attribute.graphs]
+    """Name and operator of each node that ONNX does not define, nor this module rewrites."""
+    for node in nodes_of(model.graph.node):
+        if not is_deform_conv(node) and not onnx.defs.has(node.op_type, node.domain):
+            yield node.name or node.output[0], f"{node.domain}::{node.op_type}".removeprefix("::")
 
 
 def _is_own(node: gs.Node) -> bool:
@@ -111,8 +104,9 @@ def _attributes(node: gs.Node | onnx.NodeProto) -> dict[str, Any]:
         try:
             further = json.loads(info)
         except ValueError:
-            pairs = re.findall(r"(\w+)\s*[:=]\s*[\[(]?\s*(\d+(?:\s*[,x]\s*\d+)*)", info)
-            further = {name: [int(n) for n in re.findall(r"\d+", text)] for name, text in pairs}
+            number = _NUMBER.pattern
+            pairs = re.findall(rf"(\w+)\s*[:=]\s*[\[(]?\s*({number}(?:\s*[,x]\s*{number})*)", info)
+            further = {name: [float(n) for n in _NUMBER.findall(text)] for name, text in pairs}
         if isinstance(further, dict):
             found |= further
     return found
@@ -157,14 +151,6 @@ def _rewrite(graph: gs.Graph, node: gs.Node) -> None:
                 f"{what} does not say its deformable_groups, and its offset's channels are not known: add it"
             )
         offset_group = max(channels // ((3 if packed else 2) * taps), 1)
-    expected = (3 if packed else 2) * taps * offset_group
-    for name, tensor, count in (("offset", offset, expected), ("mask", mask, taps * offset_group)):
-        found = None if tensor is None else _channels(tensor)
-        if found not in (None, count):
-            raise RewriteError(
-                f"{what}: {name} {tensor.name} has {found} channels, expected {count} "
-                f"({offset_group} deformable groups, kernel {height}x{width})"
-            )
     if packed:
         offset, mask = _unpack(graph, node.name, offset, taps * offset_group)
     node.op, node.domain = "DeformConv", None
@@ -246,11 +232,12 @@ def _value(what: str, attributes: dict[str, Any], names: tuple[str, ...]) -> lis
             continue
         value = attributes[name]
         try:
-            texts = re.findall(r"-?\d+", value) if isinstance(value, str) else np.atleast_1d(value).tolist()
-            numbers = [int(number) for number in texts]
-        except (TypeError, ValueError):
+            texts = _NUMBER.findall(value) if isinstance(value, str) else np.atleast_1d(value).tolist()
+            values = [float(number) for number in texts]
+            numbers = [int(number) for number in values]
+        except (OverflowError, TypeError, ValueError):
             numbers = []
-        if not numbers:
+        if not numbers or numbers != values:
             raise RewriteError(f"{what} has {name} {value!r}, expected whole numbers")
         return numbers
     return None

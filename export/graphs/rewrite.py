@@ -6,8 +6,18 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from export.graphs import casts, foreign_nodes, standard_nodes
-from export.graphs.surgery import RewriteError, apply, export_graph, import_graph, kernel_size, weight_index
+from export.graphs import casts, foreign_nodes, geometry, standard_nodes
+from export.graphs.surgery import (
+    RewriteError,
+    apply,
+    export_graph,
+    import_graph,
+    infer_types,
+    inner_graphs,
+    kernel_size,
+    nodes_of,
+    weight_index,
+)
 
 
 def to_dcnv2(graph: gs.Graph, *, fuse: bool = True, tf32: bool = False) -> None:
@@ -49,24 +59,42 @@ def to_dcnv2(graph: gs.Graph, *, fuse: bool = True, tf32: bool = False) -> None:
 
 
 def to_deform_conv(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model of `import_standard`: ONNX Runtime runs it."""
-    return export_graph(import_standard(model))
+    """The model of `import_standard`, which ONNX Runtime runs; the same one if it is standard."""
+    if not any(map(foreign_nodes.is_dcn, nodes_of(model.graph.node))):
+        return model
+    graph, rewritten = _import(model)
+    return export_graph(graph) if rewritten else model
 
 
 def import_standard(model: onnx.ModelProto) -> gs.Graph:
     """A graph with every DCNv2 node, fused or not, and those of others, rewritten to standard operators.
 
-    A model of an opset before 19 is converted to 19, where DeformConv begins.
+    A model of an opset before 19 is converted to 19, where DeformConv begins. The tensors know their types.
 
     Raises:
         RewriteError: a node has another number of inputs than its attributes ask for,
-            `weight_ohwi` without a constant weight, or says too little to be rewritten.
+            `weight_ohwi` without a constant weight, says too little to be rewritten, does not fit its
+            tensors, or lies within an If, Loop or Scan.
     """
-    if any(node.op_type == "DCNv2" or foreign_nodes.is_deform_conv(node) for node in model.graph.node):
-        model = standard_nodes.raise_opset(model)
-    graph = import_graph(model)
+    return _import(model)[0]
+
+
+def _import(model: onnx.ModelProto) -> tuple[gs.Graph, bool]:
+    for holder in model.graph.node:
+        for inner in inner_graphs(holder):
+            for node in filter(foreign_nodes.is_dcn, nodes_of(inner.node)):
+                raise RewriteError(
+                    f"{node.name or node.output[0]}: found a deformable convolution within {holder.op_type} "
+                    f"{holder.name}, expected none in control flow: export the model without that"
+                )
+    newer = standard_nodes.raise_opset(model) if any(map(foreign_nodes.is_dcn, model.graph.node)) else model
+    foreign = any(map(foreign_nodes.is_deform_conv, model.graph.node))
+    graph = import_graph(newer)
     apply(graph, foreign_nodes.to_deform_conv, standard_nodes.to_deform_conv)
-    return graph
+    if foreign:  # what lies behind them has no types yet
+        infer_types(graph, export_graph(graph))
+    geometry.check(graph)
+    return graph, foreign or newer is not model
 
 
 def to_dense_conv_transpose(graph: gs.Graph) -> None:

@@ -5,9 +5,16 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import version_converter
 
-from export.graphs.surgery import DEFORM_CONV_OPSET, RewriteError, kernel_size, pair, weight_index
-
-ELSEWHERE = "elsewhere"
+from export.errors import one_line
+from export.graphs.soundness import ELSEWHERE, set_apart
+from export.graphs.surgery import (
+    DEFORM_CONV_OPSET,
+    RewriteError,
+    kernel_size,
+    nodes_of,
+    pair,
+    weight_index,
+)
 
 
 def to_deform_conv(graph: gs.Graph) -> None:
@@ -108,20 +115,17 @@ def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     # The converter refuses an operator that it does not know, unless its domain is somebody else's.
     foreign = onnx.ModelProto()
     foreign.CopyFrom(model)
-    for node in foreign.graph.node:
-        if not node.domain and not onnx.defs.has(node.op_type):
-            node.domain = ELSEWHERE
-    foreign.opset_import.append(onnx.helper.make_opsetid(ELSEWHERE, 1))
+    domains = set_apart(foreign)
     try:
         converted = version_converter.convert_version(foreign, DEFORM_CONV_OPSET)
     except RuntimeError as error:
         raise RewriteError(
             f"found opset {opset}, which ONNX cannot convert to {DEFORM_CONV_OPSET}, DeformConv's "
-            f"first ({str(error).splitlines()[0]}): export the model with opset {DEFORM_CONV_OPSET}"
+            f"first ({one_line(error)}): export the model with opset {DEFORM_CONV_OPSET}"
         ) from None
-    for node in converted.graph.node:
+    for node in nodes_of(converted.graph.node):
         if node.domain == ELSEWHERE:
-            node.domain = ""
+            node.domain = domains[tuple(node.output)]
     for index, entry in enumerate(converted.opset_import):
         if entry.domain == ELSEWHERE:
             del converted.opset_import[index]

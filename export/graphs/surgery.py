@@ -4,7 +4,7 @@ A pass changes a graph in place, and gives the tensors that it makes or changes 
 next one reads them. All passes share one graph, which is imported and exported once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,27 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
             node.outputs.clear()
             output.to_constant(np.asarray(node.attrs["value"].values))
     return graph
+
+
+def nodes_of(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, and those within them (of If, Loop and Scan)."""
+    for node in nodes:
+        yield node
+        for graph in inner_graphs(node):
+            yield from nodes_of(graph.node)
+
+
+def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """What a node runs, if it is control flow."""
+    for attribute in node.attribute:
+        yield from (attribute.g, *attribute.graphs)
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph, and those within its nodes."""
+    yield graph
+    for node in nodes_of(graph.node):
+        yield from inner_graphs(node)
 
 
 def kernel_size(node: gs.Node) -> tuple[int, int]:

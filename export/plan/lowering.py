@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from export.graphs import rewrite
 from export.graphs.fold import fold
 from export.graphs.space_to_depth import fold_stems
-from export.graphs.surgery import Pass, apply, export_graph, infer_types
+from export.graphs.surgery import Pass, apply, export_graph
 from export.plan import positions, precision, quantize
 
 PRECISIONS = ("fp32", "tf32", "fp16", "int8")
@@ -63,7 +63,6 @@ def make(
         raise ValueError(f"found precision {precision_name}, expected one of {', '.join(PRECISIONS)}")
     graph = rewrite.import_standard(model)
     reference = export_graph(graph)
-    infer_types(graph, reference)
     kept = _matching(graph, keep_fp32)
 
     def to_int8(graph: gs.Graph) -> None:
