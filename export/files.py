@@ -1,7 +1,9 @@
 """Files are whole or not there."""
 
+import errno
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -26,9 +28,12 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     Raises:
         ExportError: A folder cannot be written to.
     """
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
+    # Process ids repeat among containers that share a volume.
+    temporaries = {path: path.with_name(f".{path.name}.{secrets.token_hex(8)}") for path in contents}
     try:
         for path, temporary in temporaries.items():
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             temporary.write_bytes(contents[path])
         for path, temporary in temporaries.items():
             temporary.replace(path)
@@ -37,6 +42,18 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, unless it is there.
+
+    Raises:
+        ExportError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{folder}: cannot be made: {error.strerror}") from None
 
 
 def sha256(path: Path) -> str:

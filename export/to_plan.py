@@ -1,9 +1,8 @@
 """ONNX file to TensorRT plan: python -m export.to_plan MODEL.onnx OUT.plan."""
 
 import argparse
+import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,10 @@ import onnx
 from rich.console import Console
 
 from export import errors
-from export.files import sha256, write_beside, write_together
-from export.graphs import foreign_nodes, onnx_files
-from export.graphs.surgery import RewriteError
+from export.files import make_folder, sha256, write_beside, write_together
+from export.graphs import onnx_files, rewrite
 from export.plan import builder, calibration, command_line, lowering, profiles
 from export.plan.builder import PlanError
-from export.plan.precision import PrecisionError
 from export.plan.provenance import PlanDescription, Profiles, builder_sha256, find_gpu, misfits, read
 from export.repository import model_tensors
 from export.verify import against_onnx
@@ -43,12 +40,19 @@ def main(arguments: list[str] | None = None) -> None:
         _check_without_model(options, console)
         return
     model, digest = onnx_files.load(options.model)
+    with onnx_files.naming(options.model):
+        model = rewrite.to_deform_conv(model)
     network_facts = _network_facts(model, options.model)
     trt = builder.load_tensorrt(rtx=bool(options.target))
     shapes = profiles.profiles(model, options.batch, options.shapes)
     find = partial(calibration.find, model, options, shapes, console)
     source = find() if options.precision == "int8" else None
-    facts = _describe(model, digest, source, shapes, options, trt)
+    has_plugin = any(node.op_type == "DeformConv" for node in model.graph.node)
+    here = _surroundings(options, trt, has_plugin=has_plugin)
+    with onnx_files.naming(options.model):
+        builder.refuse_unknown(trt, model)
+        tensors = model_tensors.of_model(model)
+    facts = _describe(here, tensors, digest, source, shapes, options)
     if options.if_needed and _is_current(options.output, facts, console):
         return
     if options.verify and source is None:
@@ -57,9 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"building {options.output}: {facts.precision} for {facts.gpu or options.target}", soft_wrap=True
     )
     for file in filter(None, (options.output, options.timing_cache)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    with _naming(options.model):
-        builder.refuse_unknown(trt, model)
+        make_folder(file.parent)
+    with onnx_files.naming(options.model):
         network = lowering.make(
             model,
             options.precision,
@@ -88,35 +91,23 @@ def main(arguments: list[str] | None = None) -> None:
         )
         _report(differences, console)
     beside = options.output.with_suffix(".json")
-    text = json.dumps(network_facts | {"plan": asdict(facts)}, indent=1, ensure_ascii=False)
+    section = asdict(facts) | {"sha256": hashlib.sha256(engine).hexdigest()}
+    text = json.dumps(network_facts | {"plan": section}, indent=1, ensure_ascii=False)
     # The description last: it must not call an older plan current.
     write_together({options.output: engine, beside: text.encode() + b"\n"})
     console.print(f"wrote {options.output} ({len(engine) / 2**20:.1f} MiB) and {beside.name}", soft_wrap=True)
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Puts the file's name before what is said of its graph."""
-    try:
-        yield
-    except (RewriteError, PrecisionError, PlanError) as error:
-        raise type(error)(f"{path}: {error}") from None
-
-
 def _describe(
-    model: onnx.ModelProto,
+    here: dict[str, str],
+    tensors: model_tensors.ModelTensors,
     digest: str,
     source: calibration.Source | None,
     shapes: Profiles,
     options: argparse.Namespace,
-    trt: ModuleType,
 ) -> PlanDescription:
-    has_plugin = any(
-        node.op_type in ("DeformConv", "DCNv2") or foreign_nodes.is_deform_conv(node)
-        for node in model.graph.node
-    )
     return PlanDescription(
-        **_surroundings(options, trt, has_plugin=has_plugin),
+        **here,
         precision=options.precision,
         onnx_sha256=digest,
         calibration_sha256=source.digest() if source else "",
@@ -125,7 +116,7 @@ def _describe(
         keep_fp32=options.keep_fp32,
         fp32_offsets=options.fp32_offsets,
         int8_groups=options.int8_groups,
-        tensors=json.loads(json.dumps(model_tensors.of_model(model).to_json())),
+        tensors=json.loads(json.dumps(tensors.to_json())),
     )
 
 

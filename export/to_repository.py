@@ -4,7 +4,9 @@ import argparse
 import json
 import re
 import shutil
+import signal
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from centernet_image.picture_tensor import PictureTensor
 from rich.console import Console
 
 from export import errors
-from export.errors import ExportError, UsageError
+from export.errors import ExportError, UsageError, one_line
 from export.graphs import foreign_nodes, onnx_files, rewrite
 from export.plan import picture_options, provenance
 from export.plan.provenance import Profiles
@@ -76,11 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
                 _write_picture(new, options.name, network, picture)
             if network.description:
                 task_models.write(new, options.name, network.description, max_batch=network.max_batch)
-            for name in models:
-                old = options.folder / name
-                if old.exists():
-                    old.rename(new / f"{name}.old")
-                (new / name).rename(old)
+            _replace(options.folder, new, models)
     except OSError as error:
         raise ExportError(f"{options.folder}: cannot be written: {error.strerror or error}") from None
     console = Console(stderr=True)
@@ -131,15 +129,14 @@ def _read(options: argparse.Namespace) -> Network:
                 f"{path}: {name}: found operator {operator}, expected one that ONNX Runtime has: make a plan "
                 "of it with its plugin, and serve that"
             )
-    try:
-        # As ONNX Runtime takes it.
-        if any(node.op_type == "DCNv2" or foreign_nodes.is_deform_conv(node) for node in model.graph.node):
-            model = rewrite.to_deform_conv(model)
+    with onnx_files.naming(path):
+        model = rewrite.to_deform_conv(model)  # as ONNX Runtime takes it
         tensors = model_tensors.of_model(model)
-    except ExportError as error:
-        raise type(error)(f"{path}: {error}") from None
-    metadata = {each.key: each.value for each in model.metadata_props}
-    description = Description.from_metadata(metadata) if metadata.get("form") == "detector" else None
+        is_own = any((each.key, each.value) == ("form", "detector") for each in model.metadata_props)
+        try:
+            description = onnx_files.description(model) if is_own else None
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     _no_picture_option(options, description)
     default = MAX_BATCH if tensors.is_batched else 0
     max_batch = _max_batch(options, tensors, default)
@@ -159,14 +156,21 @@ def _read_plan(path: Path) -> Network:
         raise UsageError(
             f"{path.with_suffix('.json')} has no tensors: build the plan again by export.to_plan"
         )
-    tensors = ModelTensors.from_json(section["tensors"])
-    profiles: Profiles = section["profiles"]
-    # Triton sends any batch from 1 on to a model that has batches.
-    batched = tensors.is_batched and all(shape["min"][0] == 1 for shape in profiles.values())
-    max_batch = min(shape["max"][0] for shape in profiles.values()) if batched else 0
     beside = path.with_suffix(".json")
     known = json.loads(beside.read_text(encoding="utf-8")).get("form") == "detector"
-    description = Description.read(beside) if known else None
+    try:
+        tensors = ModelTensors.from_json(section["tensors"])
+        profiles: Profiles = {each.name: section["profiles"][each.name] for each in tensors.inputs}
+        # Triton sends any batch from 1 on to a model that has batches.
+        batched = tensors.is_batched and all(shape["min"][0] == 1 for shape in profiles.values())
+        max_batch = min(shape["max"][0] for shape in profiles.values()) if batched else 0
+        description = Description.read(beside) if known else None
+    except ValueError as error:  # says which file
+        raise UsageError(one_line(error)) from None
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{beside} is damaged ({type(error).__name__} {error}): build the plan again by export.to_plan"
+        ) from None
     return Network(tensors=tensors, profiles=profiles, max_batch=max_batch, description=description)
 
 
@@ -244,9 +248,23 @@ def _check_place(folder: Path) -> None:
     """Refuses to replace what somebody else has made."""
     config = folder / "config.pbtxt"
     if folder.exists() and not (
-        config.is_file() and config.read_text(encoding="utf-8").startswith(config_pbtxt.MARK)
+        config.is_file() and config.read_bytes().startswith(config_pbtxt.MARK.encode())
     ):
         raise UsageError(f"{folder} is there and was not written by this command: take another --name")
+
+
+def _replace(folder: Path, new: Path, models: Iterable[str]) -> None:
+    """Gives the models of `new` their places, without an end by Ctrl-C or SIGTERM in between."""
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        for name in models:
+            old = folder / name
+            if old.exists():
+                old.rename(new / f"{name}.old")
+            (new / name).rename(old)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def _write_network(new: Path, options: argparse.Namespace, network: Network, before: Path) -> None:
@@ -263,6 +281,8 @@ def _write_network(new: Path, options: argparse.Namespace, network: Network, bef
         shutil.copyfile(options.model.with_suffix(".json"), version / "model.json")
     else:
         _save(network.model, version / "model.onnx")
+        with onnx_files.naming(options.model):
+            onnx_files.check_served(version / "model.onnx")
         if network.description and not (version / "model.plan").is_file():
             (version / "model.json").write_text(network.description.to_json(), encoding="utf-8")
     texts = {
@@ -304,4 +324,6 @@ def _write_picture(new: Path, name: str, network: Network, picture: PictureTenso
 
 
 if __name__ == "__main__":
+    # As Ctrl-C, so that what is half written is removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     errors.run(main)

@@ -5,23 +5,25 @@ folder for each, with files of the same names.
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from export.errors import UsageError
+from export.errors import UsageError, one_line
 from export.plan.profiles import inputs_of, sides_of
 from export.plan.provenance import Profiles
 
 SUFFIXES = (".npz", ".npy")
+_UNREADABLE = (*(OSError, ValueError, EOFError, MemoryError, RuntimeError), zipfile.BadZipFile, zlib.error)
 
 
 def find_arrays(folder: Path, *, limit: int) -> list[Path]:
     """The folder's `.npz` files, or else its `.npy` files, or its subfolders', by name."""
     for pattern in ("*.npz", "*.npy", "*/*.npy"):
-        found = sorted(folder.glob(pattern))
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
         if found:
             names = sorted({path.name for path in found})[:limit]
             return [path for path in found if path.name in names]
@@ -92,8 +94,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded = np.load(path)
         return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+    except _UNREADABLE as error:
+        raise UsageError(f"{path}: cannot be read: {one_line(error)}") from None
 
 
 def _fitting(path: Path, tensor: onnx.ValueInfoProto, array: np.ndarray) -> np.ndarray:
@@ -111,4 +113,9 @@ def _fitting(path: Path, tensor: onnx.ValueInfoProto, array: np.ndarray) -> np.n
             f"{path}: found {array.dtype} {list(array.shape)} for input {tensor.name}, expected "
             f"{dtype} {sides}"
         )
-    return np.ascontiguousarray(array, dtype)
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype)
+    if not array.size or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+        what = "values that are not finite" if array.size else f"no values ({list(array.shape)})"
+        raise UsageError(f"{path}: found {what} for input {tensor.name}, expected numbers to feed it with")
+    return array

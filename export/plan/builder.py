@@ -13,7 +13,7 @@ import onnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from export.errors import ExportError
+from export.errors import ExportError, one_line
 from export.graphs.foreign_nodes import unknown_nodes
 from export.plan.provenance import Profiles
 
@@ -156,7 +156,7 @@ def build(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
         errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise PlanError("; ".join(dict.fromkeys([*logger.errors, *errors])) or "the parser gave no reason")
+        raise PlanError(_reasons([*logger.errors, *errors]) or "the parser gave no reason")
 
     config = builder.create_builder_config()
     if hasattr(trt.BuilderFlag, "TF32") and not tf32:
@@ -183,10 +183,12 @@ def build(
             config.progress_monitor = _monitor(trt, progress)
         engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise PlanError(
-            "; ".join(dict.fromkeys(logger.errors)) or "TensorRT built no engine and gave no reason"
-        )
+        raise PlanError(_reasons(logger.errors) or "TensorRT built no engine and gave no reason")
     return bytes(engine), None if cache is None else bytes(cache.serialize())
+
+
+def _reasons(texts: list[str]) -> str:
+    return "; ".join(dict.fromkeys(map(one_line, texts)))
 
 
 def refuse_unknown(trt: ModuleType, model: onnx.ModelProto) -> None:

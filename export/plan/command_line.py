@@ -51,7 +51,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--plugin", type=Path, help="libdcnv2.so, unless it is preloaded or built in build/dcnv2"
     )
-    parser.add_argument("--timing-cache", type=Path, help="read if it is there, and written")
+    parser.add_argument(
+        "--timing-cache", type=Path, metavar="FILE.cache", help="read if it is there, and written"
+    )
     parser.add_argument(
         "--calibration",
         type=Path,
@@ -72,6 +74,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     picture_options.add_arguments(parser)
     options = parser.parse_args(arguments)
     options.shapes = profiles.parse(options.shapes)
+    if options.output.suffix != ".plan":
+        parser.error(f"OUT.plan: found {options.output}, expected a name that ends in .plan")
+    if options.timing_cache and options.timing_cache.suffix != ".cache":
+        parser.error(f"--timing-cache: found {options.timing_cache}, expected a name that ends in .cache")
+    written = [options.output, options.output.with_suffix(".json"), options.timing_cache]
+    files = [path.resolve() for path in (options.model, *written) if path]
+    if len({*files}) < len(files):
+        parser.error("MODEL.onnx, OUT.plan, OUT.json and --timing-cache: expected a file of its own for each")
     if options.precision == "int8" and options.calibration is None:
         parser.error("--precision int8 needs --calibration DIR: pictures or arrays like those to be served")
     if options.precision != "int8" and options.int8_groups:
@@ -95,9 +105,9 @@ def _batch(text: str) -> tuple[int, int, int]:
     sizes = [int(size) for size in text.split(",")] if text.replace(",", "").isdecimal() else []
     if len(sizes) == 1:
         sizes *= 3
-    if len(sizes) != 3 or sizes != sorted(sizes) or sizes[0] < 1:
+    if len(sizes) != 3 or sizes != sorted(sizes) or sizes[0] < 1 or sizes[-1] > profiles.LARGEST:
         raise argparse.ArgumentTypeError(
-            f"found {text}, expected a size or three rising ones, for example 1,8,32"
+            f"found {text}, expected a size or three rising ones up to {profiles.LARGEST}, for example 1,8,32"
         )
     return sizes[0], sizes[1], sizes[2]
 

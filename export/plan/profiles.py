@@ -8,6 +8,9 @@ import onnx
 from export.errors import UsageError
 from export.plan.provenance import Profiles
 
+LARGEST = 2**31 - 1
+"""Size that TensorRT takes."""
+
 KINDS = ("min", "opt", "max")
 Shapes = Mapping[str, tuple[tuple[int, ...], ...]]
 """Input name -> its smallest, most usual and largest shape."""
@@ -25,11 +28,17 @@ def parse(texts: list[str]) -> dict[str, tuple[tuple[int, ...], ...]]:
     for text in texts:
         name, _, sides = text.rpartition("=")
         parts = sides.split(",") * (3 if "," not in sides else 1)
-        if not name or len(parts) != 3 or not all(re.fullmatch(r"\d+(x\d+)*", part) for part in parts):
+        if (
+            not name
+            or len(parts) != 3
+            or not all(re.fullmatch(r"\d{1,99}(x\d{1,99})*", part) for part in parts)
+        ):
             raise UsageError(f"--shapes: found {text}, expected {FORM}")
         if name in shapes:
             raise UsageError(f"--shapes: found input {name} twice, expected it once")
         shapes[name] = tuple(tuple(int(side) for side in part.split("x")) for part in parts)
+        if max(map(max, shapes[name])) > LARGEST:
+            raise UsageError(f"--shapes: found {text}, expected sizes of at most {LARGEST}")
     return shapes
 
 
@@ -40,7 +49,13 @@ def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def sides_of(tensor: onnx.ValueInfoProto) -> list[int | str]:
-    """Its dimensions: sizes, and the names of those that are open ("?" without a name)."""
+    """Its dimensions: sizes, and the names of those that are open ("?" without a name).
+
+    Raises:
+        UsageError: not even their number is known.
+    """
+    if tensor.type.HasField("tensor_type") and not tensor.type.tensor_type.HasField("shape"):
+        raise UsageError(f"{tensor.name} has no shape, and none follows: write it into the ONNX file")
     return [
         side.dim_value if side.HasField("dim_value") else side.dim_param or "?"
         for side in tensor.type.tensor_type.shape.dim

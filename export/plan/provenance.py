@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
-from export.files import sha256_of_all
+from export.files import sha256, sha256_of_all
 
 EXPORT = Path(__file__).resolve().parents[1]
 BUILDER = ("to_plan.py", "plan/*.py", "graphs/*.py")
@@ -68,7 +68,7 @@ def read(plan: Path) -> dict[str, Any]:
     """The `plan` section of the description beside a plan.
 
     Raises:
-        ExportError: there is none, or it is damaged.
+        ExportError: there is none, it is damaged, or the plan is not the one that it was written with.
     """
     beside = plan.with_suffix(".json")
     try:
@@ -80,6 +80,9 @@ def read(plan: Path) -> dict[str, Any]:
     section = description.get("plan") if isinstance(description, dict) else None
     if not isinstance(section, dict):
         raise ExportError(f"{beside} has no section 'plan'")
+    # Older ones do not say it.
+    if plan.is_file() and section.get("sha256") not in (None, sha256(plan)):
+        raise ExportError(f"{plan} is not the plan that {beside} describes: is the copy complete?")
     return section
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from centernet_image.contract import SCORE_THRESHOLD
 from centernet_image.picture_tensor import PictureTensor
+from google.protobuf import text_encoding
 
 from export.plan.provenance import Profiles
 from export.repository.model_tensors import ModelTensor, ModelTensors
@@ -60,7 +61,7 @@ def network(
     lines = [f"{MARK}: {'1/model.onnx on the CPU' if cpu else '1/model.plan'}."]
     for tensor, shapes in (profiles or {}).items():
         smallest, usual, largest = ("x".join(map(str, shapes[kind])) for kind in ("min", "opt", "max"))
-        lines.append(f"# {tensor}: {smallest} to {largest}, fastest at {usual}.")
+        lines.append(f"# {quotable(tensor)}: {smallest} to {largest}, fastest at {usual}.")
     lines.append(f'name: "{name}"')
     lines.append('backend: "onnxruntime"' if cpu else 'platform: "tensorrt_plan"')
     lines.append(f"max_batch_size: {max_batch}")
@@ -92,7 +93,7 @@ def preprocess(name: str, tensor: ModelTensor, picture: PictureTensor, *, max_ba
     text = "\n".join(lines) + "\n"
     if max_batch:
         text += _QUEUE.format(size=192, timeout=10_000_000)
-    wanted = json.dumps(asdict(picture)).replace("\\", "\\\\").replace('"', '\\"')
+    wanted = quotable(json.dumps(asdict(picture)))
     parameters = {"max_bytes": 32 * 2**20, "max_pixels": 64 * 2**20, "min_side": 8, "picture": wanted}
     text += "# Limits on one picture, checked before it is decoded, and what the network wants of it.\n"
     for key, value in parameters.items():
@@ -130,6 +131,11 @@ def streams(name: str, tensors: ModelTensors, *, max_batch: int) -> str:
     return "\n".join(lines) + "\n" + _STREAMS.format(threshold=SCORE_THRESHOLD)
 
 
+def quotable(text: str) -> str:
+    """A text as it stands between the quotes of a configuration."""
+    return text_encoding.CEscape(text, as_utf8=True)
+
+
 def _alone(tensor: ModelTensor) -> ModelTensor:
     """The same for a model without batches."""
     return ModelTensor(tensor.name, tensor.dtype, tensor.shape[1:])
@@ -138,8 +144,8 @@ def _alone(tensor: ModelTensor) -> ModelTensor:
 def step(model: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:
     """One of an ensemble's steps; its tensors keep their names."""
     # Names that a network shares with the pictures' tensors are its own.
-    maps = [f'      input_map {{ key: "{name}" value: "{name}" }}' for name in inputs]
-    maps += [f'      output_map {{ key: "{name}" value: "{name}" }}' for name in outputs]
+    maps = [f'      input_map {{ key: "{name}" value: "{name}" }}' for name in map(quotable, inputs)]
+    maps += [f'      output_map {{ key: "{name}" value: "{name}" }}' for name in map(quotable, outputs)]
     return "\n".join(["    {", f'      model_name: "{model}"', "      model_version: -1", *maps, "    }"])
 
 
@@ -158,4 +164,4 @@ def _tensor(tensor: ModelTensor, *, batched: bool) -> str:
     sides = [side if isinstance(side, int) else -1 for side in tensor.shape[batched:]]
     # Triton knows no tensor without dimensions.
     dims = f"dims: [ {', '.join(map(str, sides))} ]" if sides else "dims: [ 1 ] reshape { shape: [ ] }"
-    return f'{{ name: "{tensor.name}" data_type: TYPE_{tensor.dtype} {dims} }}'
+    return f'{{ name: "{quotable(tensor.name)}" data_type: TYPE_{tensor.dtype} {dims} }}'

@@ -62,7 +62,7 @@ def of_model(model: onnx.ModelProto) -> ModelTensors:
     """Those of an ONNX model; shapes that its file leaves out are inferred.
 
     Raises:
-        UsageError: a tensor is of a type that Triton does not have.
+        UsageError: a tensor is of a type that Triton does not have, or of unknown dimensions.
     """
     outputs = list(model.graph.output)
     if not all(tensor.type.tensor_type.HasField("shape") for tensor in outputs):

@@ -1,6 +1,7 @@
 """What `export.to_repository` tells: how to serve, measure and ask what it has written."""
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def lines(
     yield f"serve the plan:   LD_PRELOAD=…/libdcnv2.so tritonserver --model-repository={folder}"
     batched = max_batch > 0
     shapes = " ".join(
-        f"--shape {each.name}:{','.join(map(str, _example(each, batched, profiles)))}"
+        f"--shape {shlex.quote(each.name)}:{','.join(map(str, _example(each, batched, profiles)))}"
         for each in asked.inputs
         if any(isinstance(side, str) for side in each.shape[batched:])
     )
@@ -75,10 +76,10 @@ def _client(name: str, asked: ModelTensors, batched: bool, profiles: Profiles | 
         elif (tensor.name, tensor.shape[1:]) == ("camera", (3, 4)):  # zeros project nothing
             value = f"{CAMERA}.reshape({shape})"
         dtype = "BYTES" if tensor.dtype == "STRING" else tensor.dtype
-        yield f'x{index} = grpc.InferInput("{tensor.name}", {json.dumps(shape)}, "{dtype}")'
+        yield f'x{index} = grpc.InferInput({json.dumps(tensor.name)}, {json.dumps(shape)}, "{dtype}")'
         yield f"x{index}.set_data_from_numpy({value})"
     given = ", ".join(f"x{index}" for index in range(len(asked.inputs)))
     tracked = {tensor.name for tensor in asked.outputs} >= {tensor.name for tensor in TASKS["tracks"].answers}
     sequence = ", sequence_id=1, sequence_start=True, sequence_end=True" if tracked else ""
     yield f'answer = client.infer("{name}", [{given}]{sequence})'
-    yield f'print(answer.as_numpy("{asked.outputs[0].name}").shape)'
+    yield f"print(answer.as_numpy({json.dumps(asked.outputs[0].name)}).shape)"

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from pictures import encode, picture
 
 from export import to_plan
-from export.errors import UsageError
+from export.errors import ExportError, UsageError
 from export.plan import feed_dicts, provenance
 from export.plan.provenance import Gpu
 
@@ -134,11 +134,32 @@ def test_a_plan_of_other_passes_is_built_again(tmp_path, monkeypatch, capsys):
     to_plan.main([*command, "--optimization-level", "5"])
     assert tensorrt.builds == 3
     # Without the ONNX file an older build is better than none.
+    facts = json.loads(beside.read_text())
+    facts["plan"]["builder_sha256"] = "0" * 64
     beside.write_text(json.dumps(facts))
     path.unlink()
     to_plan.main(command)
     assert tensorrt.builds == 3
     assert "is served, but is an older build's" in capsys.readouterr().err
+
+
+def test_an_emptied_plan_is_built_again(tmp_path, monkeypatch, capsys):
+    tensorrt = StandIn(monkeypatch, tmp_path)
+    path, plan = layers(tmp_path), tmp_path / "model.plan"
+    command = [str(path), str(plan), "--if-needed"]
+    to_plan.main(command)
+    whole = plan.read_bytes()
+    for content in (b"", whole[:-1], whole[:-1] + b"?"):
+        plan.write_bytes(content)
+        built = tensorrt.builds
+        to_plan.main(command)
+        assert tensorrt.builds == built + 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"a plan is needed: {plan} is not the plan that {tmp_path}/model.json describes" in said
+    plan.write_bytes(b"")
+    path.unlink()
+    with pytest.raises(ExportError, match=r"model\.plan is not the plan that"):
+        to_plan.main(command)
 
 
 def test_the_builders_digest_is_of_its_code(monkeypatch, tmp_path):

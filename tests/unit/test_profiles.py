@@ -1,5 +1,6 @@
 """--shapes, and the network's own inputs from files."""
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,6 +46,9 @@ def test_any_dimension_of_any_rank_of_several_inputs():
         ("x=1x3x8x8,1x3x9x9", "expected INPUT=MIN,OPT,MAX"),
         ("x=1x3x8x8,,1x3x9x9", "expected INPUT=MIN,OPT,MAX"),
         ("x=axbxcxd", "expected INPUT=MIN,OPT,MAX"),
+        ("x=1x3x2147483648x64", "found x=1x3x2147483648x64, expected sizes of at most 2147483647"),
+        (f"x=1x3x{'9' * 20}x64", "expected sizes of at most 2147483647"),
+        (f"x=1x3x{'9' * 5000}x64", "expected INPUT=MIN,OPT,MAX"),
         ("z=1x3x8x8", r"found no input z in the model, expected one of x \['n', 3, 'h', '32\*w'\]"),
         ("x=1x3x64", r"found 3 dimensions, expected 4: the input has shape \['n', 3, 'h', '32\*w'\]"),
         ("x=1x4x64x64", r"dimension 1 \(counted from 0\) is 4, 4, 4, expected 3: it is fixed"),
@@ -115,6 +119,18 @@ def test_arrays_of_any_inputs(tmp_path):
         ({"a_npz": {"x": np.ones((1, 3), int), "y": np.ones((1, 2))}}, r"found int64 \[1, 3\] for input x"),
         ({"x__0_npy": np.ones((1, 3))}, r"found arrays of that name in x, expected a folder for each"),
         ({"a_npz": {"x": np.array([{}]), "y": np.ones(2)}}, r"a\.npz: cannot be read: "),
+        (
+            {"a_npz": {"x": np.ones((0, 3)), "y": np.ones(2)}},
+            r"a\.npz: found no values \(\[0, 3\]\) for input x",
+        ),
+        (
+            {"a_npz": {"x": np.array([1, np.nan, 2]), "y": np.ones(2)}},
+            r"a\.npz: found values that are not fin",
+        ),
+        (
+            {"a_npz": {"x": np.array([1, 2, 1e300]), "y": np.ones(2)}},
+            r"a\.npz: found values that are not finite",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit(files, message, tmp_path):
@@ -122,10 +138,40 @@ def test_arrays_that_do_not_fit(files, message, tmp_path):
         feeds(model_of(x=["n", 3], y=["n", 2]), write(tmp_path, **files))
 
 
-def test_a_file_that_is_none(tmp_path):
-    (tmp_path / "a.npz").write_bytes(b"PK nothing")
-    with pytest.raises(UsageError, match=r"a\.npz: cannot be read"):
+def damaged():
+    content = io.BytesIO()
+    np.savez_compressed(content, x=np.arange(900.0))
+    return content.getvalue()[:120] + b"?" + content.getvalue()[121:]
+
+
+def of_a_pebibyte():
+    content = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (2**48,)}
+    np.lib.format.write_array_header_1_0(content, header)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.npz", b"PK nothing"), ("a.npz", damaged()), ("a.npy", of_a_pebibyte())]
+)
+def test_a_file_that_is_none(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=rf"{name}: cannot be read: ") as raised:
         feeds(model_of(x=["n", 3]), tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "a.npz").mkdir()
+    np.save(tmp_path / "b.npy", np.ones((1, 3)))
+    assert len(feeds(model_of(x=["n", 3]), tmp_path)) == 1
+
+
+def test_an_input_of_unknown_dimensions():
+    model = model_of(x=["n", 3])
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(UsageError, match="x has no shape, and none follows: write it into the ONNX file"):
+        profiles_of(model)
 
 
 def test_batches_of_the_rows_that_there_are():

@@ -77,6 +77,8 @@ def test_without_gpu_and_target_it_says_so_in_one_line(tmp_path):
         (["--batch", "32,8,1"], "three rising ones"),
         (["--batch", "0"], "three rising ones"),
         (["--batch", "a"], "three rising ones"),
+        (["--batch", "2147483648"], "three rising ones up to 2147483647"),
+        (["--timing-cache", "other.onnx"], "found other.onnx, expected a name that ends in .cache"),
         (["--optimization-level", "6"], "invalid choice: 6"),
     ],
 )
@@ -85,6 +87,27 @@ def test_misuse(arguments, message, capsys):
         to_plan.main(["model.onnx", "model.plan", *arguments])
     assert raised.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "plan", "message"),
+    [
+        ("model.onnx", "model.onnx", "model.onnx, expected a name that ends in .plan"),
+        ("model.onnx", "model.json", "model.json, expected a name that ends in .plan"),
+        ("model.plan", "model.plan", "expected a file of its own for each"),
+        ("model.plan", "../{}/model.plan", "expected a file of its own for each"),
+        ("model.json", "model.plan", "expected a file of its own for each"),
+    ],
+)
+def test_the_model_is_not_overwritten(model, plan, message, tmp_path, capsys):
+    onnx.save(model_of("n", 64, 64, 3), tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").rename(tmp_path / model)
+    before = (tmp_path / model).read_bytes()
+    with pytest.raises(SystemExit) as raised:
+        to_plan.main([str(tmp_path / model), str(tmp_path / plan.format(tmp_path.name))])
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / model).read_bytes() == before
 
 
 def test_what_is_no_onnx_file(tmp_path, monkeypatch):

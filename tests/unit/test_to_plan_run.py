@@ -1,5 +1,6 @@
 """The whole of export.to_plan, with ONNX Runtime in TensorRT's place: what is built, and what is refused."""
 
+import json
 from collections import Counter
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from export import to_plan
 from export.errors import UsageError
 from export.graphs import rewrite, torch_export
 from export.plan import feed_dicts, lowering, profiles
-from export.plan.builder import PlanError
+from export.plan.builder import PlanError, build
 from export.plan.provenance import Gpu
 from export.verify import against_onnx
 
@@ -215,6 +216,57 @@ def test_another_network_with_open_sizes_is_verified(built, tmp_path, capsys, pr
     with pytest.raises(PlanError, match="no agreement with ONNX Runtime"):
         to_plan.main([str(path), str(tmp_path / "other.plan"), *options])
     assert not (tmp_path / "other.plan").exists()
+
+
+def test_another_ones_node_says_its_outputs_shape(built, tmp_path):
+    """Also where its file does not, and what is behind it."""
+    model = foreign.separate()
+    (node,) = (each for each in model.graph.node if each.name == "theirs")
+    data, weight, offset, _, mask = node.input
+    inputs = [data, offset, mask, weight]
+    node.CopyFrom(onnx.helper.make_node("DCN", inputs, node.output, name="theirs", stride=1, padding=1))
+    path = foreign.save(model, tmp_path / "model.onnx")
+    to_plan.main([str(path), str(tmp_path / "out.plan"), "--shapes", "x=1x3x32x48"])
+    section = json.loads((tmp_path / "out.json").read_text())["plan"]
+    (output,) = section["tensors"]["outputs"]
+    assert [type(side) for side in output["shape"]] == [str, int, str, str]
+    assert output["shape"][:2] == ["n", 1]
+
+
+def test_what_onnx_runtime_cannot_calibrate_is_one_line(built, tmp_path):
+    """Offsets that are an input, of another size than the map."""
+    g = foreign.Graph(shape=("n", 3, 16, 16))
+    g.inputs.append(onnx.helper.make_tensor_value_info("offset", TensorProto.FLOAT, ["n", 18, "h", "w"]))
+    y = g.add("DeformConv", ["x", g.weight(4, 3, 3, 3), "offset"], pads=[1] * 4)
+    path = foreign.save(g.model(g.conv(y, 4, 4)), tmp_path / "model.onnx")
+    np.savez(tmp_path / "0.npz", x=np.ones((1, 3, 16, 16), "f4"), offset=np.zeros((1, 18, 8, 8), "f4"))
+    options = ["--precision", "int8", "--calibration", str(tmp_path), "--int8-groups", "outputs"]
+    with pytest.raises(UsageError, match=r"model\.onnx: .*Offset spatial height must match") as raised:
+        to_plan.main(
+            [str(path), str(tmp_path / "out.plan"), "--batch", "1", "--shapes", "offset=1x18x16x16", *options]
+        )
+    assert "\n" not in str(raised.value)
+
+
+def test_the_parsers_words_are_one_line():
+    class Logger:
+        def __init__(self):
+            pass
+
+    parser = SimpleNamespace(
+        parse=lambda _: False,
+        num_errors=2,
+        get_error=lambda _: SimpleNamespace(desc=lambda: "In node 0\n[8] no\n"),
+    )
+    builder = SimpleNamespace(create_network=lambda _: None)
+    tensorrt = SimpleNamespace(
+        ILogger=Logger,
+        Builder=lambda _: builder,
+        NetworkDefinitionCreationFlag=None,
+        OnnxParser=lambda *_: parser,
+    )
+    with pytest.raises(PlanError, match=r"^In node 0 \[8\] no$"):
+        build(tensorrt, onnx.ModelProto(), shapes={})
 
 
 def test_an_onnx_file_from_before_peaks_is_refused(built, model, tmp_path):
