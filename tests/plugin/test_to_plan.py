@@ -78,6 +78,7 @@ def test_detector(model, precision, groups, target, tmp_path, pictures):
         "fp32_offsets": False,
         "int8_groups": groups,
         "tensors": facts["plan"]["tensors"],
+        "sha256": sha256(plan),
     }
     assert facts["plan"]["tensorrt"].startswith("RTX 1.")
     # A resdcn_18: the stem, 19 convolutions of the backbone, 3 of offsets and 3 of the heads; 3 of outputs.
