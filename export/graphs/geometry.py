@@ -36,6 +36,9 @@ def _facts(node: gs.Node) -> Iterator[tuple[str, object, object]]:
         "group": 1,
         "offset_group": 1,
     }
+    data, weight, offset, *rest = node.inputs
+    if weight.shape:  # the plugin and ONNX Runtime have no others
+        yield "a weight whose dimensions are", len(weight.shape), 4
     for name, default in defaults.items():
         values, usual = (
             [each] if isinstance(each, int) else each for each in (attrs.get(name, default), default)
@@ -43,11 +46,12 @@ def _facts(node: gs.Node) -> Iterator[tuple[str, object, object]]:
         if len(values) != len(usual) or any(value < usual[0] for value in values):
             yield name, values, f"{len(usual)} of at least {usual[0]}"
     groups, offset_groups = (attrs.get(name, 1) for name in ("group", "offset_group"))
-    data, weight, offset, *rest = node.inputs
     outputs, per_group, *kernel = weight.shape or [None] * 4
-    height, width = kernel_size(node)
     if all(isinstance(side, int) for side in kernel):
-        yield "kernel_shape", [height, width], kernel
+        yield "kernel_shape", [*kernel_size(node)], kernel
+    elif "kernel_shape" not in attrs:  # computed weights
+        return
+    height, width = kernel_size(node)
     if isinstance(outputs, int):
         yield "outputs beyond a multiple of the groups:", outputs % groups, 0
     taps = offset_groups * height * width

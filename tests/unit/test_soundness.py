@@ -216,6 +216,29 @@ def test_other_ways_to_write_the_same(written, tmp_path, capfd):
     assert not said.err
 
 
+def test_weights_of_a_size_that_only_their_run_tells(tmp_path):
+    g = foreign.Graph(shape=("n", 16, "h", "w"))
+    g.inputs.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, ["o", "i", "kh", "kw"]))
+    y = g.add("DeformConv", ["x", "weight", g.conv("x", 16, 18)], pads=[1] * 4)
+    model = g.model(y)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(y, TensorProto.FLOAT, ["n", "o", "h", "w"]))
+    path = foreign.save(model, tmp_path / "model.onnx")
+    to_repository.main([str(path), str(tmp_path / "repository"), "--name", "a"])
+
+
+def test_a_convolution_of_volumes(tmp_path):
+    g = foreign.Graph(shape=(1, 4, 8, 8, 8))
+    offset = g.add("Conv", ["x", g.weight(81, 4, 3, 3, 3)], pads=[1] * 6)
+    y = g.add(
+        "DeformConv", ["x", g.weight(4, 4, 3, 3, 3), offset], name="solid", pads=[1] * 6, kernel_shape=[3] * 3
+    )
+    path = foreign.save(g.model(y), tmp_path / "model.onnx")
+    with pytest.raises(
+        ExportError, match=r"model\.onnx: solid: found a weight whose dimensions are 5, expected 4"
+    ):
+        dcn_report.main([str(path)])
+
+
 def test_infinite_bounds_are_no_damage(tmp_path):
     g = foreign.Graph()
     y = g.add("Clip", [g.conv("x", 3, 4), "", g.constant(np.float32(np.inf))])
