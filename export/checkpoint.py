@@ -1,5 +1,6 @@
 """From a checkpoint's weights to a network."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from export.networks import (
 from export.tasks import format_heads
 from export.weights import State
 
+_COUNTER = "num_batches_tracked"
+PLAIN = ("float32", "float16", "bfloat16", "float64")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -45,9 +49,9 @@ class Checkpoint:
 def load(path: Path, *, arch: str | None = None, heads: dict[str, int] | None = None) -> Checkpoint:
     """Reads a checkpoint; architecture, width and heads are inferred from names and shapes of the weights.
 
-    A file is a safetensors file (`.safetensors`) or what `torch.save` wrote: a state dict, or dicts around
-    one, as trainers write (see `export.weights`). `classes`, a list of names beside it (in safetensors: JSON
-    in the metadata), is optional.
+    A file is a safetensors file or what `torch.save` wrote: a state dict, or dicts around one, as trainers
+    write (see `export.weights`). `classes`, a list of names beside it (in safetensors: JSON in the metadata),
+    is optional.
 
     Args:
         path: The file.
@@ -56,12 +60,15 @@ def load(path: Path, *, arch: str | None = None, heads: dict[str, int] | None = 
 
     Raises:
         UsageError: There is no such file, or it is not of `arch` or `heads`.
-        ExportError: The file cannot be read, or its weights are of no known network or no numbers.
+        ExportError: The file cannot be read, or its weights are of no known network, no plain floats or no
+            numbers.
     """
     if not path.is_file():
         raise UsageError(f"{path}: {'found a folder, expected a' if path.is_dir() else 'no such'} file")
     found_weights = weights.load(path, [_expected_names(name) for name in ARCHITECTURES])
-    state, classes = found_weights.state, found_weights.classes
+    classes = found_weights.classes
+    # BatchNorm's counters matter to training alone, and old checkpoints lack them.
+    state = {name: value for name, value in found_weights.state.items() if not name.endswith(_COUNTER)}
     arch = _check_names(path, state, arch)
     stems = [stem for stem in STEMS if arch in WITH_STEMS and f"base.{stem}_layer.0.weight" in state]
     found = _heads(path, state, arch, stems)
@@ -79,15 +86,15 @@ def load(path: Path, *, arch: str | None = None, heads: dict[str, int] | None = 
 
 @cache
 def _expected_names(arch: str, stems: Sequence[str] = ()) -> set[str]:
-    """Names of all weights but the heads'; not BatchNorm's counters, which old checkpoints lack."""
+    """Names of all weights but the heads' and BatchNorm's counters."""
     with torch.device("meta"):
         names = create(arch, {}, stems=stems).state_dict()
-    return {name for name in names if not name.endswith("num_batches_tracked")}
+    return {name for name in names if not name.endswith(_COUNTER)}
 
 
 def _check_names(path: Path, state: State, arch: str | None) -> str:
     """Finds the architecture, or holds the weights against the given one; drops what no output depends on."""
-    found = {name for name in state if not name.endswith("num_batches_tracked")}
+    found = set(state)
     expected = {name: _expected_names(name) for name in ARCHITECTURES}
     closest = max(expected, key=lambda name: len(expected[name] & found) / len(expected[name] | found))
     missing = expected[closest] - found
@@ -116,13 +123,13 @@ def _heads(path: Path, state: State, arch: str, stems: Sequence[str]) -> dict[st
     if {*only.values()} <= state.keys() and state["hm.0.weight"].shape[2:] == (1, 1):
         state |= {name: state.pop(other) for name, other in only.items()}
     expected = _expected_names(arch, tuple(stems))
-    rest = {name for name in state if name not in expected and not name.endswith("num_batches_tracked")}
+    rest = state.keys() - expected
     heads = {}
     for name in sorted({name.split(".")[0] for name in rest}):
         for parts in (("0.weight", "0.bias", "2.weight", "2.bias"), ("weight", "bias")):
             whole = {f"{name}.{part}" for part in parts}
             if whole <= rest and re.fullmatch("[a-z_]+", name):
-                heads[name] = len(state[f"{name}.{parts[-1]}"])
+                heads[name] = state[f"{name}.{parts[-1]}"].numel()
                 rest -= whole
                 break
     if rest:
@@ -138,7 +145,7 @@ def _build(path: Path, state: State, arch: str, heads: dict[str, int], stems: Se
         names = create(arch, {}).state_dict()
         stem = state[next(iter(names))]
         width = (stem.shape[0] if stem.ndim == 4 else 0) / STEM_CHANNELS[arch]
-        head_channels = 0 if head is None else len(head)
+        head_channels = 0 if head is None else math.prod(head.shape[:1])
         network = create(arch, heads, width=width or 1, head_channels=head_channels, stems=stems)
     expected = network.state_dict()
     wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
@@ -148,11 +155,12 @@ def _build(path: Path, state: State, arch: str, heads: dict[str, int], stems: Se
             f"{path}: {name} has shape {list(state[name].shape)}, expected {list(expected[name].shape)} "
             f"for {arch} of width {width:g}" + (f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else "")
         )
-    missing = {name for name in expected if name not in state and not name.endswith("num_batches_tracked")}
+    missing = {name for name in expected if name not in state and not name.endswith(_COUNTER)}
     if missing:
         raise ExportError(
             f"{path}: lacks {_some(missing)}: expected all heads with one convolution, or all with two"
         )
+    _check_kinds(path, {name: state[name] for name in expected if name in state})
     filled = {
         name: state[name].to(value.dtype) if name in state else torch.zeros(value.shape, dtype=value.dtype)
         for name, value in expected.items()
@@ -160,6 +168,17 @@ def _build(path: Path, state: State, arch: str, heads: dict[str, int], stems: Se
     _check_values(path, filled)
     network.load_state_dict(filled, assign=True)
     return network.eval()
+
+
+def _check_kinds(path: Path, state: State) -> None:
+    """Refuses what a cast to float32 would silently make another network of."""
+    for name, value in state.items():
+        kind = str(value.dtype if value.layout is torch.strided else value.layout).removeprefix("torch.")
+        if value.is_meta or kind not in PLAIN:
+            raise ExportError(
+                f"{path}: {name} is {'meta (without values)' if value.is_meta else kind}, expected one of "
+                f"{', '.join(PLAIN)}: save the network as it was trained, dense and not quantized"
+            )
 
 
 def _check_values(path: Path, state: State) -> None:

@@ -29,10 +29,13 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 _AVERAGE = re.compile(r"(?<![a-z])(ema|swa|averaged?)(?![a-z])", re.IGNORECASE)
 _TEACHER = re.compile("teacher", re.IGNORECASE)
 _TRAINING = re.compile(
-    r"n_averaged|num_updates|.*(loss|criterion|teacher|optim|sched|metric|scaler).*|(.*_)?(ema|swa)(_.*)?",
+    r"n_averaged|num_updates|steps|.*(loss|criterion|teacher|optim|sched|metric|scaler).*|(.*_)?(ema|swa)(_.*)?",
     re.IGNORECASE,
 )
 """First part of the names that a trainer keeps beside the network's own."""
+
+_PART = re.compile(r"-\d{5}-of-(?!00001\.)(\d{5})\.|\.index\.json$")
+"""How Hugging Face names the parts of a checkpoint, and their index."""
 
 _DEPTH = 8
 _scalar = np.core.multiarray.scalar  # type: ignore[attr-defined]
@@ -81,22 +84,35 @@ class _Candidate:
     def label(self) -> str:
         return ".".join((*self.path, self.prefix)).removesuffix(".")
 
-    def rank(self, architectures: list[set[str]]) -> tuple[bool, ...]:
-        """The best is least: whole, no teacher, averaged."""
+    @property
+    def layers(self) -> set[str]:
+        """The weights without statistics and without what only training needs."""
+        return {
+            name
+            for name in self.state
+            if name.endswith((".weight", ".bias")) and not _TRAINING.fullmatch(_first(name))
+        }
+
+    def rank(self, architectures: list[set[str]], rivals: "list[_Candidate]") -> tuple[bool, ...]:
+        """The best is least: whole, no teacher, no less than a rival has, averaged."""
         whole = any(expected <= self.state.keys() for expected in architectures)
         whole &= any(name.startswith("hm.") for name in self.state)
         averaged = bool(_AVERAGE.search(self.label)) or "n_averaged" in {*self.state, *self.others}
-        return not whole, bool(_TEACHER.search(self.label)), not averaged
+        # MMEngine saves the average as `state_dict`, and the last step's weights in the average's place.
+        swapped = self.path[-1:] == ("ema_state_dict",) and "steps" in {*self.state, *self.others}
+        swapped &= any(each.path == (*self.path[:-1], "state_dict") for each in rivals)
+        lacking = any(self.layers < each.layers for each in rivals)
+        return not whole, bool(_TEACHER.search(self.label)), lacking, swapped, not averaged
 
 
 def load(path: Path, architectures: list[set[str]]) -> Weights:
     """Reads a file and takes the weights of one network from it.
 
     Among several the averaged ones (EMA, SWA) are taken, which trainers evaluate: unless something is
-    missing there, as in an average of the parameters alone, without BatchNorm's statistics.
+    missing there that others have: a head, or, in an average of parameters alone, BatchNorm's statistics.
 
     Args:
-        path: What `torch.save` wrote, or a safetensors file.
+        path: What `torch.save` wrote, or a safetensors file, whatever its name.
         architectures: The names of the weights of each known network, without its heads.
 
     Raises:
@@ -118,7 +134,7 @@ def load(path: Path, architectures: list[set[str]]) -> Weights:
         raise ExportError(f"{path}: found a dict of {names}, expected a state_dict of tensors")
     most = max(candidate.votes for candidate in candidates)
     candidates = [candidate for candidate in candidates if 2 * candidate.votes >= most]
-    chosen = min(candidates, key=lambda candidate: candidate.rank(architectures))
+    chosen = min(candidates, key=lambda candidate: candidate.rank(architectures, candidates))
 
     left_out = {_beside(chosen.path, keys): None for keys in dicts if keys != chosen.path}
     left_out |= dict.fromkeys(_first(name) for name in chosen.others)
@@ -199,57 +215,66 @@ def _classes(path: Path, content: Mapping[Any, Any], keys: tuple[str, ...]) -> l
 
 
 def _read(path: Path) -> Any:
+    if part := _PART.search(path.name):
+        found = f"one of {int(part[1])} parts" if part[1] else "the index of the parts"
+        raise ExportError(f"{path}: {found} of a checkpoint, expected the whole: merge them into one file")
     try:
-        _refuse_programs(path)
-        if path.suffix == ".safetensors":
-            content: dict[str, Any] = {"state_dict": load_file(path)}
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            if "classes" in metadata:
-                content["classes"] = json.loads(metadata["classes"])
-            return content
-        with torch.serialization.safe_globals(PLAIN_TYPES):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        program = _program(path)
+        content = None if program else _content(path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-    ) as error:
+    except Exception as error:  # a damaged pickle or archive may raise any
         raise ExportError(f"{path}: {_why_unreadable(path, error)}") from error
-
-
-def _refuse_programs(path: Path) -> None:
-    """Names the archives of PyTorch that hold a program rather than a checkpoint."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        inside = {name.partition("/")[2] for name in archive.namelist()}
-    kind = None
-    if "constants.pkl" in inside:
-        kind = "a TorchScript archive (torch.jit.save)"
-    elif "archive_format" in inside or "serialized_exported_program.json" in inside:
-        kind = "an exported program (torch.export.save, .pt2)"
-    if kind:
+    if program:
         raise ExportError(
-            f"{path}: {kind}, expected a checkpoint: save the weights of the model that it was made from, "
+            f"{path}: {program}, expected a checkpoint: save the weights of the model that it was made from, "
             "with torch.save({'state_dict': model.state_dict()}, …)"
         )
+    return content
+
+
+def _content(path: Path) -> Any:
+    if not _is_safetensors(path):
+        # By its name, PyTorch would take a file for one of safetensors.
+        with torch.serialization.safe_globals(PLAIN_TYPES), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    content: dict[str, Any] = {"state_dict": load_file(path)}
+    with safetensors.safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+    if "classes" in metadata:
+        content["classes"] = json.loads(metadata["classes"])
+    return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether it begins with the length of a header, which the format bounds, and a JSON object."""
+    with path.open("rb") as file:
+        length, bracket = file.read(8), file.read(1)
+    return bracket == b"{" and int.from_bytes(length, "little") <= 100_000_000
+
+
+def _program(path: Path) -> str | None:
+    """What kind of PyTorch's archives with a program in them, rather than weights, it is, if any."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        inside = {name.partition("/")[2] for name in archive.namelist()}
+    if "constants.pkl" in inside:
+        return "a TorchScript archive (torch.jit.save)"
+    if "archive_format" in inside or "serialized_exported_program.json" in inside:
+        return "an exported program (torch.export.save, .pt2)"
+    return None
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         start = file.read(16)
-    if path.suffix == ".safetensors":
-        kind, is_kind = "safetensors", start[8:9] == b"{"
-    else:
-        kind, is_kind = "PyTorch", start.startswith((b"PK", b"\x80")) or tarfile.is_tarfile(path)
-    if not is_kind:
-        return f"no {kind} file: found {path.stat().st_size} bytes beginning {start!r}: download it again"
+    kind = "safetensors" if _is_safetensors(path) else "PyTorch"
+    if not (kind == "safetensors" or start.startswith((b"PK", b"\x80")) or tarfile.is_tarfile(path)):
+        return (
+            f"no PyTorch or safetensors file: found {path.stat().st_size} bytes beginning {start!r}: "
+            "download it again"
+        )
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"GLOBAL (\S+)", str(error))
         return (

@@ -1,5 +1,6 @@
 """Every format of checkpoint loads whole; every wrong one says what is wrong."""
 
+import random
 import tarfile
 
 import pytest
@@ -157,6 +158,8 @@ def plus(name, shape=(2,)):
         ),
         (plus("conv1.weight", (7, 3, 7, 7)), r"has shape .* \([0-9]+ more differ\)"),
         (plus("conv1.weight", ()), "conv1.weight has shape"),
+        (plus("hm.2.bias", ()), r"hm.2.weight has shape \[3, .* expected \[1, "),
+        (plus("hm.0.bias", ()), "lacks .*|has shape"),
         (lambda state: {"encoder.weight": torch.zeros(1)}, "found no known architecture"),
         (
             lambda state: {
@@ -198,16 +201,12 @@ AGAIN = ": download it again$"
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.pth", b"", "no PyTorch file: found 0 bytes beginning b''" + AGAIN),
-        ("x.pth", PAGE, r"no PyTorch file: found 26 bytes beginning b'<!DOCTYPE html>\\n'" + AGAIN),
-        ("x.pth", POINTER, "no PyTorch file: found 42 bytes beginning b'version https://'" + AGAIN),
+        ("x.pth", b"", "no PyTorch or safetensors file: found 0 bytes beginning b''" + AGAIN),
+        ("x.pth", PAGE, r"safetensors file: found 26 bytes beginning b'<!DOCTYPE html>\\n'" + AGAIN),
+        ("x.pth", POINTER, "safetensors file: found 42 bytes beginning b'version https://'" + AGAIN),
         ("x.pth", b"PK\x03\x04 cut short", r"not a ZIP archive: is the file complete\?$"),
         ("x.pth", tarfile.TarInfo("storages").tobuf(), "is the file complete"),
-        (
-            "x.safetensors",
-            POINTER,
-            "no safetensors file: found 42 bytes beginning b'version https://'" + AGAIN,
-        ),
+        ("x.safetensors", POINTER, "found 42 bytes beginning b'version https://'" + AGAIN),
         ("x.safetensors", b"\x09" + 7 * b"\0" + b"{", r"cannot be read as safetensors file: .* complete\?$"),
     ],
 )
@@ -223,6 +222,55 @@ def test_truncated_checkpoint(tmp_path):
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ExportError, match="is the file complete"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_damaged_checkpoints(tmp_path, state, zipped):
+    """Whatever PyTorch makes of the damage, it is one line."""
+    torch.save(state, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "x.pth").read_bytes()
+    damaged = [whole[:5000]]
+    for seed in range(30):
+        rng = random.Random(seed)
+        content = bytearray(whole)
+        for _ in range(6):
+            at = rng.randrange(20000)
+            content[at if rng.random() < 0.5 or not zipped else -at - 1] = rng.randrange(256)
+        damaged.append(content)
+    messages = []
+    for content in damaged:
+        (tmp_path / "x.pth").write_bytes(content)
+        try:
+            checkpoint.load(tmp_path / "x.pth")
+        except ExportError as error:
+            messages.append(str(error))
+    assert len(messages) > 10
+    assert not [message for message in messages if "\n" in message]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "qint8"),
+        (lambda value: value.to(torch.int8), "int8"),
+        (lambda value: value > 0, "bool"),
+        (lambda value: value.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (lambda value: value.to(torch.complex64), "complex64"),
+        (torch.Tensor.to_sparse, "sparse_coo"),
+        (lambda value: value.to("meta"), "meta \\(without values\\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # quantized and sparse tensors are on their way out of PyTorch
+def test_weights_that_are_no_plain_floats_are_refused(tmp_path, state, change, kind):
+    torch.save({**state, "conv1.weight": change(state["conv1.weight"])}, tmp_path / "x.pth")
+    with pytest.raises(ExportError, match=rf"conv1\.weight is {kind}, expected one of float32, "):
+        checkpoint.load(tmp_path / "x.pth")
+
+
+def test_batch_norm_counters_may_be_anything(tmp_path, state):
+    counters = {name: torch.tensor(3.5) for name in state if name.endswith("num_batches_tracked")}
+    torch.save(state | counters, tmp_path / "x.pth")
+    assert_loaded(tmp_path / "x.pth", state)
 
 
 def test_missing_file(tmp_path):

@@ -135,6 +135,33 @@ def test_an_average_without_statistics_is_not_enough(tmp_path, state, other):
     assert (loaded.source, loaded.left_out) == ("model", ["ema"])
 
 
+@pytest.mark.parametrize("head", ["wh", "reg"])
+@pytest.mark.parametrize("first", ["plain", "average"])
+def test_an_average_without_a_head_is_not_enough(tmp_path, state, other, head, first):
+    """Without `reg`, which networks may lack, it would be another detector."""
+    average = {name: value for name, value in other.items() if not name.startswith(f"{head}.")}
+    content = {"model": state | {"loss.weight": torch.ones(3)}, "ema": average}
+    loaded = load(tmp_path, content if first == "plain" else dict(reversed(content.items())))
+    assert_taken(loaded, state)
+    assert loaded.source == "model"
+
+
+def test_an_average_need_not_have_what_only_training_needs(tmp_path, state, other):
+    assert_taken(load(tmp_path, {"model": other | {"loss.weight": torch.ones(3)}, "ema": state}), state)
+
+
+@pytest.mark.parametrize("first", ["plain", "average"])
+def test_mmengine_saves_the_average_in_the_networks_place(tmp_path, state, other, first):
+    counted = prefixed("module.", other) | {"steps": torch.tensor(7)}
+    content = {"state_dict": state, "ema_state_dict": counted}
+    loaded = load(tmp_path, content if first == "plain" else dict(reversed(content.items())))
+    assert_taken(loaded, state)
+    # Alone, or of a trainer with other names, it is the average.
+    loaded = load(tmp_path, {"model": state, "ema_state_dict": counted})
+    assert_taken(loaded, other)
+    assert set(loaded.left_out) == {"model", "steps"}
+
+
 def test_another_network_in_the_same_dict(tmp_path, state, other):
     loaded = load(tmp_path, state | prefixed("target_net.", other))
     assert_taken(loaded, state)
@@ -230,6 +257,38 @@ def test_classes_nearest_to_the_weights(tmp_path, state):
 def test_safetensors_with_a_prefix(tmp_path, state):
     safetensors.torch.save_file(prefixed("module.model.", state), tmp_path / "x.safetensors")
     assert_taken(checkpoint.load(tmp_path / "x.safetensors"), state)
+
+
+@pytest.mark.parametrize("name", ["x.SAFETENSORS", "x.pth"])
+def test_safetensors_under_another_name(tmp_path, state, name):
+    safetensors.torch.save_file(state, tmp_path / name, {"classes": '["a", "b", "c"]'})
+    loaded = checkpoint.load(tmp_path / name)
+    assert_taken(loaded, state)
+    assert loaded.classes == ["a", "b", "c"]
+
+
+def test_a_pytorch_file_under_the_name_of_safetensors(tmp_path, state):
+    torch.save(state, tmp_path / "x.safetensors")
+    assert_taken(checkpoint.load(tmp_path / "x.safetensors"), state)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("model-00002-of-00003.safetensors", "one of 3 parts"),
+        ("pytorch_model-00001-of-00012.bin", "one of 12 parts"),
+        ("model.safetensors.index.json", "the index of the parts"),
+    ],
+)
+def test_a_part_of_a_checkpoint_is_named(tmp_path, name, found):
+    (tmp_path / name).write_text('{"weight_map": {}}')
+    with pytest.raises(ExportError, match=f"{found} of a checkpoint, expected the whole: merge them"):
+        checkpoint.load(tmp_path / name)
+
+
+def test_the_only_part_is_the_whole(tmp_path, state):
+    safetensors.torch.save_file(state, tmp_path / "model-00001-of-00001.safetensors")
+    assert_taken(checkpoint.load(tmp_path / "model-00001-of-00001.safetensors"), state)
 
 
 def test_torchscript_and_exported_programs_are_named(tmp_path):
