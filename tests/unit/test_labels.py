@@ -28,6 +28,13 @@ def write(folder, content):
         ('"coin"\n', ['"coin"']),
         ("7\n", ["7"]),
         ("coin\ncoin\n", ["coin", "coin"]),
+        ("- coin\n", ["- coin"]),
+        ("- coin\nnote\n", ["- coin", "note"]),
+        ("0 coin\n", ["0 coin"]),
+        ("0 coin\n2 coins\n", ["0 coin", "2 coins"]),
+        ("1 euro\n2 euro\n", ["1 euro", "2 euro"]),
+        ("coin, new\ncoin, old\n", ["coin, new", "coin, old"]),
+        ("'t hooft\nnote\n", ["'t hooft", "note"]),
         ("", []),
         ("\n\n", []),
     ],
@@ -49,6 +56,16 @@ def test_names_of_any_script(shared):
         ('["coin", "note"]', "is JSON, expected plain text, one name a line"),
         ('\ufeff{\n "0": "coin"\n}\n', "is JSON"),
         ("[]", "is JSON"),
+        ('["coin", "note",]', "is a list in brackets, expected plain text, one name a line"),
+        ('[\n "coin",\n "note",\n]\n', "is a list in brackets"),
+        ('["coin",\n"note",\n"card"', "is a list in brackets"),
+        ("{0: 'coin', 1: 'note'}", "is a list in brackets"),
+        ("- coin\n- note\n", "is a YAML list"),
+        ("'coin',\n'note'\n", "is a list of quoted names"),
+        ('"coin"\n"note"\n', "is a list of quoted names"),
+        ("0 coin\n1 note\n", "is names behind their indices"),
+        ("0: coin\n1: note\n", "is names behind their indices"),
+        ("0,coin\r\n1,note\r\n", "is names behind their indices"),
         ("M\xfcnze\n".encode("latin-1"), "is no UTF-8 text: .* at byte 1: save it as UTF-8"),
         ("硬币\n".encode("gb18030"), "is no UTF-8 text"),
         ("coin\n".encode("utf-16"), "is no UTF-8 text"),
@@ -60,6 +77,17 @@ def test_what_is_refused(tmp_path, content, message):
         labels.read(write(tmp_path, content))
     assert str(error.value).startswith(f"labels: {tmp_path / 'names.txt'}")
     assert "\n" not in str(error.value)
+
+
+def test_half_a_character_is_no_name():
+    with pytest.raises(UsageError, match=r"classes: name 2 of 2 is 'b\\ud800', expected whole characters"):
+        labels.check(["a", "b\ud800"], where="classes")
+
+
+def test_yaml_is_known_by_its_name(tmp_path):
+    (tmp_path / "data.yaml").write_text("names: [coin]\n")
+    with pytest.raises(UsageError, match="is YAML, expected plain text"):
+        labels.read(tmp_path / "data.yaml")
 
 
 def test_names_that_several_classes_have():
