@@ -1,5 +1,7 @@
 """Errors that are the user's to mend: one line, and the exit code."""
 
+import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -22,11 +24,32 @@ def one_line(error: object) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command line's `main` and ends the process: an `ExportError` is one line, not a traceback."""
+    """Runs a command line's `main` and ends the process: an `ExportError` is one line, not a traceback.
+
+    What standard output's encoding does not have is escaped. A reader who leaves early is no failure: what is
+    printed there comes after the work.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        pass
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        _finish_output()
+
+
+def _finish_output() -> None:
+    try:
+        print(end="", flush=True)
+    except OSError as error:
+        # Else Python would fail once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: standard output: {error.strerror}", file=sys.stderr)
+            sys.exit(1)
