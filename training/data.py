@@ -1,6 +1,5 @@
 """Training samples: pictures and their boxes, changed at random, as frames and targets."""
 
-import json
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +10,8 @@ import numpy as np
 from numpy.random import Generator
 from torch.utils.data import Dataset
 
+from clients import annotations as coco
+from export import labels
 from training import scenes
 from training.targets import make_targets
 
@@ -25,6 +26,7 @@ class Source(Protocol):
     """Where labelled pictures come from."""
 
     classes: tuple[str, ...]
+    left_out: str
 
     def sample(self, seed: int, number: int) -> Labelled:
         """The `number`th picture of a run with this seed."""
@@ -34,6 +36,7 @@ class Coins:
     """Drawn scenes, a new one each time."""
 
     classes = scenes.CLASSES
+    left_out = ""
 
     def sample(self, seed: int, number: int) -> Labelled:
         """See `Source`."""
@@ -43,27 +46,31 @@ class Coins:
 class CocoPictures:
     """A set with annotations in COCO form; in each epoch every picture once, shuffled.
 
+    `left_out` says which annotations do not count, as in `clients.annotations`.
+
     Raises:
-        ValueError: The file has another form or no picture with a box, or names one that the folder lacks.
+        CenterNetError: The file cannot be read or has another form.
+        UsageError: A category has no name.
+        ValueError: It has no picture with a box, or names a picture that the folder lacks.
     """
 
     def __init__(self, annotations: Path, images: Path):
-        try:
-            content = json.loads(annotations.read_text(encoding="utf-8"))
-            categories = sorted(content["categories"], key=lambda category: category["id"])
-            self.classes = tuple(category["name"] for category in categories)
-            position = {category["id"]: i for i, category in enumerate(categories)}
-            boxes: dict[int, list] = {image["id"]: [] for image in content["images"]}
-            for a in content["annotations"]:
-                if not a.get("iscrowd"):
-                    boxes[a["image_id"]].append((*a["bbox"], position[a["category_id"]]))
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{annotations} is no annotation file in COCO form: {error!r}") from error
+        content = coco.load(annotations)
+        self.left_out = content["left_out"]
+        categories = sorted(content["categories"], key=lambda category: coco.numbers_first(category["id"]))
+        names = [category["name"] for category in categories]
+        self.classes = tuple(labels.check(names, where=f"{annotations}: categories"))
+        position = {category["id"]: i for i, category in enumerate(categories)}
+        boxes: dict[coco.Id, list] = {image["id"]: [] for image in content["images"]}
+        for a in content["annotations"]:
+            if not a["iscrowd"]:
+                boxes[a["image_id"]].append((*a["bbox"], position[a["category_id"]]))
         self._items = []
         for image in content["images"]:
-            path = images / image["file_name"]
+            name = str(image.get("file_name"))
+            path = coco.locate(images, name)
             if not path.is_file():
-                raise ValueError(f"{annotations} names {image['file_name']}, which {images} lacks")
+                raise ValueError(f"{annotations} names {name}, which {images} lacks")
             rows = np.array(boxes[image["id"]], np.float32).reshape(-1, 5)
             rows[:, 2:4] += rows[:, :2]
             self._items.append((path, rows[:, :4], rows[:, 4].astype(np.int64)))
@@ -74,7 +81,10 @@ class CocoPictures:
         """See `Source`."""
         epoch, position = divmod(number, len(self._items))
         path, boxes, classes = self._items[_permutation(len(self._items), seed, epoch)[position]]
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        try:
+            picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        except cv2.error as error:  # it has too many pixels
+            raise ValueError(f"{path} cannot be read: {error.err}") from error
         if picture is None:
             raise ValueError(f"{path} is not a picture")
         return picture, boxes, classes

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from clients.errors import CenterNetError
 from export.detector import Normalise
 from export.errors import ExportError
 from export.files import write_beside
@@ -67,8 +68,12 @@ def main() -> int:
         )
     if not args.output.parent.is_dir():
         parser.error(f"no such folder: {args.output.parent}")
+    if not 0 <= args.ema_decay < 1:
+        parser.error(f"--ema-decay: found {args.ema_decay}, expected 0 or more, less than 1")
     try:
         source = Coins() if args.coco is None else CocoPictures(args.coco, args.images)
+        if source.left_out:
+            print(f"{args.coco}: {source.left_out}", file=sys.stderr)
         checkpoint = train(
             source,
             arch=args.arch,
@@ -86,8 +91,10 @@ def main() -> int:
         content = io.BytesIO()
         torch.save(checkpoint, content)
         write_beside(args.output, content.getvalue())
-    except (OSError, ValueError, ExportError) as error:
-        print(f"training.train: {error}", file=sys.stderr)
+    except (OSError, ValueError, ExportError, CenterNetError) as error:
+        # From a process that reads comes its traceback as text; the message is the last line.
+        message = str(error).strip().split("\n")[-1].removeprefix(f"{type(error).__name__}: ")
+        print(f"training.train: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("training.train: stopped, nothing is written", file=sys.stderr)
@@ -118,6 +125,9 @@ def train(
     Returns:
         The checkpoint: `state_dict` of the averaged weights, `arch`, `width`, `heads`, `classes`,
         `iterations`. Weights are stored in float16: what is stored is the network, no better copy exists.
+
+    Raises:
+        ExportError: The training diverged.
     """
     torch.manual_seed(seed)
     heads = {"hm": len(source.classes), "wh": 2, "reg": 2}
@@ -151,12 +161,15 @@ def train(
             schedule.step()
             average.update_parameters(network)
             if step % 20 == 0 or step == iterations:
+                _check_finite({"the loss": losses["total"]}, step)
                 text = "  ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
                 progress.update(task, completed=step, loss=text)
                 if not progress.console.is_terminal and step % 100 == 0:
                     progress.console.print(f"{step}/{iterations}  {text}")
+    state = {name: _stored(value) for name, value in average.module.state_dict().items()}
+    _check_finite(state, iterations)
     return {
-        "state_dict": {name: _stored(value) for name, value in average.module.state_dict().items()},
+        "state_dict": state,
         "arch": arch,
         "width": width,
         "heads": heads,
@@ -188,6 +201,14 @@ def _step(network: nn.Module, optimizer: torch.optim.Optimizer, batch: dict) -> 
     nn.utils.clip_grad_norm_(network.parameters(), 10)
     optimizer.step()
     return losses
+
+
+def _check_finite(values: dict[str, torch.Tensor], step: int) -> None:
+    for name, value in values.items():
+        if not value.isfinite().all():
+            raise ExportError(
+                f"{name} is not finite after {step} iterations: the training diverged: lower --learning-rate"
+            )
 
 
 def _stored(value: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,17 @@
 """Targets and losses against their definitions, and a training run that is as short as can be."""
 
+import json
+import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from export import checkpoint
+from export.errors import ExportError
 from export.networks.dcn import DCN
 from export.tasks.detect import Detect
 from training import train
@@ -169,16 +173,50 @@ def test_command_refusals(monkeypatch, tmp_path, capsys):
         run(monkeypatch, tmp_path / "nowhere" / "x.pth")
     assert "no such folder" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, tmp_path / "x.pth", "--ema-decay", "nan")
+    assert "--ema-decay: found nan, expected 0 or more, less than 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, tmp_path / "x.pth", "--crop", 100)
     assert "found 100, expected a multiple of 32 up to 512" in capsys.readouterr().err
     other = tmp_path / "other.json"
     other.write_text("{}")
     assert run(monkeypatch, tmp_path / "x.pth", "--coco", other, "--images", tmp_path) == 1
-    assert "no annotation file in COCO form: KeyError('categories')" in capsys.readouterr().err
+    assert "is no COCO annotation file, expected 'images' and 'categories'" in capsys.readouterr().err
     other.unlink()
     assert run(monkeypatch, tmp_path / "x.pth", "--coco", tmp_path / "no.json", "--images", tmp_path) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("training.train: ")
     assert not list(tmp_path.iterdir())
+
+
+SHORT = ("--width", 0.125, "--iterations", 1, "--batch-size", 1, "--device", "cpu", "--crop", 64)
+
+
+def test_a_diverged_training_writes_nothing(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path / "x.pth", *SHORT, "--workers", 0, "--learning-rate", 1e30) == 1
+    assert "weight is not finite after 1 iterations: the training diverged: lower" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_diverged_training_ends_early(monkeypatch):
+    monkeypatch.setattr(train, "_step", lambda *_: {"total": torch.tensor(float("nan"))})
+    with pytest.raises(ExportError, match="the loss is not finite after 20 iterations"):
+        short_run(iterations=40, crop=64)
+
+
+def test_a_picture_that_is_none_is_one_line(tmp_path):
+    """In a process of its own, for those that read are forked from it."""
+    (tmp_path / "0.png").write_text("no picture")
+    annotations = [{"image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4]}]
+    images, categories = [{"id": 0, "file_name": "0.png"}], [{"id": 1, "name": "a"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(content))
+    options = ["--coco", path, "--images", tmp_path, "--workers", 1]
+    command = [sys.executable, "-m", "training.train", tmp_path / "x.pth", *map(str, (*SHORT, *options))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"training.train: {tmp_path / '0.png'} is not a picture\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_sampled_dcn_is_a_dcn():

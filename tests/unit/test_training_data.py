@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from clients.errors import CenterNetError
+from export.errors import UsageError
 from training import scenes
 from training.data import CocoPictures, Coins, Samples, random_colour, random_warp, warp_boxes
 
@@ -157,12 +159,30 @@ def test_coco_pictures_come_once_in_each_epoch(coco):
     assert classes.tolist() == [1, 0]
 
 
+def test_coco_files_as_tools_write_them(coco):
+    """With a byte order mark, a number for a name, a category that is not listed."""
+    path, content = coco
+    content["categories"][0]["name"] = 5
+    content["annotations"][1]["category_id"] = 9
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    source = CocoPictures(path, path.parent)
+    assert source.classes == ("early", "5")
+    assert source.left_out == "annotations left out of 3: 1 of categories that are not listed"
+
+
 def test_coco_refusals(coco):
     path, content = coco
     (path.parent / "2.png").unlink()
     with pytest.raises(ValueError, match=r"names 2\.png, which .* lacks"):
         CocoPictures(path, path.parent)
     cv2.imwrite(str(path.parent / "2.png"), np.zeros((50, 60, 3), np.uint8))
+    broken = [dict(content["annotations"][0], bbox=[5, 6, float("nan"), 3])]
+    path.write_text(json.dumps({**content, "annotations": broken}))
+    with pytest.raises(CenterNetError, match=r"annotation 0 .*: found the bbox \[5, 6, nan, 3\]"):
+        CocoPictures(path, path.parent)
+    path.write_text(json.dumps({**content, "categories": [{"id": 7, "name": ""}, {"id": 2, "name": "a"}]}))
+    with pytest.raises(UsageError, match=r"categories: name 2 of 2 is empty"):
+        CocoPictures(path, path.parent)
     path.write_text(json.dumps({**content, "annotations": []}))
     with pytest.raises(ValueError, match="no picture with a box"):
         CocoPictures(path, path.parent)
