@@ -120,7 +120,7 @@ class Flow:
         self.output = folder / "out.jsonl"
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "clients/detect.py", folder, "--url", url, "--protocol", protocol),
+                *(sys.executable, "clients/detect.py", *self.names, "--url", url, "--protocol", protocol),
                 *("--retries", "0", "--concurrency", "32", "--timeout-s", "100", "--deadline-s", "100"),
                 *("--json", self.output),
             ],
