@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -37,11 +38,19 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        pass
+        if not _is_unread():
+            raise
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
         _finish_output()
+
+
+def _is_unread() -> bool:
+    """Whether standard output is a pipe that nobody reads; another pipe may have broken instead."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _finish_output() -> None:

@@ -30,6 +30,12 @@ def test_a_reader_who_left_early_is_no_failure(options):
         assert run("sys.exit(3)", gone, *options).returncode == 3
 
 
+def test_another_pipe_that_breaks_is_one():
+    done = run("(_ for _ in ()).throw(BrokenPipeError('worker'))", subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "BrokenPipeError: worker"
+
+
 def test_a_full_disk_is_one_line(options):
     with Path("/dev/full").open("wb") as full:
         done = run("print(1)", full, *options)
