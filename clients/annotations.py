@@ -163,9 +163,10 @@ def whole(value: object) -> Id:
     """
     if isinstance(value, str):
         return int(value) if value.isdecimal() and str(int(value)) == value else value
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if number and value == int(value):  # type: ignore[call-overload]
-        return int(value)  # type: ignore[call-overload]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     raise ValueError(f"found the id {value!r}, expected a whole number or a text")
 
 

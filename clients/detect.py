@@ -121,8 +121,8 @@ def detect_pictures(
     threshold: float | None,
 ) -> None:
     """Works through pictures; those that fail are a line each."""
+    # What a drawing needs of pictures that cannot be read again.
     kept: dict[int, bytes] = {}
-    """What a drawing needs of pictures that cannot be read again."""
 
     def load(picture: Picture) -> bytes:
         content = picture.read()

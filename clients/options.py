@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import re
 import signal
@@ -25,6 +24,7 @@ from clients.errors import CenterNetError, DeadlineError, SharedMemoryError, Una
 from clients.output import printable
 from clients.retry import RetryPolicy
 from clients.transport import PORTS, Tls
+from export import errors
 from export.errors import ExportError
 
 Client = TypeVar("Client")
@@ -180,8 +180,7 @@ def one_line_errors(program: str, console: Console, grace_s: float = GRACE_S) ->
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # Closed by whoever started this (`<&-`).
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    errors.escape_output()
     outcome = Outcome()
     try:
         yield outcome
@@ -190,8 +189,8 @@ def one_line_errors(program: str, console: Console, grace_s: float = GRACE_S) ->
         message, outcome.code = str(error), getattr(error, "exit_code", 1)
     except BrokenPipeError:  # Whoever read standard output has had enough.
         outcome.code = 1
-        with suppress(OSError, ValueError):  # Python would fail once more when it ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError, ValueError):
+            errors.discard_output()
         return
     except OSError as error:
         message, outcome.code = f"{error.filename or 'error'}: {error.strerror or error}", 1

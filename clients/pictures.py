@@ -34,8 +34,6 @@ def normalized(picture: object) -> bytes | np.ndarray:
     Raises:
         PictureError: It is neither; the text says what was found and what was expected.
     """
-    if type(picture) is bytes:
-        return picture
     if isinstance(picture, bytes | bytearray) or (isinstance(picture, memoryview) and picture.ndim == 1):
         return bytes(picture)
     if isinstance(picture, np.ndarray):

@@ -30,8 +30,7 @@ def run(main: Callable[[], None]) -> None:
     What standard output's encoding does not have is escaped. A reader who leaves early is no failure: what is
     printed there comes after the work.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    escape_output()
     try:
         main()
     except ExportError as error:
@@ -46,6 +45,17 @@ def run(main: Callable[[], None]) -> None:
         _finish_output()
 
 
+def escape_output() -> None:
+    """Escapes what standard output's encoding does not have."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def discard_output() -> None:
+    """Sends what is left for standard output nowhere: else Python would fail once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _is_unread() -> bool:
     """Whether standard output is a pipe that nobody reads; another pipe may have broken instead."""
     poll = select.poll()
@@ -57,8 +67,7 @@ def _finish_output() -> None:
     try:
         print(end="", flush=True)
     except OSError as error:
-        # Else Python would fail once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         if not isinstance(error, BrokenPipeError):
             print(f"error: standard output: {error.strerror}", file=sys.stderr)
             sys.exit(1)
