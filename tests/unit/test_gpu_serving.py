@@ -35,7 +35,7 @@ def steps_of(module):
 def test_the_benchmark_knows_every_option(serving):
     measured = 0
     for step in steps_of(serving):
-        words = shlex.split(step.command)
+        words = shlex.split(step.command.split(" && { ")[0])
         if "benchmarks.server" not in words:
             continue
         options = server._parser().parse_args(words[words.index("benchmarks.server") + 1 :])
@@ -44,7 +44,7 @@ def test_the_benchmark_knows_every_option(serving):
         )
         assert max(options.concurrency) <= 192, "the door's queue"
         measured += 1
-    assert measured == 23
+    assert measured == 24
 
 
 def test_the_benchmark_of_decoding_knows_every_option(serving):
