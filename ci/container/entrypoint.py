@@ -17,9 +17,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import health
+import mps
 import settings
 from tuning import TUNING
 from watch import Watch, metrics
@@ -49,6 +51,9 @@ def main() -> int:
     except OSError as error:
         _say(f"{error.filename}: {error.strerror}")
         return 1
+    except mps.MpsError as error:
+        _say(f"MPS: {error}")
+        return 1
 
 
 def _main(options: argparse.Namespace, further: list[str]) -> int:
@@ -74,9 +79,17 @@ def _main(options: argparse.Namespace, further: list[str]) -> int:
             return 128 + signal.SIGTERM
         if code:
             return code
-    # Its Python models look for the same file: see centernet_image/readiness.py.
-    environment = {**os.environ, "DRAINING": str(options.draining)}
-    server = subprocess.Popen(_server_command(options, repository, further), env=environment)
+    command = _server_command(options, repository, further)
+    with mps.shared_gpu() if options.mps else nullcontext({}) as environment:
+        # Its Python models look for the same file: see centernet_image/readiness.py.
+        return _serve(options, command, {**environment, "DRAINING": str(options.draining)}, stopping)
+
+
+def _serve(
+    options: argparse.Namespace, command: list[str], variables: dict[str, str], stopping: threading.Event
+) -> int:
+    """The server's life."""
+    server = subprocess.Popen(command, env={**os.environ, **variables})
     watch = Watch(options.metrics_port, options.watch_interval_s, options.health_url)
     watch.start()
     while server.poll() is None and not stopping.wait(0.2) and not watch.gone.is_set():
@@ -130,6 +143,12 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
         type=_model_control,
         default=setting("MODEL_CONTROL", "none"),
         help="explicit: who has ADMIN_KEY may load models (clients/roll_out.py) [MODEL_CONTROL]",
+    )
+    parser.add_argument(
+        "--mps",
+        type=settings.switch,
+        default=setting("MPS", "false"),
+        help="more preprocess processes, which share the GPU by CUDA's Multi-Process Service [MPS]",
     )
     parser.add_argument("--metrics-port", type=int, default=8002)
     parser.add_argument(
@@ -201,8 +220,8 @@ def _server_command(options: argparse.Namespace, repository: Path, further: list
     restricted, choices = RESTRICTED, ["--model-control-mode=none"]
     if options.model_control == "explicit":
         choices = ["--model-control-mode=explicit", "--load-model=*"]
-    if options.model_config_name:
-        choices.append(f"--model-config-name={options.model_config_name}")
+    if name := options.model_config_name or options.mps * "mps":
+        choices.append(f"--model-config-name={name}")
     # Off by default since 26.04; earlier releases do not know the option.
     if options.allow_client_shm:
         choices.append("--allow-client-shm=true")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from container import ENTRYPOINT, HEALTH, Container
+from mps_standin import standin
 from pictures import encode, picture
 from tritonclient.utils import InferenceServerException
 
@@ -254,6 +255,35 @@ def test_onnx_file_that_cannot_be_served(tmp_path, small_onnx, name, said):
     one = Container(tmp_path, small_onnx, "--model-config-name=cuda", "--model", tmp_path / name)
     assert one.process.wait(timeout=30) == 1
     assert one.log.read_text() == f"entrypoint: {said.format(tmp_path / name)}\n"
+
+
+def test_mps_is_started_for_the_server_and_ended_after_it(tmp_path, small_onnx):
+    def prepare(repository):
+        mps = repository / "centernet_preprocess/configs/mps.pbtxt"
+        mps.parent.mkdir()
+        mps.write_text(re.sub(r"count: \d", "count: 1", (mps.parents[1] / "config.pbtxt").read_text()))
+        network = repository / "centernet_network/configs"
+        shutil.copy(network / "cpu.pbtxt", network / "mps.pbtxt")  # There is no GPU here.
+
+    control = standin(tmp_path)
+    path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{control.parent}{os.pathsep}{os.environ['PATH']}"
+    one = Container(tmp_path, small_onnx, prepare=prepare, MPS="true", PATH=path)
+    try:
+        one.wait_until_healthy()
+        stubs = one.stubs()
+        assert [name for name in stubs if name.startswith("centernet_preprocess")] == [
+            "centernet_preprocess_0_0"
+        ]
+        (pipes,) = {line.split()[0] for line in control.with_name("log").read_text().splitlines()}
+        for pid in stubs.values():
+            environment = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
+            assert f"CUDA_MPS_PIPE_DIRECTORY={pipes}" in environment
+        assert Path(pipes).is_dir()
+    finally:
+        code = one.stop()
+    assert code == 0
+    assert control.with_name("log").read_text().splitlines() == [f"{pipes} -d", f"{pipes} quit -t 5"]
+    assert not Path(pipes).exists()
 
 
 def test_client_shared_memory_is_opened_by_its_setting(container):

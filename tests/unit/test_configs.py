@@ -32,6 +32,22 @@ def expected(contract_tensors):
     return [(t.name, f"TYPE_{t.dtype}", t.shape) for t in contract_tensors]
 
 
+def with_mps():
+    """The preprocess model's, which the Dockerfile makes for MPS."""
+    (pattern, new) = re.search(r"&& sed 's/(.*)/(.*)/' config.pbtxt > configs/mps", DOCKERFILE).groups()
+    text, changed = re.subn(pattern, new, (REPOSITORY / "centernet_preprocess/config.pbtxt").read_text())
+    assert changed == 1
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_mps_has_more_preprocess_processes_and_changes_nothing_else():
+    plain, changed = read("centernet_preprocess/config.pbtxt"), with_mps()
+    assert [group.count for group in changed.instance_group] == [5]
+    assert "kind: KIND_AUTO count: 5 }" in (REPOSITORY.parent / "ci/gpu/serving").read_text()
+    changed.instance_group[0].count = plain.instance_group[0].count
+    assert changed == plain
+
+
 def test_every_configuration_is_covered():
     assert {str(p.relative_to(REPOSITORY)) for p in REPOSITORY.rglob("*.pbtxt")} == set(CONFIGS)
 
@@ -90,14 +106,14 @@ def test_limit_of_a_step_is_never_what_closes_the_door(name, network):
     steps = in_container(name).ensemble_scheduling
     first, second = (step.model_name for step in steps.step)
     assert second == "centernet_postprocess"
-    door = read(network if first == "centernet_network" else f"{first}/config.pbtxt")
+    door = read(network) if first == "centernet_network" else with_mps()
     assert places(door) + CALLBACKS <= steps.max_inflight_requests
 
 
 @pytest.mark.parametrize("network", ["centernet_network/config.pbtxt", CPU, CUDA])
 def test_network_has_a_place_for_all_that_is_decoded(network):
     """Each process that decodes asks for one batch at a time; frames of other clients leave it room."""
-    decoding = sum(group.count for group in read("centernet_preprocess/config.pbtxt").instance_group)
+    decoding = sum(group.count for group in with_mps().instance_group)
     assert decoding <= read(network).dynamic_batching.default_queue_policy.max_queue_size / 4
 
 

@@ -107,7 +107,7 @@ def test_plugin_build_says_what_is_missing(tmp_path):
 def container_code(monkeypatch):
     """The modules of ci/container, which are found where the scripts lie."""
     monkeypatch.syspath_prepend(ROOT / "ci/container")
-    names = ("settings", "health", "watch", "tuning", "entrypoint", "prepare")
+    names = ("settings", "health", "watch", "tuning", "mps", "entrypoint", "prepare")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield types.SimpleNamespace(**{name: importlib.import_module(name) for name in names})
