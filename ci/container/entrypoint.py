@@ -102,7 +102,11 @@ def _serve(
     if server.poll() is None:
         watch.stop()
         _drain(options, server)
-        server.terminate()
+        if server.poll() is None:
+            server.terminate()
+            if code := server.wait():
+                _say(f"told to stop, the server ended with {code}")
+            return 0
     code = server.wait()
     return code if code >= 0 else 128 - code  # as a shell reports a process that died of a signal
 
@@ -223,6 +227,9 @@ def _server_command(options: argparse.Namespace, repository: Path, further: list
     if name := options.model_config_name or options.mps * "mps":
         choices.append(f"--model-config-name={name}")
     # Off by default since 26.04; earlier releases do not know the option.
+    if options.mps:
+        # Triton 24.10 then sometimes waits in vain for its Python models' processes; nothing is in flight.
+        choices.append("--exit-timeout-secs=5")
     if options.allow_client_shm:
         choices.append("--allow-client-shm=true")
     else:

@@ -108,19 +108,21 @@ SERVER = """#!{python}
 import pathlib, signal, sys, time
 def stop(*_):
     print("told to stop, draining:", pathlib.Path({draining!r}).exists(), flush=True)
-    sys.exit(0)
+    sys.exit({code})
 signal.signal(signal.SIGTERM, stop)
 print("serving", flush=True)
 time.sleep(100)
 """
 
 
-def test_the_server_is_told_to_stop_after_the_drain(tmp_path):
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_server_is_told_to_stop_after_the_drain(tmp_path, code):
+    """Triton ends with 1 where a Python model's process does not end in time."""
     draining, model, log = tmp_path / "draining", tmp_path / "model.onnx", tmp_path / "log"
     model.touch()
     server = tmp_path / "bin" / "tritonserver"
     server.parent.mkdir()
-    server.write_text(SERVER.format(python=sys.executable, draining=str(draining)))
+    server.write_text(SERVER.format(python=sys.executable, draining=str(draining), code=code))
     server.chmod(0o755)
     environment = {**os.environ, "PATH": f"{server.parent}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, ENTRYPOINT, "--model", model, "--plan", tmp_path / "model.plan"]
@@ -137,5 +139,6 @@ def test_the_server_is_told_to_stop_after_the_drain(tmp_path):
     finally:
         process.kill()
     said = log.read_text().splitlines()
-    assert said[-1] == "told to stop, draining: True"
-    assert "still busy after 0.2 s" in said[-2]
+    begin = said.index("told to stop, draining: True")
+    assert "still busy after 0.2 s" in said[begin - 1]
+    assert said[begin + 1 :] == code * ["entrypoint: told to stop, the server ended with 1"]
