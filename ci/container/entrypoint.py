@@ -180,7 +180,10 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
         default=setting("DRAIN_TIMEOUT_S", "40"),
         help="then it stops anyhow",
     )
-    return parser.parse_known_args()
+    options, further = parser.parse_known_args()
+    if options.model.is_file() and not options.model_config_name:
+        settings.check_batch(parser, options.batch, options.plan.parent)
+    return options, further
 
 
 def _model_control(text: str) -> str:

@@ -60,7 +60,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--plan-builder", type=settings.command, default=builder, help="a command")
     name = "a command that prints the GPU's name"
     parser.add_argument("--gpu-name", type=settings.command, default=GPU, help=name)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.variant == "tensorrt":
+        settings.check_batch(parser, options.batch, options.into)
+    return options
 
 
 def _served_names(model: Path) -> dict[Path, str]:

@@ -2,7 +2,9 @@
 
 import argparse
 import math
+import re
 import shlex
+from pathlib import Path
 
 
 def command(text: str) -> list[str]:
@@ -40,6 +42,22 @@ def switch(text: str) -> bool:
         if text.lower() in words:
             return value
     raise argparse.ArgumentTypeError(f"found {text!r}, expected true or false")
+
+
+def check_batch(parser: argparse.ArgumentParser, batch: str, version: Path) -> None:
+    """Ends the program if plans for such batches could not be served from a model's version folder.
+
+    Building one takes minutes, and Triton would say only then that it does not fit.
+    """
+    config = version.parent / "config.pbtxt"
+    found = (
+        re.search(r"^max_batch_size: (\d+)", config.read_text("utf-8"), re.M) if config.is_file() else None
+    )
+    largest = batch.rpartition(",")[2].strip()
+    if found and largest.isdecimal() and int(largest) < int(found[1]):
+        parser.error(
+            f"batch: found {batch}, expected {found[1]} as the largest, max_batch_size of all models"
+        )
 
 
 def url(text: str) -> str:

@@ -115,13 +115,29 @@ def urllib_infer(one):
 
 def test_plan_is_asked_for_as_configured(container):
     one = container(
-        PRECISION="int8", BATCH="1,2,4", CALIBRATION="/pictures", LD_PRELOAD="libm.so.6:libdl.so.2"
+        PRECISION="int8", BATCH="1,2,32", CALIBRATION="/pictures", LD_PRELOAD="libm.so.6:libdl.so.2"
     )
     one.wait_until_healthy()
     assert one.plan.read_text().split() == [
-        *(str(one.onnx), str(one.plan), "--if-needed", "--verify", "--precision", "int8", "--batch", "1,2,4"),
+        *(
+            str(one.onnx),
+            str(one.plan),
+            "--if-needed",
+            "--verify",
+            "--precision",
+            "int8",
+            "--batch",
+            "1,2,32",
+        ),
         *("--timing-cache", str(one.plan.with_name("timing.cache")), "--calibration", "/pictures"),
     ]
+
+
+def test_batch_that_no_server_would_take_is_refused_before_the_plan_is_built(container):
+    one = container(BATCH="1,2,4", builder="raise SystemExit('not wanted')")
+    assert one.process.wait(timeout=60) == 2
+    said = "batch: found 1,2,4, expected 32 as the largest, max_batch_size of all models"
+    assert one.log.read_text().splitlines()[-1] == f"entrypoint: error: {said}"
 
 
 def test_control_interfaces_are_closed(container):

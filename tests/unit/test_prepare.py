@@ -52,6 +52,16 @@ def test_onnx_file_gets_the_name_that_the_server_knows(tmp_path, model, variant)
     assert found == {"model.onnx": "net.onnx", "model.json": "net.json", "net.onnx.data": "net.onnx.data"}
 
 
+def test_batch_that_no_server_would_take(tmp_path, model):
+    (tmp_path / "config.pbtxt").write_text('name: "network"\nmax_batch_size: 8\n')
+    done = run(tmp_path, model, "into", "--batch=1,2,4")
+    assert done.returncode == 2
+    said = "batch: found 1,2,4, expected 8 as the largest, max_batch_size of all models"
+    assert done.stderr.splitlines()[-1] == f"prepare: error: {said}"
+    assert not (tmp_path / "into").exists()
+    assert run(tmp_path, model, "into", "--batch=1,2,8").returncode == 0
+
+
 def test_pods_take_turns_and_build_once_for_each_kind_of_gpu(tmp_path, model):
     cache = f"--cache={tmp_path / 'plans'}"
     pods = [
