@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 from centernet_image.contract import FITS
 from centernet_image.geometry import (
-    boxes_to_frame,
     boxes_to_image,
     frame_transform,
     points_to_image,
@@ -49,13 +48,12 @@ def test_picture_fits_and_is_centred(image_size, frame_size):
 def test_round_trip_of_a_batch(image_sizes, frame_size, fit, seed):
     batch = np.array(image_sizes, np.int32)
     boxes = np.random.default_rng(seed).uniform(-100, 6100, (len(batch), 5, 4)).astype(np.float32)
-    there = boxes_to_frame(boxes, batch, frame_size, fit)
+    there = np.empty_like(boxes)
+    for one, size, moved in zip(boxes, image_sizes, there, strict=True):
+        points = np.concatenate([one.reshape(-1, 2), np.ones((10, 1))], axis=1)
+        moved[:] = (points @ frame_transform(size, frame_size, fit).T).reshape(5, 4)
     # Float32 in the frame, which may be far smaller than the picture.
     np.testing.assert_allclose(boxes_to_image(there, batch, frame_size, fit), boxes, rtol=1e-3, atol=0.5)
-    for one, size, moved in zip(boxes, image_sizes, there, strict=True):
-        matrix = frame_transform(size, frame_size, fit)
-        points = np.concatenate([one.reshape(-1, 2), np.ones((10, 1))], axis=1)
-        np.testing.assert_allclose(moved.reshape(-1, 2), points @ matrix.T, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("fit", FITS)

@@ -97,15 +97,6 @@ def boxes_to_image(
     return points_to_image(corners, image_sizes, frame_size, fit).reshape(boxes.shape)
 
 
-def boxes_to_frame(
-    boxes: np.ndarray, image_sizes: np.ndarray, frame_size: tuple[int, int], fit: str = "whole"
-) -> np.ndarray:
-    """The inverse of `boxes_to_image`."""
-    corners = boxes.reshape(*boxes.shape[:-1], 2, 2)
-    scale, shift = _for(corners, image_sizes, frame_size, fit)
-    return (corners * scale + shift).astype(np.float32).reshape(boxes.shape)
-
-
 def _for(
     points: np.ndarray, image_sizes: np.ndarray, frame_size: tuple[int, int], fit: str
 ) -> tuple[np.ndarray, np.ndarray]:
