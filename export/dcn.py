@@ -206,17 +206,8 @@ class DCNv2(_Layer):
 class DCN(DCNv2):
     """`dcn_v2.DCN`: a convolution predicts offset and mask."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size,
-        padding: Size,
-        dilation: Size = 1,
-        deformable_groups: int = 1,
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, deformable_groups)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         # Without the dilation, as in the original.
         self.conv_offset_mask = self._predictor(3 * self.taps, 1)
 

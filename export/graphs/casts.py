@@ -4,6 +4,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from export.graphs.surgery import is_output
+
 
 def fuse(node: gs.Node) -> None:
     """Makes a DCNv2 node between such casts read and write FP16, its offset and mask FP32."""
@@ -35,12 +37,12 @@ def drop_round_trips(graph: gs.Graph) -> None:
         before = cast.inputs[0].inputs[0]
         if before.op != "Cast" or not before.inputs or before.inputs[0].dtype != np.float16:
             continue
-        if any(cast.outputs[0] is output for output in graph.outputs):
+        if is_output(graph, cast.outputs[0]):
             continue
         for reader in list(cast.outputs[0].outputs):
             for index, tensor in enumerate(reader.inputs):
                 if tensor is cast.outputs[0]:
                     reader.inputs[index] = before.inputs[0]
         cast.inputs.clear()
-        if not before.outputs[0].outputs and not any(before.outputs[0] is each for each in graph.outputs):
+        if not before.outputs[0].outputs and not is_output(graph, before.outputs[0]):
             before.inputs.clear()  # else it would be one more reader of what comes before

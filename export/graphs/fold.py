@@ -10,6 +10,8 @@ from collections.abc import Collection
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from export.graphs.surgery import is_output, only_reader
+
 _OUTPUT_AXIS = {"DeformConv": 0, "Conv": 0, "ConvTranspose": 1}
 
 
@@ -28,14 +30,6 @@ def fold(graph: gs.Graph, *, apart: Collection[str] = ()) -> None:
         if node.op in _OUTPUT_AXIS:
             while _fold_next(graph, node):
                 pass
-
-
-def _only_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
-    """Who alone reads a tensor; None where it is an output of the model, too."""
-    if len(tensor.outputs) != 1 or any(tensor is output for output in graph.outputs):
-        return None
-    reader = tensor.outputs[0]
-    return reader if sum(tensor is read for read in reader.inputs) == 1 else None
 
 
 def _fold_mask_factor(
@@ -58,7 +52,7 @@ def _fold_mask_factor(
         scaled[key] = weight, gs.Constant(f"{weight.name}/times_{factor:g}", values)
     node.inputs[1] = scaled[key][1]
     node.inputs[4] = sigmoids[0]
-    if not mask.outputs and not any(mask is output for output in graph.outputs):
+    if not mask.outputs and not is_output(graph, mask):
         mask.inputs[0].inputs.clear()  # else it would be one more reader of the sigmoid
 
 
@@ -72,8 +66,8 @@ def _merge_offset_and_mask(graph: gs.Graph, node: gs.Node, apart: Collection[str
         return
     logits = sigmoid.inputs[0]
     first, second = offset.inputs[0], logits.inputs[0]
-    readers = {id(_only_reader(graph, tensor)) for tensor in (offset, mask)}
-    if readers != {id(node)} or _only_reader(graph, logits) is not sigmoid:
+    readers = {id(only_reader(graph, tensor)) for tensor in (offset, mask)}
+    if readers != {id(node)} or only_reader(graph, logits) is not sigmoid:
         return
     if first is second or (first.name in apart) != (second.name in apart):
         return
@@ -118,13 +112,14 @@ def _geometry(conv: gs.Node) -> dict[str, object]:
 def _fold_next(graph: gs.Graph, node: gs.Node) -> bool:
     """Folds the BatchNorm, or the factor or summand by channel, that alone reads what `node` computes."""
     weight = node.inputs[1]
-    bias = node.inputs[2 if node.op != "DeformConv" else 3] if _has_bias(node) else None
+    index = 3 if node.op == "DeformConv" else 2
+    bias = node.inputs[index] if len(node.inputs) > index and not node.inputs[index].is_empty() else None
     if not isinstance(weight, gs.Constant) or not (bias is None or isinstance(bias, gs.Constant)):
         return False
     if node.op == "ConvTranspose" and node.attrs.get("group", 1) != 1:
         return False
     axis = _OUTPUT_AXIS[node.op]
-    reader = _only_reader(graph, node.outputs[0])
+    reader = only_reader(graph, node.outputs[0])
     found = None if reader is None else _scale_and_shift(node, reader, weight.values.shape[axis])
     if reader is None or found is None:
         return False
@@ -136,7 +131,6 @@ def _fold_next(graph: gs.Graph, node: gs.Node) -> bool:
     name = f"{node.name}/folded"
     node.inputs[1] = gs.Constant(f"{name}_weight", (weight.values * scale.reshape(sides)).astype(dtype))
     new = gs.Constant(f"{name}_bias", (before * scale + shift).astype(dtype))
-    index = 3 if node.op == "DeformConv" else 2
     if len(node.inputs) > index:
         node.inputs[index] = new
     else:
@@ -145,11 +139,6 @@ def _fold_next(graph: gs.Graph, node: gs.Node) -> bool:
     reader.inputs.clear()
     reader.outputs.clear()
     return True
-
-
-def _has_bias(node: gs.Node) -> bool:
-    index = 3 if node.op == "DeformConv" else 2
-    return len(node.inputs) > index and not node.inputs[index].is_empty()
 
 
 def _scale_and_shift(node: gs.Node, reader: gs.Node, channels: int) -> tuple[np.ndarray, np.ndarray] | None:

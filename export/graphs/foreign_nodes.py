@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from export.graphs.surgery import RewriteError, nodes_of
+from export.graphs.surgery import RewriteError, nodes_of, unpack
 
 _OPERATOR = re.compile(
     r"_?(MMCV)?(Modulated)?Deform(able)?_?Conv(olution)?(2d)?(_?(v2|Plugin|TRT|Function|Dynamic))*|"
@@ -152,7 +152,7 @@ def _rewrite(graph: gs.Graph, node: gs.Node) -> None:
             )
         offset_group = max(channels // ((3 if packed else 2) * taps), 1)
     if packed:
-        offset, mask = _unpack(graph, node.name, offset, taps * offset_group)
+        offset, mask = unpack(graph, node.name, offset, taps * offset_group)
     node.op, node.domain = "DeformConv", None
     inputs: list[gs.Tensor | None] = [data, weight, offset, bias, mask]
     while inputs[-1] is None:
@@ -213,17 +213,6 @@ def _fits(channels: int | None, unit: int, groups: int | None) -> bool:
         return False
     # 6 groups of offsets alone are as many channels as 4 with masks: then the node must say which.
     return channels == unit * groups if groups else channels % unit == 0 and channels % (unit // 3 * 2) != 0
-
-
-def _unpack(graph: gs.Graph, name: str, packed: gs.Tensor, channels: int) -> tuple[gs.Variable, gs.Variable]:
-    parts = ("offset", "logits", "mask")
-    offset, logits, mask = (gs.Variable(f"{name}/{part}", packed.dtype) for part in parts)
-    sizes = gs.Constant(f"{name}/split", np.array([2 * channels, channels], np.int64))
-    graph.nodes += [
-        gs.Node("Split", f"{name}/Split", {"axis": 1}, [packed, sizes], [offset, logits]),
-        gs.Node("Sigmoid", f"{name}/Sigmoid", {}, [logits], [mask]),
-    ]
-    return offset, mask
 
 
 def _value(what: str, attributes: dict[str, Any], names: tuple[str, ...]) -> list[int] | None:

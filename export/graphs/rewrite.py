@@ -16,6 +16,7 @@ from export.graphs.surgery import (
     inner_graphs,
     kernel_size,
     nodes_of,
+    only_reader,
     weight_index,
 )
 
@@ -262,11 +263,9 @@ def _slice_bounds(node: gs.Node) -> tuple[gs.Tensor, int, int] | None:
 
 def _fuse_relu(graph: gs.Graph, node: gs.Node) -> None:
     (output,) = node.outputs
-    if len(output.outputs) != 1 or output.outputs[0].op != "Relu" or node.attrs.get("relu"):
+    relu = only_reader(graph, output)
+    if relu is None or relu.op != "Relu" or node.attrs.get("relu"):
         return
-    if any(output is tensor for tensor in graph.outputs):
-        return
-    relu = output.outputs[0]
     node.outputs = [relu.outputs[0]]
     relu.inputs.clear()
     relu.outputs.clear()
@@ -288,14 +287,13 @@ def _fuse_quantization(graph: gs.Graph, node: gs.Node) -> None:
     multipliers = np.broadcast_to(scale * scales, len(values)).astype(np.float32)
     offsets = bias.values.astype(np.float32)
     (output,) = node.outputs
-    if len(output.outputs) == 1 and not any(output is tensor for tensor in graph.outputs):
-        quantize = output.outputs[0]
-        output_scale = _scale_of(quantize, "QuantizeLinear")
-        if output_scale is not None:
-            multipliers, offsets = multipliers / output_scale, offsets / output_scale
-            node.outputs = list(quantize.outputs)
-            quantize.outputs.clear()
-            node.attrs["quantized_output"] = 1
+    quantize = only_reader(graph, output)
+    output_scale = None if quantize is None else _scale_of(quantize, "QuantizeLinear")
+    if quantize is not None and output_scale is not None:
+        multipliers, offsets = multipliers / output_scale, offsets / output_scale
+        node.outputs = list(quantize.outputs)
+        quantize.outputs.clear()
+        node.attrs["quantized_output"] = 1
     node.attrs["quantized"] = 1
     node.inputs[0] = data.inputs[0].inputs[0]
     node.inputs[index] = gs.Constant(f"{weight.name}/constant", rounded)

@@ -22,6 +22,8 @@ from itertools import product
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from export.graphs.surgery import is_output, neighbours
+
 _MOST_CHANNELS = 16
 """Of a layer on the full grid: four times as many fill a tensor core's tile; with more, zeros cost time."""
 
@@ -63,10 +65,10 @@ def _stem(graph: gs.Graph, nodes: list[gs.Node], apart: Collection[str]) -> list
     *before, end = nodes
     stem = {id(end): end}
     for node in reversed(before):
-        readers = [reader for tensor in node.outputs for reader in tensor.outputs]
+        readers = list(neighbours(node))
         if not readers or any(id(reader) not in stem for reader in readers):
             continue
-        if not any(node.outputs[0] is output for output in graph.outputs) and _is_inner(node, apart):
+        if not is_output(graph, node.outputs[0]) and _is_inner(node, apart):
             stem[id(node)] = node
     for node in stem.values():
         for tensor in _data(node):

@@ -13,6 +13,7 @@ from export.graphs.surgery import (
     kernel_size,
     nodes_of,
     pair,
+    unpack,
     weight_index,
 )
 
@@ -43,14 +44,7 @@ def _rewrite(graph: gs.Graph, node: gs.Node) -> None:
     data, offset, *mask, weight, bias = node.inputs
     channels = attrs.get("deformable_group", 1) * height * width
     if packed:
-        raw, logits = (gs.Variable(f"{node.name}/{part}", offset.dtype) for part in ("offset", "logits"))
-        mask = [gs.Variable(f"{node.name}/mask", offset.dtype)]
-        sizes = gs.Constant(f"{node.name}/split", np.array([2 * channels, channels], np.int64))
-        graph.nodes += [
-            gs.Node("Split", f"{node.name}/Split", {"axis": 1}, [offset, sizes], [raw, logits]),
-            gs.Node("Sigmoid", f"{node.name}/Sigmoid", {}, [logits], mask),
-        ]
-        offset = raw
+        offset, *mask = unpack(graph, node.name, offset, channels)
     if attrs.get("weight_ohwi"):
         if not isinstance(weight, gs.Constant):
             raise RewriteError(f"{node.name}: weight_ohwi is set, expected a constant weight, found an input")

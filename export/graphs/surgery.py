@@ -40,7 +40,7 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
         node.name = node.name or f"{node.op}_{index}"
     for node in [node for node in graph.nodes if node.op == "Constant"]:
         (output,) = node.outputs
-        if "value" in node.attrs and not any(output is tensor for tensor in graph.outputs):
+        if "value" in node.attrs and not is_output(graph, output):
             node.outputs.clear()
             output.to_constant(np.asarray(node.attrs["value"].values))
     return graph
@@ -65,6 +65,34 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in nodes_of(graph.node):
         yield from inner_graphs(node)
+
+
+def neighbours(node: gs.Node, *, backward: bool = False) -> Iterator[gs.Node]:
+    """Who reads what a node computes; backward, who computes what it reads."""
+    for tensor in node.inputs if backward else node.outputs:
+        yield from tensor.inputs if backward else tensor.outputs
+
+
+def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether a tensor is one of the model's outputs."""
+    return any(tensor is output for output in graph.outputs)
+
+
+def only_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
+    """Who alone reads a tensor, and once; None where it is an output of the model, too."""
+    return tensor.outputs[0] if len(tensor.outputs) == 1 and not is_output(graph, tensor) else None
+
+
+def unpack(graph: gs.Graph, name: str, packed: gs.Tensor, channels: int) -> tuple[gs.Variable, gs.Variable]:
+    """Offset and mask of a tensor that holds both: the mask's `channels` come last, before their sigmoid."""
+    parts = ("offset", "logits", "mask")
+    offset, logits, mask = (gs.Variable(f"{name}/{part}", packed.dtype) for part in parts)
+    sizes = gs.Constant(f"{name}/split", np.array([2 * channels, channels], np.int64))
+    graph.nodes += [
+        gs.Node("Split", f"{name}/Split", {"axis": 1}, [packed, sizes], [offset, logits]),
+        gs.Node("Sigmoid", f"{name}/Sigmoid", {}, [logits], [mask]),
+    ]
+    return offset, mask
 
 
 def kernel_size(node: gs.Node) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from export.graphs.surgery import CONVOLUTIONS
+from export.graphs.surgery import CONVOLUTIONS, neighbours
 
 _ALWAYS_FULL = ("GridSample", "RoiAlign", "NonMaxSuppression")
 """They read coordinates; TensorRT wants GridSample's two inputs of one type."""
@@ -46,7 +46,7 @@ def _behind_convolutions(tensors: Iterable[gs.Tensor], *, inclusive: bool) -> se
             continue
         found.add(id(node))
         if node.op not in CONVOLUTIONS:
-            pending += [producer for tensor in node.inputs for producer in tensor.inputs]
+            pending += neighbours(node, backward=True)
     return found
 
 

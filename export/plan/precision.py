@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from export.errors import ExportError
-from export.graphs.surgery import CONVOLUTIONS
+from export.graphs.surgery import CONVOLUTIONS, neighbours
 from export.plan import positions
 
 _HALF_MAX = float(np.finfo(np.float16).max)
@@ -89,12 +89,8 @@ def _between_convolutions(graph: gs.Graph) -> set[int]:
     def reach(nodes: Iterable[gs.Node], *, backward: bool) -> set[int]:
         reached: set[int] = set()
         for node in nodes:
-            neighbours = (
-                (node.i(n) for n in range(len(node.inputs)) if node.inputs[n].inputs) if backward else ()
-            )
-            if not backward:
-                neighbours = (consumer for tensor in node.outputs for consumer in tensor.outputs)
-            if node.op in CONVOLUTIONS or any(id(neighbour) in reached for neighbour in neighbours):
+            others = neighbours(node, backward=backward)
+            if node.op in CONVOLUTIONS or any(id(other) in reached for other in others):
                 reached.add(id(node))
         return reached
 
@@ -122,7 +118,7 @@ def _is_half(values: np.ndarray) -> bool:
 
 
 def _all_read_by(nodes: set[int], node: gs.Node) -> bool:
-    consumers = [consumer for tensor in node.outputs for consumer in tensor.outputs]
+    consumers = list(neighbours(node))
     return bool(consumers) and all(id(consumer) in nodes for consumer in consumers)
 
 
@@ -137,8 +133,7 @@ def _constant_branches(graph: gs.Graph, half: set[int]) -> set[int]:
             constant.add(id(node))
     branches: set[int] = set()
     for node in reversed(graph.nodes):
-        consumers = [consumer for tensor in node.outputs for consumer in tensor.outputs]
-        if id(node) in constant and all(id(consumer) in half | branches for consumer in consumers):
+        if id(node) in constant and all(id(consumer) in half | branches for consumer in neighbours(node)):
             branches.add(id(node))
     return branches
 

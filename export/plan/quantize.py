@@ -6,7 +6,7 @@ never between a convolution and its ReLU or sum.
 """
 
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator
 
-from export.graphs.surgery import CONVOLUTIONS, export_graph
+from export.graphs.surgery import CONVOLUTIONS, export_graph, neighbours
 from export.plan import positions
 from export.plan.precision import MIN_SCALE, PrecisionError
 
@@ -108,7 +108,6 @@ def to_int8(
     feeds: Iterable[dict[str, np.ndarray]],
     *,
     nodes: Collection[str] | None = None,
-    method: CalibrationMethod = CalibrationMethod.MinMax,
 ) -> None:
     """Quantizes convolutions to INT8 by Q/DQ pairs; everything else stays as it is.
 
@@ -119,7 +118,6 @@ def to_int8(
         graph: FP32, with DeformConv nodes (the calibration runs in ONNX Runtime).
         feeds: the model's inputs, one dict per picture, to observe the range of the activations.
         nodes: names of the convolutions to quantize; those of `names` by default.
-        method: how a range is chosen from the values seen.
 
     Raises:
         PrecisionError: there is nothing to quantize or no picture to calibrate with.
@@ -136,7 +134,7 @@ def to_int8(
     full = positions.in_fp32(graph, with_convolutions=False) | positions.between_offsets(graph)
     chosen = [node for node in chosen if not _reads_positions(node, full)]
     sharing = _tensors_to_quantize(graph, chosen, fixed)
-    largest = _largest_values(export_graph(graph), chain([first], feeds), method)
+    largest = _largest_values(export_graph(graph), chain([first], feeds))
     for tensors in sharing:
         scale = max(_largest_value(tensor, largest) for tensor in tensors) / _LARGEST
         for tensor in tensors:
@@ -159,9 +157,7 @@ class _Feeds(CalibrationDataReader):
         return next(self._feeds, None)
 
 
-def _largest_values(
-    model: onnx.ModelProto, feeds: Iterable[dict[str, np.ndarray]], method: CalibrationMethod
-) -> dict[str, float]:
+def _largest_values(model: onnx.ModelProto, feeds: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
     """The largest absolute value of each tensor around the operators that matter here, by name."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
@@ -171,7 +167,7 @@ def _largest_values(
             path,
             [*CONVOLUTIONS, *_KEEPS_VALUES, "Add"],
             augmented_model_path=str(Path(folder, "augmented.onnx")),
-            calibrate_method=method,
+            calibrate_method=CalibrationMethod.MinMax,
         )
         calibrator.collect_data(_Feeds(feeds))
         ranges = calibrator.compute_data()
@@ -249,7 +245,7 @@ def _sources(tensor: gs.Tensor, chosen: list[gs.Node]) -> list[gs.Node]:
         if id(node) in wanted:
             found.append(node)
         elif node.op in _STAYS_INT8:
-            pending += [producer for source in node.inputs for producer in source.inputs]
+            pending += neighbours(node, backward=True)
     return found
 
 
@@ -322,7 +318,7 @@ def _next_convolutions(node: gs.Node, *, backward: bool = False) -> list[gs.Node
     """The convolutions that are reached from `node` with none in between."""
     found: list[gs.Node] = []
     seen: set[int] = set()
-    pending = list(_neighbours(node, backward=backward))
+    pending = list(neighbours(node, backward=backward))
     while pending:
         other = pending.pop()
         if id(other) in seen:
@@ -331,13 +327,8 @@ def _next_convolutions(node: gs.Node, *, backward: bool = False) -> list[gs.Node
         if other.op in CONVOLUTIONS:
             found.append(other)
         else:
-            pending.extend(_neighbours(other, backward=backward))
+            pending += neighbours(other, backward=backward)
     return found
-
-
-def _neighbours(node: gs.Node, *, backward: bool) -> Iterator[gs.Node]:
-    for tensor in node.inputs if backward else node.outputs:
-        yield from tensor.inputs if backward else tensor.outputs
 
 
 def _offset_sources(node: gs.Node) -> list[gs.Node]:
