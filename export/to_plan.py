@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     model, digest = onnx_files.load(options.model)
     with onnx_files.naming(options.model):
-        model = rewrite.to_deform_conv(model)
+        graph, model = rewrite.import_standard(model)
     network_facts = _network_facts(model, options.model)
     trt = builder.load_tensorrt(rtx=bool(options.target))
     shapes = profiles.profiles(model, options.batch, options.shapes)
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         make_folder(file.parent)
     with onnx_files.naming(options.model):
         network = lowering.make(
-            model,
+            graph,
             options.precision,
             source.feeds(model) if source else (),
             keep_fp32=options.keep_fp32,

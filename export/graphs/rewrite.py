@@ -60,27 +60,25 @@ def to_dcnv2(graph: gs.Graph, *, fuse: bool = True, tf32: bool = False) -> None:
 
 
 def to_deform_conv(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model of `import_standard`, which ONNX Runtime runs; the same one if it is standard."""
+    """The model of `import_standard`, which ONNX Runtime runs."""
     if not any(map(foreign_nodes.is_dcn, nodes_of(model.graph.node))):
         return model
-    graph, rewritten = _import(model)
-    return export_graph(graph) if rewritten else model
+    return import_standard(model)[1]
 
 
-def import_standard(model: onnx.ModelProto) -> gs.Graph:
+def import_standard(model: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
     """A graph with every DCNv2 node, fused or not, and those of others, rewritten to standard operators.
 
     A model of an opset before 19 is converted to 19, where DeformConv begins. The tensors know their types.
+
+    Returns:
+        The graph, and its model: the given one, if that is standard.
 
     Raises:
         RewriteError: a node has another number of inputs than its attributes ask for,
             `weight_ohwi` without a constant weight, says too little to be rewritten, does not fit its
             tensors, or lies within an If, Loop or Scan.
     """
-    return _import(model)[0]
-
-
-def _import(model: onnx.ModelProto) -> tuple[gs.Graph, bool]:
     for holder in model.graph.node:
         for inner in inner_graphs(holder):
             for node in filter(foreign_nodes.is_dcn, nodes_of(inner.node)):
@@ -95,7 +93,7 @@ def _import(model: onnx.ModelProto) -> tuple[gs.Graph, bool]:
     if foreign:  # what lies behind them has no types yet
         infer_types(graph, export_graph(graph))
     geometry.check(graph)
-    return graph, foreign or newer is not model
+    return graph, export_graph(graph) if foreign or newer is not model else model
 
 
 def to_dense_conv_transpose(graph: gs.Graph) -> None:

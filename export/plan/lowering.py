@@ -36,7 +36,7 @@ class PlanNetwork:
 
 
 def make(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | gs.Graph,
     precision_name: str,
     feeds: Iterable[dict[str, np.ndarray]] = (),
     *,
@@ -47,7 +47,8 @@ def make(
     """Puts a model into a precision.
 
     Args:
-        model: FP32, with DeformConv or DCNv2 nodes, others' nodes for the same, or without.
+        model: FP32, with DeformConv or DCNv2 nodes, others' nodes for the same, or without; or its graph of
+            `rewrite.import_standard`, which is changed.
         precision_name: one of `PRECISIONS`.
         feeds: the model's inputs, one dict per picture; INT8 is calibrated with them.
         keep_fp32: patterns of names (`*` and `?`) of nodes that FP16 and INT8 leave in FP32.
@@ -61,7 +62,7 @@ def make(
     """
     if precision_name not in PRECISIONS:
         raise ValueError(f"found precision {precision_name}, expected one of {', '.join(PRECISIONS)}")
-    graph = rewrite.import_standard(model)
+    graph = model if isinstance(model, gs.Graph) else rewrite.import_standard(model)[0]
     reference = export_graph(graph)
     kept = _matching(graph, keep_fp32)
 
