@@ -23,7 +23,6 @@ from export.plan.provenance import Profiles
 from export.repository import config_pbtxt, model_tensors, task_models, usage
 from export.repository.model_tensors import ModelTensors
 
-TEMPLATE = task_models.TEMPLATES / "picture_preprocess.py"
 MAX_BATCH = 8
 LARGEST = 2**31 - 2**20
 """Bytes of an ONNX file; weights of a larger one lie beside it."""
@@ -236,8 +235,8 @@ def _asked(options: argparse.Namespace, network: Network) -> ModelTensors:
     """What a client gives and gets."""
     if network.description:
         return task_models.asked(options.name, network.description)
-    image = (replace(config_pbtxt.IMAGE, shape=config_pbtxt.IMAGE.shape[not network.max_batch :]),)
-    return replace(network.tensors, inputs=image) if options.picture else network.tensors
+    image, _ = config_pbtxt.picture_tensors(network.max_batch)
+    return replace(network.tensors, inputs=(image,)) if options.picture else network.tensors
 
 
 def _is_open(side: int | str) -> bool:
@@ -308,19 +307,12 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _write_picture(new: Path, name: str, network: Network, picture: PictureTensor) -> None:
-    folder = new / f"{name}_preprocess"
-    (folder / "1").mkdir(parents=True)
-    shutil.copyfile(TEMPLATE, folder / "1" / "model.py")
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(task_models.PICTURES, folder / "1" / "centernet_image", ignore=ignore)
     (tensor,) = network.tensors.inputs
-    text = config_pbtxt.preprocess(folder.name, tensor, picture, max_batch=network.max_batch)
-    (folder / "config.pbtxt").write_text(text, encoding="utf-8")
-    (new / name / "1").mkdir(parents=True)
-    # A folder without a file is lost by git and by object stores.
-    (new / name / "1" / ".gitkeep").touch()
-    text = config_pbtxt.picture_ensemble(name, network.tensors, max_batch=network.max_batch)
-    (new / name / "config.pbtxt").write_text(text, encoding="utf-8")
+    folder = new / f"{name}_preprocess"
+    config = config_pbtxt.preprocess(folder.name, tensor, picture, max_batch=network.max_batch)
+    task_models.write_model(folder, config, "picture_preprocess.py")
+    config = config_pbtxt.picture_ensemble(name, network.tensors, max_batch=network.max_batch)
+    task_models.write_model(new / name, config)
 
 
 if __name__ == "__main__":

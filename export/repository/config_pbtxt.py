@@ -12,8 +12,6 @@ from export.plan.provenance import Profiles
 from export.repository.model_tensors import ModelTensor, ModelTensors
 
 MARK = "# Written by export.to_repository"
-IMAGE = ModelTensor("image", "STRING", ("batch", 1))
-IMAGE_SIZE = ModelTensor("image_size", "INT32", ("batch", 2))
 
 _QUEUE = """\
 dynamic_batching {{
@@ -62,13 +60,10 @@ def network(
     for tensor, shapes in (profiles or {}).items():
         smallest, usual, largest = ("x".join(map(str, shapes[kind])) for kind in ("min", "opt", "max"))
         lines.append(f"# {quotable(tensor)}: {smallest} to {largest}, fastest at {usual}.")
-    lines.append(f'name: "{name}"')
-    lines.append('backend: "onnxruntime"' if cpu else 'platform: "tensorrt_plan"')
-    lines.append(f"max_batch_size: {max_batch}")
-    lines += tensor_lists(tensors.inputs, tensors.outputs, batched=max_batch > 0)
+    kind = 'backend: "onnxruntime"' if cpu else 'platform: "tensorrt_plan"'
+    text = _head(lines, name, kind, tensors, max_batch)
     # On the CPU, too: with one, Triton 24.10 often lets a queued request wait for half a second.
-    lines.append(f"instance_group [ {{ kind: KIND_{'CPU' if cpu else 'GPU'} count: 2 }} ]")
-    text = "\n".join(lines) + "\n"
+    text += f"instance_group [ {{ kind: KIND_{'CPU' if cpu else 'GPU'} count: 2 }} ]\n"
     if max_batch:
         text += _QUEUE.format(size=64 if cpu else 8 * max_batch, timeout=60_000_000 if cpu else 10_000_000)
     if cpu:
@@ -81,16 +76,11 @@ def network(
 
 def preprocess(name: str, tensor: ModelTensor, picture: PictureTensor, *, max_batch: int) -> str:
     """The configuration of the model that makes a network's input of encoded pictures."""
-    inputs, outputs = (
-        [each if max_batch else _alone(each) for each in some] for some in ([IMAGE], [IMAGE_SIZE])
-    )
-    shape = ("batch" if max_batch else 1, *picture.shape)
-    made = ModelTensor(tensor.name, tensor.dtype, shape)
-    lines = [f"{MARK}: encoded pictures to the network's input.", f'name: "{name}"', 'backend: "python"']
-    lines.append(f"max_batch_size: {max_batch}")
-    lines += tensor_lists(inputs, [made, *outputs], batched=max_batch > 0)
-    lines.append("instance_group [ { kind: KIND_CPU count: 2 } ]")
-    text = "\n".join(lines) + "\n"
+    image, size = picture_tensors(max_batch)
+    made = ModelTensor(tensor.name, tensor.dtype, ("batch" if max_batch else 1, *picture.shape))
+    comment = f"{MARK}: encoded pictures to the network's input."
+    text = _head([comment], name, 'backend: "python"', ModelTensors((image,), (made, size)), max_batch)
+    text += "instance_group [ { kind: KIND_CPU count: 2 } ]\n"
     if max_batch:
         text += _QUEUE.format(size=192, timeout=10_000_000)
     wanted = quotable(json.dumps(asdict(picture)))
@@ -103,32 +93,28 @@ def preprocess(name: str, tensor: ModelTensor, picture: PictureTensor, *, max_ba
 
 def picture_ensemble(name: str, tensors: ModelTensors, *, max_batch: int) -> str:
     """The configuration that joins `NAME_preprocess` and `NAME_network`."""
-    inputs, sizes = ((each if max_batch else _alone(each),) for each in (IMAGE, IMAGE_SIZE))
+    image, size = picture_tensors(max_batch)
     (fed,) = tensors.inputs
     outputs = [tensor.name for tensor in tensors.outputs]
     steps = (
         step(f"{name}_preprocess", ["image"], [fed.name, "image_size"]),
         step(f"{name}_network", [fed.name], outputs),
     )
-    own = ModelTensors(inputs, (*tensors.outputs, *sizes))
-    return ensemble(name, own, steps, max_batch=max_batch)
+    return ensemble(name, ModelTensors((image,), (*tensors.outputs, size)), steps, max_batch=max_batch)
 
 
 def ensemble(name: str, tensors: ModelTensors, steps: Sequence[str], *, max_batch: int) -> str:
     """The configuration of an ensemble: an encoded picture in, what is made of it out."""
-    lines = [f"{MARK}: an encoded picture in, what the network makes of it out.", f'name: "{name}"']
-    lines += ['platform: "ensemble"', f"max_batch_size: {max_batch}"]
-    lines += tensor_lists(tensors.inputs, tensors.outputs, batched=max_batch > 0)
-    lines += ["ensemble_scheduling {", "  step [", ",\n".join(steps), "  ]", "}"]
-    return "\n".join(lines) + "\n"
+    comment = f"{MARK}: an encoded picture in, what the network makes of it out."
+    head = _head([comment], name, 'platform: "ensemble"', tensors, max_batch)
+    return "\n".join([f"{head}ensemble_scheduling {{", "  step [", ",\n".join(steps), "  ]", "}", ""])
 
 
 def streams(name: str, tensors: ModelTensors, *, max_batch: int) -> str:
     """The configuration of the model that keeps the state of videos, one sequence each."""
-    lines = [f"{MARK}: a video's next picture in, its tracks out.", f'name: "{name}"', 'backend: "python"']
-    lines.append(f"max_batch_size: {max_batch}")
-    lines += tensor_lists(tensors.inputs, tensors.outputs, batched=True)
-    return "\n".join(lines) + "\n" + _STREAMS.format(threshold=SCORE_THRESHOLD)
+    comment = f"{MARK}: a video's next picture in, its tracks out."
+    head = _head([comment], name, 'backend: "python"', tensors, max_batch)
+    return head + _STREAMS.format(threshold=SCORE_THRESHOLD)
 
 
 def quotable(text: str) -> str:
@@ -136,9 +122,17 @@ def quotable(text: str) -> str:
     return text_encoding.CEscape(text, as_utf8=True)
 
 
-def _alone(tensor: ModelTensor) -> ModelTensor:
-    """The same for a model without batches."""
-    return ModelTensor(tensor.name, tensor.dtype, tensor.shape[1:])
+def picture_tensors(max_batch: int) -> tuple[ModelTensor, ModelTensor]:
+    """An encoded picture and its size, of a model with batches or, where that is 0, without."""
+    image = ModelTensor("image", "STRING", ("batch", 1)[not max_batch :])
+    return image, ModelTensor("image_size", "INT32", ("batch", 2)[not max_batch :])
+
+
+def _head(comments: Sequence[str], name: str, kind: str, tensors: ModelTensors, max_batch: int) -> str:
+    """What every configuration begins with."""
+    lines = [*comments, f'name: "{name}"', kind, f"max_batch_size: {max_batch}"]
+    lines += tensor_lists(tensors.inputs, tensors.outputs, batched=max_batch > 0)
+    return "\n".join([*lines, ""])
 
 
 def step(model: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:

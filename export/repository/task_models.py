@@ -14,8 +14,8 @@ from export.repository.model_tensors import ModelTensor, ModelTensors
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "model_repository"
-PICTURES = MODELS / "centernet_preprocess" / "1" / "centernet_image"
-TEMPLATES = Path(__file__).parent / "templates"
+_PICTURES = MODELS / "centernet_preprocess" / "1" / "centernet_image"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 _WITHOUT_CACHES = shutil.ignore_patterns("__pycache__")
 
@@ -71,22 +71,27 @@ def write(new: Path, name: str, description: Description, *, max_batch: int) -> 
             if stream:  # Python keeps the frames.
                 text += 'parameters { key: "frames" value { string_value: "host" } }\n'
             (new / model / "config.pbtxt").write_text(text, encoding="utf-8")
-    folder = new / name
-    (folder / "1").mkdir(parents=True)
     tensors = asked(name, description)
     if stream:
-        shutil.copyfile(TEMPLATES / "streams.py", folder / "1" / "model.py")
-        shutil.copytree(PICTURES, folder / "1" / PICTURES.name, ignore=_WITHOUT_CACHES)
-        text = config_pbtxt.streams(name, tensors, max_batch=max_batch)
+        write_model(new / name, config_pbtxt.streams(name, tensors, max_batch=max_batch), "streams.py")
     else:
-        # A folder without a file is lost by git and by object stores.
-        (folder / "1" / ".gitkeep").touch()
         steps = [
             config_pbtxt.step(model, *([tensor.name for tensor in some] for some in models[model]))
             for model in (f"{name}_preprocess", f"{name}_postprocess")
         ]
-        text = config_pbtxt.ensemble(name, tensors, steps, max_batch=max_batch)
-    (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+        write_model(new / name, config_pbtxt.ensemble(name, tensors, steps, max_batch=max_batch))
+
+
+def write_model(folder: Path, config: str, template: str | None = None) -> None:
+    """Writes a model of one of the templates, the picture code beside it, or without one an ensemble."""
+    version = folder / "1"
+    version.mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+    if template:
+        shutil.copyfile(_TEMPLATES / template, version / "model.py")
+        shutil.copytree(_PICTURES, version / _PICTURES.name, ignore=_WITHOUT_CACHES)
+    else:
+        (version / ".gitkeep").touch()  # a folder without a file is lost by git and by object stores
 
 
 def _batched(tensors: Sequence[contract.Tensor]) -> tuple[ModelTensor, ...]:
