@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -99,42 +99,13 @@ class Settings:
     origins: tuple[str, ...] = ()
 
 
-class Slots:
-    """How many pictures are in flight."""
-
-    def __init__(self, limit: int, metrics: Metrics) -> None:
-        self._limit = limit
-        self._metrics = metrics
-        self._taken = 0
-
-    @contextmanager
-    def take(self) -> Iterator[None]:
-        """Holds one slot.
-
-        Raises:
-            RequestError: All are taken.
-        """
-        if self._taken >= self._limit:
-            raise RequestError(
-                503, f"{self._taken} pictures are in flight, as many as allowed: ask again.", 1
-            )
-        self._taken += 1
-        self._metrics.in_flight.inc()
-        try:
-            yield
-        finally:
-            self._taken -= 1
-            self._metrics.in_flight.dec()
-
-
 def make_app(client: AsyncCenterNetClient, settings: Settings) -> FastAPI:
     """The ASGI application around `client`, which it closes in the end."""
     metrics = Metrics()
-    slots = Slots(settings.max_in_flight, metrics)
+    slots = asyncio.Semaphore(settings.max_in_flight)
     upstream = Upstream(client)
-    drawing_slots = asyncio.Semaphore(
-        2
-    )  # The largest pictures take half a gigabyte each while they are drawn.
+    # The largest pictures take half a gigabyte each while they are drawn.
+    drawing_slots = asyncio.Semaphore(2)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -175,26 +146,30 @@ def make_app(client: AsyncCenterNetClient, settings: Settings) -> FastAPI:
         ] = False,
     ) -> Response:
         """Finds the objects in one picture: the body, or a form's file. The JSON is that of detect.py."""
-        with slots.take():
-            clock = Clock()
-            facts = await _facts_if_any(upstream)
-            upload = await read_picture(request, facts.limits.max_bytes)
-            metrics.bytes.inc(len(upload.picture))
-            clock.lap("receive")
-            detections, models = await _unless_gone(
-                request, upstream.detect(upload.picture, threshold, steps=steps)
-            )
-            clock.lap("detect")
-            clock.laps.update(models)
-            if draw:
-                async with drawing_slots:
-                    drawing, kind = await asyncio.to_thread(
-                        _draw, upload.picture, detections, facts.limits, upstream.client.camera
-                    )
-                clock.lap("draw")
-                return Response(drawing, media_type=kind, headers=clock.headers())
-            headers = clock.headers() | _turned(upload.picture)
-            return JSONResponse(output.entry(upload.name, detections), headers=headers)
+        if slots.locked():
+            text = f"{settings.max_in_flight} pictures are in flight, as many as allowed: ask again."
+            raise RequestError(503, text, 1)
+        async with slots:
+            with metrics.in_flight.track_inprogress():
+                clock = Clock()
+                facts = await _facts_if_any(upstream)
+                upload = await read_picture(request, facts.limits.max_bytes)
+                metrics.bytes.inc(len(upload.picture))
+                clock.lap("receive")
+                detections, models = await _unless_gone(
+                    request, upstream.detect(upload.picture, threshold, steps=steps)
+                )
+                clock.lap("detect")
+                clock.laps.update(models)
+                if draw:
+                    async with drawing_slots:
+                        drawing, kind = await asyncio.to_thread(
+                            _draw, upload.picture, detections, facts.limits, upstream.client.camera
+                        )
+                    clock.lap("draw")
+                    return Response(drawing, media_type=kind, headers=clock.headers())
+                headers = clock.headers() | _turned(upload.picture)
+                return JSONResponse(output.entry(upload.name, detections), headers=headers)
 
     @app.get("/model", responses={status: ERRORS[status] for status in (502, 503, 504)})
     async def model() -> dict[str, Any]:
