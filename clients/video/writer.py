@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.errors import CenterNetError
-from clients.output import part_of
+from clients.output import beside
 from clients.video.source import OpenVideo
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ ENCODER = {"preset": "veryfast", "crf": "18"}
 class VideoWriter:
     """Writes frames to an MP4 file (H.264, no sound) at their own times. A context manager.
 
-    The file gets its name at the end, if nothing failed.
+    The file gets its name at the end, if nothing failed; see `output.beside`.
 
     Args:
         path: The file.
@@ -36,9 +36,9 @@ class VideoWriter:
     def __init__(self, path: Path, video: OpenVideo, on_error: Callable[[CenterNetError], None]) -> None:
         self.broken = False
         self._path = path
-        self._part = part_of(path)
         self._video = video
         self._on_error = on_error
+        self._files = ExitStack()
         self._container: Any = None
         self._stream: Any = None
         self._pts = -1
@@ -46,14 +46,11 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._container is None:
-            return
-        if kind is None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
             self._guarded(self._finish)
-        with suppress(Exception):  # What is closed or broken already.
-            self._container.close()
-        self._part.unlink(missing_ok=True)
+        else:
+            self._give_up(error)
 
     def append(self, pixels: np.ndarray, time_s: float) -> None:
         """Adds a frame, uint8 [height, width, 3] BGR, to be shown at `time_s`."""
@@ -75,8 +72,8 @@ class VideoWriter:
     def _open(self, height: int, width: int) -> None:
         import av
 
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(self._part.absolute()), "w", format="mp4")
+        part = self._files.enter_context(beside(self._path))
+        self._container = self._files.enter_context(av.open(str(part), "w", format="mp4"))
         rate = Fraction(self._video.fps).limit_denominator(100_000)
         stream: Any = self._container.add_stream("libx264", rate=rate, options=ENCODER)
         stream.width, stream.height = width, height
@@ -86,9 +83,13 @@ class VideoWriter:
         self._stream = stream
 
     def _finish(self) -> None:
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        self._part.replace(self._path)
+        if self._container is not None:
+            self._container.mux(self._stream.encode(None))
+            self._files.close()
+
+    def _give_up(self, error: BaseException) -> None:
+        with suppress(Exception):  # Of what is broken already.
+            self._files.__exit__(type(error), error, error.__traceback__)
 
     def _guarded(self, write: Callable[..., None], *arguments: Any) -> None:
         import av
@@ -99,4 +100,5 @@ class VideoWriter:
             write(*arguments)
         except (av.FFmpegError, OSError) as error:
             self.broken = True
+            self._give_up(error)
             self._on_error(CenterNetError(f"cannot write {self._path}: {error.strerror}"))

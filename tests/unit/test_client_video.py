@@ -118,6 +118,15 @@ def test_a_copy_keeps_times_size_and_pixels(tmp_path: Path, begin_s: int, size: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "copy.mp4"]
 
 
+def test_a_copy_replaces_what_a_link_leads_to(tmp_path: Path) -> None:
+    link, target = tmp_path / "copy.mp4", tmp_path / "far" / "b.mp4"
+    link.symlink_to(target)
+    assert copy(write(tmp_path / "a.mkv", [0]), link) == []
+    assert link.is_symlink()
+    assert len(watch(target)) == 1
+    assert [path.name for path in target.parent.iterdir()] == ["b.mp4"]
+
+
 @pytest.mark.parametrize("size", [(65, 48), (64, 49), (7, 5)])
 def test_a_copy_of_odd_size(tmp_path: Path, size: tuple[int, int]) -> None:
     cv2.imwrite(str(tmp_path / "0.png"), picture(size[1], size[0]))
