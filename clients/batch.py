@@ -27,7 +27,7 @@ from rich.console import Console
 from clients import options, output
 from clients.blocking import CenterNetClient
 from clients.detections import EXTRAS
-from clients.errors import CenterNetError, UnavailableError
+from clients.errors import CenterNetError, MisuseError, UnavailableError
 from clients.tensors import Signature
 from clients.transport import PORTS
 
@@ -39,12 +39,6 @@ EXAMPLES = """examples:
   batch.py s3://bucket/pictures out --network model.plan --gpus --workers 8
   batch.py 'shards/*.parquet' out --column image --format jsonl --network model.onnx
 """
-
-
-class MisuseError(CenterNetError):
-    """What the command line asks for cannot be."""
-
-    exit_code = 2
 
 
 @dataclass

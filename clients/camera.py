@@ -18,7 +18,7 @@ NEAR_M = 0.1
 """What is nearer to the camera, or behind it, has no place in the picture."""
 
 BOX_EDGES = tuple((one, other) for one in range(8) for other in range(one) if (one ^ other) in (1, 2, 4))
-"""Pairs of `corners`: bit 0 of a corner's number is the length, bit 1 the height, bit 2 the width."""
+"""Pairs of a box's corners, by their numbers in `centernet_image.tasks.boxes3d.corners`."""
 
 
 def read(path: Path) -> np.ndarray:
@@ -52,23 +52,7 @@ def _numbers(text: str) -> list[float]:
     return [float(word) for word in (found[1] if found else text).replace(",", " ").split()]
 
 
-def corners(location: np.ndarray, dimensions: np.ndarray, rotation: float) -> np.ndarray:
-    """The corners of a 3-D box as KITTI defines it (Geiger et al., 2012), metres [8, 3].
-
-    Args:
-        location: Middle of the bottom, [3].
-        dimensions: Height, width, length, [3].
-        rotation: Around the vertical axis, radians; 0 points to the right.
-    """
-    height, width, length = dimensions
-    bits = np.arange(8)[:, None] >> np.arange(3) & 1
-    along, up, across = ((bits - (0.5, 0, 0.5)) * (length, height, width)).T
-    cos, sin = np.cos(rotation), np.sin(rotation)
-    return location + np.stack([along * cos + across * sin, -up, across * cos - along * sin], 1)
-
-
 def project(points: np.ndarray, camera: np.ndarray) -> np.ndarray:
-    """Points [n, 3], metres, in the picture of a camera [3, 4]: pixels [n, 2], NaN for what is behind it."""
-    image = np.concatenate([points, np.ones((len(points), 1))], 1) @ camera.T
-    depths = np.where(image[:, 2:] >= NEAR_M, image[:, 2:], np.nan)
-    return image[:, :2] / depths
+    """Points [..., 3], metres, in a camera's picture: pixels [..., 2], NaN for what is behind it."""
+    image = points @ camera[:, :3].T + camera[:, 3]
+    return image[..., :2] / np.where(image[..., 2:] >= NEAR_M, image[..., 2:], np.nan)

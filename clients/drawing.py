@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import supervision as sv
+from centernet_image.tasks.boxes3d import corners
 from supervision.key_points.skeletons import Skeleton
 
 from clients import camera as projection
@@ -124,9 +125,8 @@ def _draw_3d(scene: np.ndarray, found: Detections, camera: np.ndarray, colors: n
     assert found.locations is not None
     assert found.dimensions is not None
     assert found.rotations is not None
-    boxes = zip(found.locations, found.dimensions, found.rotations, strict=True)
-    points = np.array([projection.project(projection.corners(*box), camera) for box in boxes])
-    _draw_points(scene, points.reshape(-1, 8, 2), colors, projection.BOX_EDGES, radius=0)
+    points = projection.project(corners(found.locations, found.dimensions, found.rotations), camera)
+    _draw_points(scene, points, colors, projection.BOX_EDGES, radius=0)
 
 
 def _draw_points(

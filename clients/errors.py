@@ -9,6 +9,12 @@ class CenterNetError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class MisuseError(CenterNetError):
+    """What the command line asks for cannot be; nothing was touched."""
+
+    exit_code = 2
+
+
 class UnavailableError(CenterNetError):
     """No server answers, its model is not ready, or its queue is full: later may be better."""
 

@@ -30,7 +30,7 @@ from rich.console import Console
 
 from clients import options
 from clients.client import AsyncCenterNetClient
-from clients.errors import CenterNetError
+from clients.errors import CenterNetError, MisuseError
 
 NETWORK = "centernet_network"
 CANDIDATE = "centernet_network_candidate"
@@ -40,12 +40,6 @@ LOAD_S = 600.0
 
 class RollOutError(CenterNetError):
     """The new version is not served; the old one is."""
-
-
-class MisuseError(CenterNetError):
-    """The command line asks for what cannot be; nothing was touched."""
-
-    exit_code = 2
 
 
 def main() -> int:

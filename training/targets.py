@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from centernet_image.contract import STRIDE
+from centernet_image.tasks.tracks import OVERLAP, raise_to_blob
 
 MAX_OBJECTS = 256
 """Boxes of one picture that are learnt; further ones are dropped."""
@@ -51,26 +52,15 @@ def make_targets(
     reg[:count] = centres - cells
     wh[:count] = boxes[:, 2:] - boxes[:, :2]
     for kind, cell, sides in zip(classes, cells, wh, strict=False):
-        _add_gaussian(hm[kind], cell, max(0, int(gaussian_radius(*sides))))
+        raise_to_blob(hm[kind], *cell, max(0, int(gaussian_radius(*sides))))
     return Targets(hm, index, reg, wh, np.arange(MAX_OBJECTS) < count)
 
 
-def gaussian_radius(width: float, height: float, min_overlap: float = 0.7) -> float:
+def gaussian_radius(width: float, height: float) -> float:
     """How far off a centre may be, in the units of the sides.
 
     The smallest of CornerNet's three cases as CenterNet's published code, and so every published CenterNet,
-    evaluates it: `min_overlap` is the IoU that boxes shifted by the radius should keep.
+    evaluates it: `OVERLAP` is the IoU that boxes shifted by the radius should keep.
     """
-    half = min_overlap * (width + height)
-    return float(np.sqrt(half**2 + 4 * min_overlap * (1 - min_overlap) * width * height) - half)
-
-
-def _add_gaussian(heat: np.ndarray, cell: np.ndarray, radius: int) -> None:
-    """Raises `heat` [H, W] to a Gaussian of deviation (2 radius + 1) / 6 around `cell`, x y."""
-    deviation = (2 * radius + 1) / 6
-    (x, y), (height, width) = cell, heat.shape
-    rows = np.arange(max(0, y - radius), min(height, y + radius + 1))
-    columns = np.arange(max(0, x - radius), min(width, x + radius + 1))
-    squares = (rows[:, None] - y) ** 2 + (columns - x) ** 2
-    patch = heat[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    np.maximum(patch, np.exp(-squares / (2 * deviation**2)), out=patch)
+    half = OVERLAP * (width + height)
+    return float(np.sqrt(half**2 + 4 * OVERLAP * (1 - OVERLAP) * width * height) - half)

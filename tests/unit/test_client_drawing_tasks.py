@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import supervision as sv
+from centernet_image.tasks.boxes3d import corners
 
 from clients import camera, drawing
 from clients.detections import Detections
@@ -93,11 +94,11 @@ def test_a_box_in_space_stands_on_its_location() -> None:
 
 
 def test_rotation_height_and_length_of_a_box_in_space() -> None:
-    long = camera.corners(np.array([0.0, 0, 10]), np.array([1.5, 1, 4]), 0.0)
+    long = corners(np.array([0.0, 0, 10]), np.array([1.5, 1, 4]), 0.0)
     np.testing.assert_allclose(np.ptp(long, axis=0), [4, 1.5, 1])
     assert (long[:, 1].min(), long[:, 1].max()) == (-1.5, 0)
     # KITTI: a quarter turn points it at the camera, from right to near.
-    turned = camera.corners(np.array([0.0, 0, 10]), np.array([1.5, 1, 4]), np.pi / 2)
+    turned = corners(np.array([0.0, 0, 10]), np.array([1.5, 1, 4]), np.pi / 2)
     np.testing.assert_allclose(np.ptp(turned, axis=0), [1, 1.5, 4])
     front = long[:, 0] > 1.9
     np.testing.assert_allclose(turned[front][:, 2], 8)

@@ -62,14 +62,26 @@ def enclosing(
         dimensions: [N, K, 3].
         rotations: [N, K].
     """
-    height, width, length = np.moveaxis(dimensions, -1, 0)[..., None]
-    along = length * np.array([1, 1, 1, 1, -1, -1, -1, -1]) / 2
-    across = width * np.array([1, 1, -1, -1, 1, 1, -1, -1]) / 2
-    up = height * np.array([0, 1, 0, 1, 0, 1, 0, 1])
-    cos, sin = np.cos(rotations)[..., None], np.sin(rotations)[..., None]
-    x, z = cos * along + sin * across, cos * across - sin * along
-    corners = np.stack([x, -up, z, np.ones_like(up)], axis=-1)
-    corners[..., :3] += locations[..., None, :]
-    projected = corners @ camera[:, None].swapaxes(-1, -2)
+    points = corners(locations, dimensions, rotations)
+    matrix = camera[:, None].swapaxes(-1, -2)
+    projected = points @ matrix[..., :3, :] + matrix[..., 3:, :]
     pixels = projected[..., :2] / np.maximum(projected[..., 2:], NEAREST)
     return np.concatenate([pixels.min(axis=-2), pixels.max(axis=-2)], axis=-1)
+
+
+def corners(locations: np.ndarray, dimensions: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    """The corners [..., 8, 3] of 3-D boxes as KITTI defines them (Geiger et al., 2012), metres.
+
+    Bit 0 of a corner's number is the length, bit 1 the height, bit 2 the width.
+
+    Args:
+        locations: Middle of the bottom, [..., 3].
+        dimensions: Height, width, length, [..., 3].
+        rotations: Around the vertical axis, radians, [...]; 0 points to the right.
+    """
+    height, width, length = np.moveaxis(dimensions, -1, 0)[..., None]
+    right, up, deep = np.arange(8) >> np.arange(3)[:, None] & 1
+    along, across = length * (right - 0.5), width * (deep - 0.5)
+    cos, sin = np.cos(rotations)[..., None], np.sin(rotations)[..., None]
+    corners = np.stack([along * cos + across * sin, -height * up, across * cos - along * sin], axis=-1)
+    return corners + locations[..., None, :]

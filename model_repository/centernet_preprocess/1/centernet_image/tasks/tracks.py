@@ -70,14 +70,19 @@ def heat(boxes: np.ndarray, frame_size: tuple[int, int]) -> np.ndarray:
     clipped = boxes.clip(0, [width - 1, height - 1] * 2)
     for left, top, right, bottom in clipped[(clipped[:, 2:] > clipped[:, :2]).all(axis=1)].tolist():
         radius = _radius(math.ceil(bottom - top), math.ceil(right - left))
-        column, row = int((left + right) / 2), int((top + bottom) / 2)
-        rows = np.arange(max(row - radius, 0), min(row + radius + 1, height))[:, None]
-        columns = np.arange(max(column - radius, 0), min(column + radius + 1, width))
-        deviation = (2 * radius + 1) / 6
-        blob = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * deviation**2))
-        part = found[rows[0, 0] : rows[-1, 0] + 1, columns[0] : columns[-1] + 1]
-        np.maximum(part, blob, out=part, casting="same_kind")
+        raise_to_blob(found, int((left + right) / 2), int((top + bottom) / 2), radius)
     return found
+
+
+def raise_to_blob(heat: np.ndarray, column: int, row: int, radius: int) -> None:
+    """Raises `heat` [H, W] to a Gaussian of deviation (2 radius + 1) / 6 around a cell."""
+    height, width = heat.shape
+    rows = np.arange(max(row - radius, 0), min(row + radius + 1, height))[:, None]
+    columns = np.arange(max(column - radius, 0), min(column + radius + 1, width))
+    deviation = (2 * radius + 1) / 6
+    blob = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * deviation**2))
+    part = heat[rows[0, 0] : rows[-1, 0] + 1, columns[0] : columns[-1] + 1]
+    np.maximum(part, blob, out=part, casting="same_kind")
 
 
 def answers(peaks: Peaks) -> dict[str, np.ndarray]:
