@@ -109,23 +109,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "inputs",
         nargs="+",
         metavar="INPUT... OUTPUT",
         help="files, folders, patterns, s3:// or gs:// URIs of pictures, Parquet files and WebDataset tars; "
         "the last is the folder for the results",
     )
-    parser.add_argument("--format", choices=["parquet", "jsonl"], default="parquet")
-    parser.add_argument("--threshold", type=options.threshold, help="lowest score (default: the server's)")
-    parser.add_argument("--column", default="image", help="of Parquet files (default: %(default)s)")
-    parser.add_argument(
-        "--shard-size", type=options.count, default=1000, metavar="N", help="pictures (default: %(default)s)"
-    )
-    parser.add_argument("--workers", type=options.count, default=2, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--ray-address", metavar="ADDRESS", help="of a cluster (default: one on this machine)"
-    )
+    add("--format", choices=["parquet", "jsonl"], default="parquet")
+    add("--threshold", type=options.threshold, help="lowest score (default: the server's)")
+    add("--column", default="image", help="of Parquet files (default: %(default)s)")
+    add("--shard-size", type=options.count, default=1000, metavar="N", help="pictures (default: %(default)s)")
+    add("--workers", type=options.count, default=2, metavar="N", help="default: %(default)s")
+    add("--ray-address", metavar="ADDRESS", help="of a cluster (default: one on this machine)")
     group = parser.add_argument_group("network, in place of servers")
     group.add_argument("--network", type=options.file, metavar="FILE", help="model.onnx or model.plan")
     group.add_argument("--gpus", action="store_true", help="one for each worker")

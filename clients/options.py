@@ -35,61 +35,55 @@ GRACE_S = 15.0
 
 def add_connection_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """Adds what `client` reads; with `several` servers, what `client_options` does."""
-    group = parser.add_argument_group("server")
-    group.add_argument(
+    add = parser.add_argument_group("server").add_argument
+    add(
         "--url",
         type=_address,
         action="append" if several else "store",
         metavar="HOST:PORT",
         help="default: localhost:8001 (http: 8000)" + ("; several: each gets its share" if several else ""),
     )
-    group.add_argument("--protocol", choices=list(PORTS), default="grpc")
-    group.add_argument(
-        "--model", default="centernet", help="ensemble for pictures; videos go to MODEL_frames"
-    )
-    group.add_argument(
+    add("--protocol", choices=list(PORTS), default="grpc")
+    add("--model", default="centernet", help="ensemble for pictures; videos go to MODEL_frames")
+    add(
         "--camera",
         type=camera_file,
         metavar="FILE",
         help="for models that answer 3-D boxes: KITTI's calibration (P2), or the 3x4 numbers as text or JSON",
     )
-    group.add_argument(
-        "--concurrency", type=count, default=8, metavar="N", help="requests in flight (default: %(default)s)"
-    )
-    group.add_argument(
+    add("--concurrency", type=count, default=8, metavar="N", help="requests in flight (default: %(default)s)")
+    add(
         "--timeout-s",
         type=_positive,
         default=10.0,
         metavar="S",
         help="for one answer, then it is asked again (default: %(default)g)",
     )
-    group.add_argument(
+    add(
         "--retries",
         type=_natural,
         default=20,
         metavar="N",
         help="while the server is unavailable or silent (default: %(default)s)",
     )
-    group.add_argument(
+    add(
         "--deadline-s",
         type=_positive,
         default=60.0,
         metavar="S",
         help="for one picture, retries included (default: %(default)g)",
     )
-    group.add_argument(
+    add(
         "--shared-memory",
         choices=["none", "system", "cuda"],
         default="none",
         help="for a server on this machine",
     )
-    group.add_argument("--ssl", action="store_true", help="encrypt the connection")
-    group.add_argument(
-        "--ssl-ca", type=file, metavar="PEM", help="authorities to trust (default: the system's)"
-    )
-    group.add_argument("--ssl-cert", type=file, metavar="PEM", help="the client's certificate")
-    group.add_argument("--ssl-key", type=file, metavar="PEM", help="its private key")
-    group.add_argument(
+    add("--ssl", action="store_true", help="encrypt the connection")
+    add("--ssl-ca", type=file, metavar="PEM", help="authorities to trust (default: the system's)")
+    add("--ssl-cert", type=file, metavar="PEM", help="the client's certificate")
+    add("--ssl-key", type=file, metavar="PEM", help="its private key")
+    add(
         "--header",
         type=_header,
         action="append",

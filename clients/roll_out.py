@@ -49,20 +49,17 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "network", type=options.file, metavar="MODEL", help=".onnx or .plan, its .json beside it"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("network", type=options.file, metavar="MODEL", help=".onnx or .plan, its .json beside it")
+    add(
         "--model-repository",
         type=Path,
         required=True,
         metavar="DIR",
         help="the server's own, as this machine sees it",
     )
-    parser.add_argument(
-        "--picture", type=options.file, metavar="FILE", help="one in which the network has to find something"
-    )
-    parser.add_argument(
+    add("--picture", type=options.file, metavar="FILE", help="one in which the network has to find something")
+    add(
         "--plan-builder",
         default=f"{sys.executable} -m export.to_plan",
         metavar="COMMAND",

@@ -226,40 +226,27 @@ def _head_channels(text: str) -> dict[str, int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export.to_onnx", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="the original's .pth, a state dict, or .safetensors")
-    parser.add_argument("output", type=Path, help=".onnx file; its description is written beside it as .json")
-    parser.add_argument("--arch", choices=checkpoint.ARCHITECTURES, help="expected architecture (inferred)")
-    parser.add_argument(
-        "--heads", type=_head_channels, help="expected heads, for example hm=80,reg=2,wh=2 (inferred)"
-    )
-    parser.add_argument(
-        "--form", choices=FORMS, default=FORMS[0], help="frame to boxes (default), or raw heads"
-    )
-    parser.add_argument(
-        "--dcn-op", choices=DCN_OPS, default=DCN_OPS[0], help="node of a DCN (default: %(default)s)"
-    )
-    parser.add_argument("--task", choices=TASKS, help="what the network is for, where its heads do not tell")
-    parser.add_argument(
-        "--input-size", type=_size, metavar="HxW", help=f"default: {_defaults('input_size', _as_sides)}"
-    )
-    parser.add_argument(
-        "--top-k", type=int, help=f"detections per picture (default: {_defaults('default_top_k', str)})"
-    )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line, UTF-8")
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="the original's .pth, a state dict, or .safetensors")
+    add("output", type=Path, help=".onnx file; its description is written beside it as .json")
+    add("--arch", choices=checkpoint.ARCHITECTURES, help="expected architecture (inferred)")
+    add("--heads", type=_head_channels, help="expected heads, for example hm=80,reg=2,wh=2 (inferred)")
+    add("--form", choices=FORMS, default=FORMS[0], help="frame to boxes (default), or raw heads")
+    add("--dcn-op", choices=DCN_OPS, default=DCN_OPS[0], help="node of a DCN (default: %(default)s)")
+    add("--task", choices=TASKS, help="what the network is for, where its heads do not tell")
+    add("--input-size", type=_size, metavar="HxW", help=f"default: {_defaults('input_size', _as_sides)}")
+    add("--top-k", type=int, help=f"detections per picture (default: {_defaults('default_top_k', str)})")
+    add("--labels", type=Path, metavar="FILE", help="class names, one a line, UTF-8")
+    add(
         "--mean",
         metavar="B,G,R",
         help=f"what the checkpoint was trained with: {normalisation.EXPECTED} (default: the task's own, "
         "imagenet for boxes3d, none for embeddings, else coco)",
     )
-    parser.add_argument("--std", metavar="B,G,R", help="as --mean, which may name both")
-    parser.add_argument(
-        "--color", choices=COLORS, help=f"channels as it was trained (default: {_defaults('color', str)})"
-    )
+    add("--std", metavar="B,G,R", help="as --mean, which may name both")
+    add("--color", choices=COLORS, help=f"channels as it was trained (default: {_defaults('color', str)})")
     fits = ", ".join(f"{name} {task.fit}" for name, task in TASKS.items() if task.fit != FITS[0])
-    parser.add_argument(
-        "--fit", choices=FITS, help=f"how it was trained to see a picture (default: {FITS[0]}, {fits})"
-    )
+    add("--fit", choices=FITS, help=f"how it was trained to see a picture (default: {FITS[0]}, {fits})")
     return parser
 
 

@@ -95,15 +95,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m export.to_repository", description=__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="an ONNX file, or a plan of export.to_plan")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the model repository; made or added to")
-    parser.add_argument("--name", required=True, help="what clients call the model")
-    parser.add_argument(
-        "--max-batch", type=int, help=f"of an ONNX file with an open batch (default {MAX_BATCH}); 0: none"
-    )
-    parser.add_argument(
-        "--picture", action="store_true", help="take encoded pictures (JPEG, PNG …) instead of tensors"
-    )
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="an ONNX file, or a plan of export.to_plan")
+    add("folder", type=Path, metavar="FOLDER", help="the model repository; made or added to")
+    add("--name", required=True, help="what clients call the model")
+    add("--max-batch", type=int, help=f"of an ONNX file with an open batch (default {MAX_BATCH}); 0: none")
+    add("--picture", action="store_true", help="take encoded pictures (JPEG, PNG …) instead of tensors")
     picture_options.add_arguments(parser)
     options = parser.parse_args(arguments)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", options.name):

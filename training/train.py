@@ -30,35 +30,32 @@ WARMUP = 0.05
 def main() -> int:
     """Runs the command line; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
-    parser.add_argument("output", type=Path, metavar="OUT.pth")
-    parser.add_argument(
-        "--coco", type=Path, metavar="JSON", help="annotations to train on, in place of coins"
-    )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of their pictures")
-    parser.add_argument("--arch", choices=ARCHITECTURES, default="resdcn_18")
-    parser.add_argument("--width", type=float, default=0.25, help="factor on all channel counts")
-    parser.add_argument("--any-way-up", action="store_true", help="turn pictures, where up means nothing")
-    parser.add_argument(
+    add = parser.add_argument
+    add("output", type=Path, metavar="OUT.pth")
+    add("--coco", type=Path, metavar="JSON", help="annotations to train on, in place of coins")
+    add("--images", type=Path, metavar="DIR", help="folder of their pictures")
+    add("--arch", choices=ARCHITECTURES, default="resdcn_18")
+    add("--width", type=float, default=0.25, help="factor on all channel counts")
+    add("--any-way-up", action="store_true", help="turn pictures, where up means nothing")
+    add(
         "--crop",
         type=int,
         metavar="SIDE",
         help="train on random windows of the frames, a multiple of 32: less work an iteration",
     )
-    parser.add_argument("--iterations", type=int, default=1100)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument(
+    add("--iterations", type=int, default=1100)
+    add("--batch-size", type=int, default=16)
+    add("--learning-rate", type=float, default=1e-3)
+    add(
         "--ema-decay",
         type=float,
         default=0.98,
         help="of the average of the weights: 0.98 looks back about 50 iterations, more suits long runs",
     )
-    parser.add_argument("--seed", type=int, default=1)
+    add("--seed", type=int, default=1)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    parser.add_argument("--device", choices=devices, default=devices[-1])
-    parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that read"
-    )
+    add("--device", choices=devices, default=devices[-1])
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that read")
     args = parser.parse_args()
     if (args.coco is None) != (args.images is None):
         parser.error("--coco and --images go together")

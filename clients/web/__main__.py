@@ -20,12 +20,10 @@ NEEDED = ("fastapi", "fastapi-offline", "prometheus-client", "python-multipart",
 def main() -> int:
     """Runs the command line until it is stopped; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m clients.web", description=__doc__)
-    group = parser.add_argument_group("page")
-    group.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (default: this machine alone)"
-    )
-    group.add_argument("--port", type=_port, default=8080, help="default: 8080; 0: a free one")
-    group.add_argument(
+    add = parser.add_argument_group("page").add_argument
+    add("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    add("--port", type=_port, default=8080, help="default: 8080; 0: a free one")
+    add(
         "--allow-host",
         type=_name,
         action="append",
@@ -33,7 +31,7 @@ def main() -> int:
         metavar="NAME",
         help="a name that it is reached by, beside localhost and addresses in numbers",
     )
-    group.add_argument(
+    add(
         "--allow-origin",
         type=_origin,
         action="append",

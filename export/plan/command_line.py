@@ -11,18 +11,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m export.to_plan", description="ONNX file to TensorRT plan."
     )
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("output", type=Path, metavar="OUT.plan", help="OUT.json is written beside it")
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL.onnx")
+    add("output", type=Path, metavar="OUT.plan", help="OUT.json is written beside it")
+    add(
         "--precision",
         choices=lowering.PRECISIONS,
         default="fp16",
         help="fp32 is exact and slow (no tensor cores), tf32 as coarse as fp16 (default fp16)",
     )
-    parser.add_argument(
-        "--batch", type=_batch, metavar="MIN,OPT,MAX", help="batch sizes (default 1,8,32, or what is fixed)"
-    )
-    parser.add_argument(
+    add("--batch", type=_batch, metavar="MIN,OPT,MAX", help="batch sizes (default 1,8,32, or what is fixed)")
+    add(
         "--shapes",
         action="append",
         default=[],
@@ -30,17 +29,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="whole shapes of an input with other open dimensions, in place of --batch, for example "
         "input=1x3x64x64,1x3x512x512,8x3x1024x1024; for each such input",
     )
-    parser.add_argument(
+    add(
         "--keep-fp32",
         action="append",
         default=[],
         metavar="PATTERN",
         help="nodes that fp16 and int8 leave in FP32, by name (* and ?); may be repeated",
     )
-    parser.add_argument(
-        "--fp32-offsets", action="store_true", help="offsets of DCNs and grids of GridSample in FP32"
-    )
-    parser.add_argument(
+    add("--fp32-offsets", action="store_true", help="offsets of DCNs and grids of GridSample in FP32")
+    add(
         "--int8-groups",
         type=_groups,
         default=[],
@@ -48,29 +45,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help=f"convolutions that int8 quantizes, of {', '.join(quantize.GROUPS)} (default: those of the "
         f"backbone that it makes faster, with at least {quantize.MIN_CHANNELS} channels)",
     )
-    parser.add_argument(
-        "--plugin", type=Path, help="libdcnv2.so, unless it is preloaded or built in build/dcnv2"
-    )
-    parser.add_argument(
-        "--timing-cache", type=Path, metavar="FILE.cache", help="read if it is there, and written"
-    )
-    parser.add_argument(
+    add("--plugin", type=Path, help="libdcnv2.so, unless it is preloaded or built in build/dcnv2")
+    add("--timing-cache", type=Path, metavar="FILE.cache", help="read if it is there, and written")
+    add(
         "--calibration",
         type=Path,
         metavar="DIR",
         help="pictures, or .npz and .npy files with the network's own inputs, for int8 and --verify",
     )
-    parser.add_argument("--pictures", type=int, default=100, help="how many of them at most (default 100)")
-    parser.add_argument(
-        "--verify", action="store_true", help="compare with ONNX Runtime; refuse what differs"
-    )
-    parser.add_argument(
-        "--optimization-level", type=int, choices=range(6), metavar="0-5", help="TensorRT's own"
-    )
-    parser.add_argument("--target", metavar="SM86", help="check without a GPU, by building with TensorRT-RTX")
-    parser.add_argument(
-        "--if-needed", action="store_true", help="keep a plan that fits; MODEL may be missing then"
-    )
+    add("--pictures", type=int, default=100, help="how many of them at most (default 100)")
+    add("--verify", action="store_true", help="compare with ONNX Runtime; refuse what differs")
+    add("--optimization-level", type=int, choices=range(6), metavar="0-5", help="TensorRT's own")
+    add("--target", metavar="SM86", help="check without a GPU, by building with TensorRT-RTX")
+    add("--if-needed", action="store_true", help="keep a plan that fits; MODEL may be missing then")
     picture_options.add_arguments(parser)
     options = parser.parse_args(arguments)
     options.shapes = profiles.parse(options.shapes)
