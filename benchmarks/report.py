@@ -10,6 +10,7 @@ import datetime
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -160,6 +161,18 @@ def numbers(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers from 1, for example 1,8,64")
     return sorted(set(map(int, parts)))
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """An argparse type: a finite number above 0, whole if the kind is `int`."""
+
+    def parse(text: str) -> float:
+        if not 0 < (value := kind(text)) < math.inf:
+            raise ValueError
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 import simpy
 
 from benchmarks import scaling_measured
-from benchmarks.report import BenchmarkError, records
+from benchmarks.report import BenchmarkError, positive, records
 from server.launcher import StartError
 
 Process = Generator[simpy.Event, None, None]
@@ -209,15 +209,15 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--measure", type=Path, metavar="REPOSITORY", help="compare with real servers of this")
-    add("--batch-ms", type=_positive, help="of a batch beyond its pictures")
-    add("--picture-ms", type=_positive, help="of each picture in a batch")
-    add("--rate", type=_positive, help="pictures a second")
-    add("--seconds", type=_positive, default=60, help="simulated or measured time")
+    add("--batch-ms", type=positive(float), help="of a batch beyond its pictures")
+    add("--picture-ms", type=positive(float), help="of each picture in a batch")
+    add("--rate", type=positive(float), help="pictures a second")
+    add("--seconds", type=positive(float), default=60, help="simulated or measured time")
     add("--replicas", type=int, help="servers (default: at 70 %% of their capacity)")
-    add("--burst", type=_positive, default=1.0, help="factor on the rate in the middle third")
+    add("--burst", type=positive(float), default=1.0, help="factor on the rate in the middle third")
     add("--autoscale", type=_bounds, metavar="MIN,MAX", help="let the number of servers follow")
-    add("--target-ms", type=_positive, default=50, help="of the autoscaler")
-    add("--start-s", type=_positive, default=40, help="until a new server is ready")
+    add("--target-ms", type=positive(float), default=50, help="of the autoscaler")
+    add("--start-s", type=positive(float), default=40, help="until a new server is ready")
     options = parser.parse_args()
     if options.measure:
         try:
@@ -230,13 +230,6 @@ def main() -> int:
         parser.error("expected --batch-ms, --picture-ms and --rate, or --measure")
     print(simulated(options), end="")
     return 0
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
 
 
 def _bounds(text: str) -> tuple[int, int]:

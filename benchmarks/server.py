@@ -9,7 +9,6 @@ at saturation: those are compared. Writes server.json and server.md.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks import networks, perf_analyzer, report, serving
 from benchmarks.networks import NETWORK
-from benchmarks.report import choices, numbers
+from benchmarks.report import choices, numbers, positive
 from benchmarks.tensorrt_engine import Engine
 from benchmarks.timing import times_ms
 from benchmarks.triton_server import GpuUsage, cpu_s, running
@@ -236,19 +235,13 @@ def _repositories(options: argparse.Namespace, folder: Path) -> Iterator[tuple[s
     """The name of each network to be measured, and a model repository with it."""
     if options.url or options.model_repository:
         repository = options.model_repository or Path("model_repository")
-        name = _facts(repository).get("arch", "network")
+        name = Description.read(repository / NETWORK / "1" / "model.json").arch or "network"
         yield name, repository if options.url else networks.changed(repository, options.set, folder / name)
         return
     for network in options.networks:
         onnx = networks.export(network, options.work_dir)
         repository = networks.repository(onnx, folder / onnx.stem)
         yield onnx.stem, networks.changed(repository, options.set, folder / f"{onnx.stem}-changed")
-
-
-def _facts(repository: Path) -> dict[str, Any]:
-    path = repository / NETWORK / "1" / "model.json"
-    Description.read(path)
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _benches(repository: Path, options: argparse.Namespace, stack: ExitStack) -> tuple[list[Bench], Row]:
@@ -269,7 +262,7 @@ def _benches(repository: Path, options: argparse.Namespace, stack: ExitStack) ->
         Bench(name, client, url, pid, folder / name, work(REQUESTS[name]), options)
         for name in options.requests
     ]
-    facts = {"arch": _facts(repository).get("arch"), "input_size": description.input_size, "variant": variant}
+    facts = {"arch": description.arch, "input_size": description.input_size, "variant": variant}
     return benches, facts
 
 
@@ -338,16 +331,6 @@ def _networks(text: str) -> list[str]:
     return found
 
 
-def _positive(kind: type) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        if (value := kind(text)) <= 0:
-            raise ValueError
-        return value
-
-    parse.__name__ = f"positive {kind.__name__}"
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.server", description=(__doc__ or "").splitlines()[0])
     add, folder = parser.add_argument, Path("out/benchmarks")
@@ -358,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--url", help="gRPC service of a running server; one is started without it")
     add("--requests", type=choices(REQUESTS), default=("jpeg", "frame"), help="kinds of them")
     add("--shared-memory", type=choices(SHARED_MEMORY), default=SHARED_MEMORY[:2])
-    add("--clients", type=_positive(int), default=1, help="processes that send requests")
+    add("--clients", type=positive(int), default=1, help="processes that send requests")
     add("--only-server", action="store_true", help="measure nothing beside it")
     add("--plugin", type=Path, help="libdcnv2.so, preloaded into the server that is started")
     add("--server-option", action="append", default=[], help="for tritonserver, once for each")
@@ -366,8 +349,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", type=networks.change, action="append", default=[], metavar="MODEL:TEXT", help=text)
     add("--concurrency", type=numbers, default=(1, 2, 4, 16, 64), help="of the sweep")
     add("--batch", type=numbers, default=(1, 2, 4, 8), help="without a server, of the sweep")
-    add("--seconds", type=_positive(float), default=1.2, help="of each measurement")
-    add("--repeats", type=_positive(int), default=5, help="of what is compared")
+    add("--seconds", type=positive(float), default=1.2, help="of each measurement")
+    add("--repeats", type=positive(int), default=5, help="of what is compared")
     return parser
 
 

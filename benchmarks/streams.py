@@ -31,19 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--frames", type=int, default=300, help="in each file")
     parser.add_argument("--output-dir", type=Path, default=Path("out/benchmarks"))
-    options = parser.parse_args(arguments)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            clip = Path(folder) / "clip.mp4"
-            _write_clip(clip, options.frames)
-            rows = [_measure(clip, streams, options) for streams in (1, options.streams)]
-    except (BenchmarkError, OSError) as error:
-        print(f"benchmarks.streams: {error}", file=sys.stderr)
-        return 1
+    return report.run("benchmarks.streams", measure, parser.parse_args(arguments))
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure what the options ask for and write the report."""
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        _write_clip(clip, options.frames)
+        rows = [_measure(clip, streams, options) for streams in (1, options.streams)]
     results = {"environment": report.environment(), "rows": rows}
     report.write(options.output_dir, "streams", results, tables)
     print(tables(results))
-    return 0
 
 
 def tables(results: dict[str, Any]) -> str:

@@ -71,20 +71,9 @@ def main() -> int:
         source = Coins() if args.coco is None else CocoPictures(args.coco, args.images)
         if source.left_out:
             print(f"{args.coco}: {source.left_out}", file=sys.stderr)
-        checkpoint = train(
-            source,
-            arch=args.arch,
-            width=args.width,
-            any_way_up=args.any_way_up or args.coco is None,
-            crop=args.crop,
-            iterations=args.iterations,
-            batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            ema_decay=args.ema_decay,
-            seed=args.seed,
-            device=args.device,
-            workers=args.workers,
-        )
+        args.any_way_up |= args.coco is None
+        own = ("output", "coco", "images")
+        checkpoint = train(source, **{key: value for key, value in vars(args).items() if key not in own})
         content = io.BytesIO()
         torch.save(checkpoint, content)
         write_beside(args.output, content.getvalue())
