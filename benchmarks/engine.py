@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from centernet_image import contract
 
 from benchmarks import networks, report
@@ -29,6 +28,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.report import BenchmarkError, choices, frame_size, numbers, ratio
 from benchmarks.weights import pictures
 from benchmarks.workers import working
+from export.graphs import onnx_files
 from export.networks import ARCHITECTURES
 from export.verify.against_onnx import Tolerance, compare_outputs, with_heads
 
@@ -79,8 +79,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def _reference(path: Path, frames: np.ndarray) -> dict[str, np.ndarray]:
-    model = with_heads(onnx.load(path)).SerializeToString()
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = onnx_files.session(with_heads(onnx.load(path)))
     (frame,) = session.get_inputs()
     if list(frame.shape[1:3]) != list(frames.shape[1:3]):
         raise BenchmarkError(

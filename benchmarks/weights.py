@@ -9,6 +9,7 @@ from centernet_image import contract
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
+from clients.output import beside
 from export.detector import Normalise
 from export.networks import CenterNet, create
 from export.networks.dcn import DCN
@@ -64,10 +65,8 @@ def make_checkpoint(
     frames = torch.from_numpy(pictures(2, input_size))
     with torch.no_grad():
         network.train()(Normalise()(frames))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    torch.save({"state_dict": network.state_dict()}, partial)
-    partial.replace(path)
+    with beside(path) as part:
+        torch.save({"state_dict": network.state_dict()}, part)
 
 
 def _scale_by_input(network: CenterNet) -> None:

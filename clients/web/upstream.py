@@ -143,15 +143,10 @@ class Upstream:
             config = await self.client.config(model)
             given = config.get("parameters", {})
             parameters |= {name: value.get("string_value", "") for name, value in given.items()}
-        limits = {
-            name: int(value)
-            for name, value in parameters.items()
-            if name in Limits.__dataclass_fields__ and value.isdecimal()
-        }
         return Facts(
             models=(*names[:1], nested, *names[1:]) if nested else tuple(names),
             nested=nested,
-            limits=Limits(**limits),
+            limits=Limits.of({name: text for name, text in parameters.items() if text.isdecimal()}),
             threshold=_score(parameters.get("score_threshold")),
             classes=await self._class_names(names[-1]) if names else (),
         )

@@ -141,17 +141,24 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from (sparse.values, sparse.indices)
 
 
+def session(model: onnx.ModelProto | Path, *, as_written: bool = False) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU; as written without optimizations, which take rounding out, or put other in."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised, too
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    given = model if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
 def check_served(path: Path) -> None:
     """Loads a model as it stands into ONNX Runtime.
 
     Raises:
         UsageError: it refuses the model.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # the error is raised, too
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session(path, as_written=True)
     except LIBRARY_ERRORS as error:
         reason = re.sub(
             r"^\[ONNXRuntimeError\].*? : [A-Z_]+ : (Load model from .*? failed: ?)?", "", one_line(error)

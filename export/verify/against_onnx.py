@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx
-import onnxruntime
 from centernet_image import contract
 from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from polygraphy.logger import G_LOGGER
 
+from export.graphs import onnx_files
 from export.verify import peaks, rows
 from export.verify.candidates import Candidates
 
@@ -99,7 +100,8 @@ def verify(
     runnable = with_heads(reference) if candidates is None else candidates.with_heads
     session = SessionFromOnnx(runnable.SerializeToString(), providers=["cpu"])
     runners = (OnnxrtRunner(session), TrtRunner(EngineFromBytes(engine)))
-    third = (lambda: OnnxrtRunner(_as_written(rounded))) if rounded is not None else None
+    as_written = partial(onnx_files.session, as_written=True)
+    third = (lambda: OnnxrtRunner(as_written(with_heads(rounded)))) if rounded is not None else None
     return compare_runners(*runners, feeds, tolerance, rounded=third, candidates=candidates)
 
 
@@ -107,15 +109,6 @@ def candidates_of(reference: onnx.ModelProto) -> Candidates | None:
     """Of a network of ours with more than boxes."""
     outputs = {output.name for output in reference.graph.output}
     return Candidates(reference) if {*peaks.OUTPUTS} <= outputs and outputs & {*rows.FURTHER} else None
-
-
-def _as_written(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A session without optimizations, which would take rounding out, or put other in."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    runnable = with_heads(model).SerializeToString()
-    return onnxruntime.InferenceSession(runnable, options, providers=["CPUExecutionProvider"])
 
 
 def with_heads(model: onnx.ModelProto) -> onnx.ModelProto:

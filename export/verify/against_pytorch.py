@@ -10,13 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from centernet_image import contract
 from centernet_image.contract import BOXES, SCORES
 from torch import Tensor, nn
 
 from export.errors import ExportError
+from export.graphs import onnx_files
 from export.graphs.rewrite import to_deform_conv
 from export.tasks import DETECT, TASKS
 from export.verify import peaks, rows
@@ -151,12 +151,8 @@ def _picture(feeds: Outputs, index: int) -> Outputs:
 
 
 def _run_onnx(model: onnx.ModelProto, batches: Sequence[Outputs]) -> list[Outputs]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(
-            to_deform_conv(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnx_files.session(to_deform_conv(model))
         names = [output.name for output in session.get_outputs()]
         return [dict(zip(names, session.run(names, each), strict=True)) for each in batches]
     except Exception as error:  # ONNX Runtime's have no base of their own

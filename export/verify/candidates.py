@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
-import onnxruntime
 from centernet_image import contract
 
+from export.graphs import onnx_files
 from export.graphs.surgery import import_graph
 from export.verify import peaks
 
@@ -40,8 +40,7 @@ class Candidates:
         self._outputs = [each.name for each in model.graph.output if each.name != contract.PEAKS.name]
         typed = onnx.shape_inference.infer_shapes(model)
         decode = onnx.utils.Extractor(typed).extract_model(self._heads, self._outputs)
-        providers = ["CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(decode.SerializeToString(), providers=providers)
+        self._session = onnx_files.session(decode)
         self.with_heads = typed
         typed.graph.output.extend(info for info in typed.graph.value_info if info.name in self._heads)
 

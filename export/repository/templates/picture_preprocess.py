@@ -19,9 +19,7 @@ class TritonPythonModel:
         """Reads limits and what the network wants."""
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
-        self.limits = Limits(
-            **{name: int(value) for name, value in parameters.items() if name in Limits.__dataclass_fields__}
-        )
+        self.limits = Limits.of(parameters)
         wanted = json.loads(parameters["picture"])
         self.tensor = PictureTensor(**{k: tuple(v) if isinstance(v, list) else v for k, v in wanted.items()})
         self.output = config["output"][0]["name"]

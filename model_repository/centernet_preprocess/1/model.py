@@ -69,11 +69,10 @@ class TritonPythonModel:
                 return
             self.preprocessor.close()
         parameters = self.network.parameters
-        limits = {k: int(v) for k, v in parameters.items() if k in Limits.__dataclass_fields__}
         gpu = self.args["model_instance_kind"] == "GPU"
         self.preprocessor = create(
             frame_size,
-            Limits(**limits),
+            Limits.of(parameters),
             fit=fit,
             device=parameters.get("device", "auto"),
             gpu_id=int(self.args["model_instance_device_id"]) if gpu else None,

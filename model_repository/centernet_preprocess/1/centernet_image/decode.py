@@ -3,6 +3,7 @@
 import binascii
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -52,6 +53,12 @@ class Limits:
     max_bytes: int = 32 * 2**20
     max_pixels: int = 64 * 2**20
     min_side: int = 8
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, str]) -> "Limits":
+        """Those among a model's parameters; the others by default."""
+        own = cls.__dataclass_fields__.keys() & parameters.keys()
+        return cls(**{name: int(parameters[name]) for name in own})
 
 
 DEFAULT_LIMITS = Limits()
