@@ -239,30 +239,9 @@ class ModulatedDeformConv2dPack(_Layer):
 class MMCVDeformConv2d(_Layer):
     """`mmcv.ops.DeformConv2d`, version 1: the offset is given, and there is no mask."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
-        bias: bool = False,
-        im2col_step: int = 32,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            deform_groups,
-            bias=False,
-        )
+    def __init__(self, *args: Any, im2col_step: int = 32, **kwargs: Any) -> None:
+        # The last positional ones are `bias`, of which MMCV, too, takes False alone, and `im2col_step`.
+        super().__init__(*args[:8], **kwargs | {"bias": False})
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, O, H', W']."""
@@ -279,27 +258,6 @@ class MMCVDeformConv2dPack(MMCVDeformConv2d):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Maps [N, C, H, W] to [N, O, H', W']."""
         return self._convolve(x, self.conv_offset(x), None)
-
-
-class DeformConv2d(_Layer):
-    """`torchvision.ops.DeformConv2d`: offset and, if there is one, mask are given."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=bias)
-
-    def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Maps [N, C, H, W] to [N, O, H', W']."""
-        return self._convolve(input, offset, mask)
 
 
 MODULES: dict[str, dict[str, Any]] = {

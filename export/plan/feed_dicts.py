@@ -136,10 +136,10 @@ def from_pictures(
             made = previous(frames[tensor.name], PREVIOUS if is_frame else RAW_PREVIOUS)
             frames |= {entry.name: made[entry.name] for entry in inputs[1:]}
         if not is_frame:
-            pixels = description.normalisation if description else contract.COCO
-            color = description.color if description else "bgr"
+            assert description is not None  # else it would not be this project's
+            pixels = description.normalisation
             frames = {
-                name: normalise(array[0], pixels, color)[None] if array.ndim == 4 else array
+                name: normalise(array[0], pixels, description.color)[None] if array.ndim == 4 else array
                 for name, array in frames.items()
             }
         yield frames
