@@ -74,11 +74,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def run_contender(
-    contender: str,
-    precision: str,
-    rows: Sequence[Row],
-    ceilings: dict[str, Any],
-    options: argparse.Namespace,
+    contender: str, precision: str, rows: Sequence[Row], ceilings: dict[str, Any], options: argparse.Namespace
 ) -> None:
     """Adds to each row what the contender needs for its layer, or why there is no such figure.
 

@@ -94,12 +94,7 @@ def measure(repository: Path, *, seconds: float) -> tuple[int, int, list[Measure
 
 
 async def _load(
-    url: str,
-    servers: list[InferenceServerClient],
-    seconds: float,
-    *,
-    in_flight: float = 0,
-    rate: float = 0,
+    url: str, servers: list[InferenceServerClient], seconds: float, *, in_flight: float = 0, rate: float = 0
 ) -> Measured:
     """Keeps so many requests in flight, or sends so many a second at random times."""
     latencies, failed, sent = list[float](), 0, 0

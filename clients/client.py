@@ -16,13 +16,7 @@ from centernet_image import contract
 
 from clients import tensors
 from clients.detections import Detections
-from clients.errors import (
-    CenterNetError,
-    DeadlineError,
-    RejectedError,
-    SharedMemoryError,
-    UnavailableError,
-)
+from clients.errors import CenterNetError, DeadlineError, RejectedError, SharedMemoryError, UnavailableError
 from clients.pictures import Picture, normalized
 from clients.retry import RetryPolicy, with_retries
 from clients.shared_memory import Region, RegionPool
@@ -299,12 +293,7 @@ class AsyncCenterNetClient:
         return [frames, tensors.filled(module, contract.IMAGE_SIZE, image_size)], [frame]
 
     async def _attempt(
-        self,
-        model: str,
-        inputs: list[Any],
-        threshold: float | None,
-        region: Region | None,
-        step: Step | None,
+        self, model: str, inputs: list[Any], threshold: float | None, region: Region | None, step: Step | None
     ) -> Any:
         more: dict[str, Any] = {}
         if threshold is not None:

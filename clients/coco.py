@@ -22,10 +22,7 @@ METRICS = {
 
 
 def results(
-    image_id: Id,
-    detections: Detections,
-    *,
-    category_id: Callable[[str, int], Id],
+    image_id: Id, detections: Detections, *, category_id: Callable[[str, int], Id]
 ) -> list[dict[str, Any]]:
     """Detections in the form of COCO's results; key points are all marked as labelled, like the original's.
 

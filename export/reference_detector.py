@@ -79,10 +79,6 @@ class Reference(LocalDetector):
                 return [output.cpu().numpy() for output in detector(**tensors)[: len(answered.columns)]]
 
         description = Description(
-            classes=tuple(names),
-            input_size=frame_size,
-            top_k=top_k,
-            task=task,
-            fit=fit or answered.fit,
+            classes=tuple(names), input_size=frame_size, top_k=top_k, task=task, fit=fit or answered.fit
         )
         super().__init__(network, description, camera=camera)

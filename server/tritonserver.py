@@ -20,10 +20,7 @@ def main() -> None:
     if not server.is_file():
         sys.exit(f"tritonserver: no server at {server}: run ci/setup")
     arguments = sys.argv[1:]
-    defaults = {
-        "--backend-directory": str(_backend_directory(package)),
-        "--model-config-name": "cpu",
-    }
+    defaults = {"--backend-directory": str(_backend_directory(package)), "--model-config-name": "cpu"}
     given = {argument.split("=", 1)[0] for argument in arguments}
     added = [f"{option}={value}" for option, value in defaults.items() if option not in given]
     environment = dict(os.environ)

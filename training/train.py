@@ -128,11 +128,7 @@ def train(
     count = iterations * batch_size
     samples = Samples(source, seed=seed, count=count, size=INPUT_SIZE, any_way_up=any_way_up, crop=crop)
     loader = DataLoader(
-        samples,
-        batch_size,
-        num_workers=workers,
-        pin_memory=device != "cpu",
-        worker_init_fn=_start_worker,
+        samples, batch_size, num_workers=workers, pin_memory=device != "cpu", worker_init_fn=_start_worker
     )
     columns = (
         *Progress.get_default_columns()[:2],

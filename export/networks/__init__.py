@@ -32,12 +32,7 @@ WITH_STEMS = ("dla_34",)
 
 
 def create(
-    arch: str,
-    heads: Heads,
-    *,
-    width: float = 1,
-    head_channels: int | None = None,
-    stems: Sequence[str] = (),
+    arch: str, heads: Heads, *, width: float = 1, head_channels: int | None = None, stems: Sequence[str] = ()
 ) -> CenterNet:
     """Makes a network, initialised for training from scratch.
 

@@ -76,10 +76,7 @@ def previous(frame: np.ndarray, names: Sequence[str] = PREVIOUS) -> dict[str, np
         blob = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * deviation**2))
         heat = np.maximum(heat, blob.astype(np.float32))
     before, heat_input = names
-    return {
-        before: np.roll(frame, (4, -7), axis=(1, 2)),
-        heat_input: np.repeat(heat[None], count, axis=0),
-    }
+    return {before: np.roll(frame, (4, -7), axis=(1, 2)), heat_input: np.repeat(heat[None], count, axis=0)}
 
 
 def is_own(model: onnx.ModelProto) -> bool:

@@ -104,10 +104,7 @@ def worth_quantizing(graph: gs.Graph) -> list[str]:
 
 
 def to_int8(
-    graph: gs.Graph,
-    feeds: Iterable[dict[str, np.ndarray]],
-    *,
-    nodes: Collection[str] | None = None,
+    graph: gs.Graph, feeds: Iterable[dict[str, np.ndarray]], *, nodes: Collection[str] | None = None
 ) -> None:
     """Quantizes convolutions to INT8 by Q/DQ pairs; everything else stays as it is.
 

@@ -38,11 +38,7 @@ class Keypoints(Detect):
     def channels(cls, heads: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """`hps` has x and y of each joint; without `hm_hp` the regressed joints stay."""
         joints = max(1, heads["hps"] // 2)
-        return super().channels(heads) | {
-            "hps": (2 * joints,),
-            "hm_hp": (joints, 0),
-            "hp_offset": (2, 0),
-        }
+        return super().channels(heads) | {"hps": (2 * joints,), "hm_hp": (joints, 0), "hp_offset": (2, 0)}
 
     def forward(self, heads: Heads) -> tuple[Tensor, ...]:
         """Boxes, scores, classes, and keypoints [N, K, joints, 2]: (x, y) in pixels of the frame."""

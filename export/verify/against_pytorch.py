@@ -78,12 +78,7 @@ def _scene() -> np.ndarray:
 
 
 def compare(
-    model: onnx.ModelProto,
-    module: nn.Module,
-    feeds: Outputs,
-    heads: Sequence[str],
-    *,
-    task: str = DETECT,
+    model: onnx.ModelProto, module: nn.Module, feeds: Outputs, heads: Sequence[str], *, task: str = DETECT
 ) -> Differences:
     """Runs `model` in ONNX Runtime and `module` in PyTorch on all of `feeds` at once and on the first alone.
 

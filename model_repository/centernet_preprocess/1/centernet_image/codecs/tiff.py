@@ -341,11 +341,7 @@ def _store(
     for pixels in decoded:
         file.write(pixels.data)
     tags = (_TILE_OFFSETS, _TILE_BYTES) if _TILE_WIDTH in directory else (_STRIP_OFFSETS, _STRIP_BYTES)
-    return {
-        _COMPRESSION: np.array([_NONE]),
-        tags[0]: start + np.cumsum(needed) - needed,
-        tags[1]: needed,
-    }
+    return {_COMPRESSION: np.array([_NONE]), tags[0]: start + np.cumsum(needed) - needed, tags[1]: needed}
 
 
 def _by_library(
