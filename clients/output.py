@@ -10,7 +10,7 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,7 +53,7 @@ def beside(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    if _is_special(path):
+    if path.exists() and not path.is_file():
         yield path
         return
     part = part_of(path)
@@ -71,11 +71,6 @@ def part_of(path: Path) -> Path:
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         name = f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.part{path.suffix}"
     return path.with_name(name)
-
-
-def _is_special(path: Path) -> bool:
-    """Whether it has no place beside it, as /dev/null or a pipe."""
-    return path.exists() and not path.is_file()
 
 
 @contextmanager
@@ -99,22 +94,14 @@ def json_writer(path: Path, form: str) -> Iterator[Entries]:
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    direct = form == "lines" or _is_special(path)
-    part = path if direct else part_of(path)
-    try:
-        with part.open("wb", buffering=0) as file:
-            try:
-                with _appending(file, path, form) as append:
-                    yield append
-            except BaseException:
-                if not direct and file.tell():
-                    part.replace(path)
-                raise
-        if not direct:
-            part.replace(path)
-    finally:
-        if not direct:
-            part.unlink(missing_ok=True)
+    with nullcontext(path) if form == "lines" else beside(path) as part, part.open("wb", buffering=0) as file:
+        try:
+            with _appending(file, path, form) as append:
+                yield append
+        except BaseException:
+            if part != path and file.tell():
+                part.replace(path)
+            raise
 
 
 @contextmanager
