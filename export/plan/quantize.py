@@ -44,10 +44,8 @@ def layer_groups(graph: gs.Graph) -> dict[str, list[str]]:
     mask. outputs: no convolution comes behind. heads: only outputs come behind. backbone: the other plain
     ones. deformable, upsampling: DeformConv and ConvTranspose.
     """
-    before = {
-        id(node): _next_convolutions(node, backward=True) for node in graph.nodes if node.op in CONVOLUTIONS
-    }
-    behind = {id(node): _next_convolutions(node) for node in graph.nodes if node.op in CONVOLUTIONS}
+    convolutions = [node for node in graph.nodes if node.op in CONVOLUTIONS]
+    behind = {id(node): _first_convolutions(neighbours(node)) for node in convolutions}
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
     for node in graph.nodes:
         if node.op != "Conv":
@@ -60,7 +58,7 @@ def layer_groups(graph: gs.Graph) -> dict[str, list[str]]:
             group = "outputs"
         elif any(node in _offset_sources(deformable) for deformable in following):
             group = "offsets"
-        elif not before[id(node)]:
+        elif not _first_convolutions(neighbours(node, backward=True), backward=True):
             group = "stem"
         elif all(not behind[id(other)] for other in following):
             group = "heads"
@@ -311,11 +309,11 @@ def _pair(graph: gs.Graph, tensor: gs.Tensor, scale: np.ndarray, *, axis: int | 
     return wide
 
 
-def _next_convolutions(node: gs.Node, *, backward: bool = False) -> list[gs.Node]:
-    """The convolutions that are reached from `node` with none in between."""
+def _first_convolutions(nodes: Iterable[gs.Node], *, backward: bool = False) -> list[gs.Node]:
+    """The convolutions among nodes, and those that are reached from others with none in between."""
     found: list[gs.Node] = []
     seen: set[int] = set()
-    pending = list(neighbours(node, backward=backward))
+    pending = list(nodes)
     while pending:
         other = pending.pop()
         if id(other) in seen:
@@ -331,10 +329,5 @@ def _next_convolutions(node: gs.Node, *, backward: bool = False) -> list[gs.Node
 def _offset_sources(node: gs.Node) -> list[gs.Node]:
     if node.op != "DeformConv":
         return []
-    sources = []
-    for tensor in [node.inputs[2], *node.inputs[4:]]:
-        for producer in tensor.inputs:
-            sources += (
-                [producer] if producer.op in CONVOLUTIONS else _next_convolutions(producer, backward=True)
-            )
-    return sources
+    maps = [node.inputs[2], *node.inputs[4:]]
+    return _first_convolutions([node for tensor in maps for node in tensor.inputs], backward=True)
