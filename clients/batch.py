@@ -16,13 +16,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from centernet_image import contract
-from rich.console import Console
 
 from clients import options, output
 from clients.blocking import CenterNetClient
@@ -55,11 +53,6 @@ def main() -> int:
     """Runs the command line; returns the exit code: 0, or 1 if a shard could not be done."""
     parser = _parser()
     arguments = parser.parse_intermixed_args()
-    console = Console(stderr=True, highlight=False)
-    say = partial(options.report, console, "batch.py")
-    if any(importlib.util.find_spec(name) is None for name in ("ray", "pyarrow", "pandas")):
-        say("found no Ray Data: install it, for example pip install 'centernet-triton[batch]'")
-        return 2
     *inputs, folder = arguments.inputs
     if not inputs:
         parser.error("expected INPUT... OUTPUT")
@@ -68,38 +61,40 @@ def main() -> int:
     if arguments.plugin and not arguments.network:
         parser.error("--plugin belongs to --network")
     client = options.client_options(parser, arguments)
-    with options.one_line_errors("batch.py", console) as outcome:
+    with options.one_line_errors("batch.py") as program:
+        if any(importlib.util.find_spec(name) is None for name in ("ray", "pyarrow", "pandas")):
+            remedy = "install it, for example pip install 'centernet-triton[batch]'"
+            raise MisuseError(f"found no Ray Data: {remedy}")
         # It needs pyarrow.
         from clients import shards
         from clients.shard_worker import Work
 
+        urls = () if arguments.network else arguments.url or [f"localhost:{PORTS[arguments.protocol]}"]
         work = Work(
             folder=_new_folder(folder),
             form=arguments.format,
             threshold=arguments.threshold,
-            urls=()
-            if arguments.network
-            else tuple(arguments.url or [f"localhost:{PORTS[arguments.protocol]}"]),
+            urls=tuple(urls),
             client=client,
             network=arguments.network and arguments.network.resolve(),
             plugin=arguments.plugin and arguments.plugin.resolve(),
             batch=arguments.batch,
             gpu=arguments.gpus,
         )
-        listing = shards.find(inputs, column=arguments.column, size=arguments.shard_size, note=say)
+        listing = shards.find(inputs, column=arguments.column, size=arguments.shard_size, note=program.say)
         _plan(work, listing.digest, len(listing.shards))
         missing = [number for number in range(len(listing.shards)) if not work.part(number).exists()]
         done = len(listing.shards) - len(missing)
         if done:
-            say(f"{done} of {len(listing.shards)} shards are done already")
+            program.say(f"{done} of {len(listing.shards)} shards are done already")
         if missing:
             work = replace(work, extras=_check(work))
             pending = [
                 {"number": number, "job": pickle.dumps((work, listing.shards[number]))} for number in missing
             ]
             _sweep(work)
-            outcome.code = _run(work, pending, arguments, console, done)
-    return outcome.code
+            program.code = _run(work, pending, arguments, program, done)
+    return program.code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -215,10 +210,14 @@ def _extras(signature: Signature, camera: np.ndarray | None) -> tuple[str, ...]:
 
 
 def _run(
-    work: Work, pending: list[dict[str, Any]], arguments: argparse.Namespace, console: Console, done: int
+    work: Work,
+    pending: list[dict[str, Any]],
+    arguments: argparse.Namespace,
+    program: options.Program,
+    done: int,
 ) -> int:
     totals, begin = Totals(), time.monotonic()
-    say = partial(options.report, console, "batch.py")
+    say, console = program.say, program.console
     workers = min(arguments.workers, len(pending))
     with (
         _ray(arguments.ray_address, workers, gpus=arguments.gpus),

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from clients import coco, options, output, sources
 from clients.annotations import Annotations, Id
@@ -80,10 +79,8 @@ def main() -> int:
         parser.error("--json-format belongs to --json")
     if arguments.annotations and arguments.json_format != "coco":
         parser.error("--annotations belongs to --json-format coco")
-    console = Console(stderr=True, highlight=False)
-    with options.one_line_errors("detect.py", console) as outcome, ExitStack() as stack:
-        note = partial(options.report, console, "detect.py")
-        found = list(sources.find(arguments.sources, note))
+    with options.one_line_errors("detect.py") as program, ExitStack() as stack:
+        found = list(sources.find(arguments.sources, program.say))
         videos = [source for source in found if isinstance(source, Video)]
         lines = arguments.json and arguments.json.suffix == ".jsonl"
         streams = lines or any(video.live for video in videos)
@@ -97,7 +94,7 @@ def main() -> int:
             parser.error("--track is for videos: pictures have no order")
         client = stack.enter_context(options.client(parser, arguments))
         client.check_ready()
-        results = Results("detect.py", console)
+        results = Results(program)
         if arguments.json:
             results.write = stack.enter_context(output.json_writer(arguments.json, form))
         if arguments.output_dir:
@@ -109,8 +106,8 @@ def main() -> int:
         run.detect(videos)
         if arguments.json != output.STANDARD_OUTPUT:
             results.print_tables()
-        outcome.code = 1 if results.failed else 0
-    return outcome.code
+        program.code = 1 if results.failed else 0
+    return program.code
 
 
 def detect_pictures(

@@ -80,25 +80,23 @@ def main() -> int:
         parser.error(f"--images: no such folder: {arguments.images}")
     if arguments.output.suffix == ".jsonl":
         parser.error(f"--output: {arguments.output} is where progress is kept, expected FILE.json")
-    console = Console(stderr=True, highlight=False)
-    with (
-        options.one_line_errors("evaluate.py", console) as outcome,
-        options.client(parser, arguments) as client,
-    ):
-        evaluation = Evaluation(arguments, client, console)
+    with options.one_line_errors("evaluate.py") as program, options.client(parser, arguments) as client:
+        evaluation = Evaluation(arguments, client, program)
         read = [arguments.annotations, arguments.reference, *evaluation.paths()]
         options.check_not_read(parser, "--output", arguments.output, read)
-        outcome.code = evaluation.run()
-    return outcome.code
+        program.code = evaluation.run()
+    return program.code
 
 
 class Evaluation:
     """One run over an annotation file."""
 
-    def __init__(self, arguments: argparse.Namespace, client: CenterNetClient, console: Console) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, client: CenterNetClient, program: options.Program
+    ) -> None:
         self._arguments = arguments
         self._client = client
-        self._console = console
+        self._program = program
         self._annotations = Annotations.read(arguments.annotations)
         ids = list(self._annotations.image_ids.items())[: arguments.limit]
         self._pictures = {
@@ -116,7 +114,7 @@ class Evaluation:
         """Asks the server about every picture, evaluates, prints, and returns the exit code."""
         arguments = self._arguments
         if self._annotations.left_out:
-            self._report(f"{arguments.annotations}: {self._annotations.left_out}")
+            self._program.say(f"{arguments.annotations}: {self._annotations.left_out}")
         self._client.check_ready()
         network = self._client.metadata(f"{arguments.model}_network")
         settings = {
@@ -195,7 +193,7 @@ class Evaluation:
         ids = {picture: image_id for image_id, picture in self._pictures.items()}
         missing = [picture for picture in ids if ids[picture] not in progress_file.done]
         done = len(ids) - len(missing)
-        with output.progress(self._console, name, len(ids), completed=done) as advance:
+        with output.progress(self._program.console, name, len(ids), completed=done) as advance:
             for picture, detections, error in ask(missing):
                 advance()
                 if detections is not None:
@@ -207,7 +205,7 @@ class Evaluation:
                     progress = f"{len(progress_file.done)} of {len(ids)} pictures, run again to go on"
                     options.end_if_gone(self._client, error, progress)
                     self._failed.add(ids[picture])
-                    self._report(f"{picture.name}: {error}")
+                    self._program.say(f"{picture.name}: {error}")
 
     def _check_same_model(self, served: ProgressFile) -> None:
         """Asks again about a picture that an earlier run recorded: metadata do not tell weights apart."""
@@ -223,9 +221,6 @@ class Evaluation:
                 f"{served.path} is of another model, whose answer to {picture.name} differs: "
                 "delete it to start anew"
             )
-
-    def _report(self, message: str) -> None:
-        options.report(self._console, "evaluate.py", message)
 
     def _rows(self, progress_file: ProgressFile) -> list[dict[str, Any]]:
         rows = [row for image_id in self._pictures for row in progress_file.done.get(image_id, [])]

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,11 +119,7 @@ def client_options(parser: argparse.ArgumentParser, arguments: argparse.Namespac
         parser.error("--ssl-ca, --ssl-cert and --ssl-key need --ssl")
     if bool(arguments.ssl_cert) != bool(arguments.ssl_key):
         parser.error("--ssl-cert and --ssl-key belong together")
-    tls = (
-        Tls(ca=arguments.ssl_ca, certificate=arguments.ssl_cert, key=arguments.ssl_key)
-        if arguments.ssl
-        else None
-    )
+    tls = Tls(ca=arguments.ssl_ca, certificate=arguments.ssl_cert, key=arguments.ssl_key)
     return {
         "protocol": arguments.protocol,
         "model": arguments.model,
@@ -131,7 +127,7 @@ def client_options(parser: argparse.ArgumentParser, arguments: argparse.Namespac
         "retry": RetryPolicy(
             retries=arguments.retries, timeout_s=arguments.timeout_s, deadline_s=arguments.deadline_s
         ),
-        "tls": tls,
+        "tls": tls if arguments.ssl else None,
         "headers": dict(arguments.header),
         "shared_memory": arguments.shared_memory,
         "camera": arguments.camera,
@@ -154,14 +150,20 @@ def end_if_gone(client: CenterNetClient, error: Exception | None, done: str) -> 
 
 
 @dataclass
-class Outcome:
-    """How a program ends."""
+class Program:
+    """A command line at work: what it is called, where it speaks, and the exit code that it ends with."""
 
+    name: str
+    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
     code: int = 0
+
+    def say(self, message: str) -> None:
+        """Prints a message as one line, whatever names are in it."""
+        self.console.print(f"{self.name}: {printable(message)}", markup=False, soft_wrap=True)
 
 
 @contextmanager
-def one_line_errors(program: str, console: Console, grace_s: float = GRACE_S) -> Iterator[Outcome]:
+def one_line_errors(name: str, grace_s: float = GRACE_S) -> Iterator[Program]:
     """Turns what ends a program early into one line and an exit code.
 
     SIGTERM and a closed terminal unwind the program as Ctrl-C does, so that files and shared memory are
@@ -171,27 +173,27 @@ def one_line_errors(program: str, console: Console, grace_s: float = GRACE_S) ->
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, lambda number, _: _end(128 + number, grace_s))
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # What its core logs is in the error, too.
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # Closed by whoever started this (`<&-`).
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, stream) is None:  # Closed by whoever started this (`<&-`).
+            setattr(sys, stream, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
     errors.escape_output()
-    outcome = Outcome()
+    program = Program(name)
     try:
-        yield outcome
+        yield program
         return
     except (CenterNetError, ExportError) as error:
-        message, outcome.code = str(error), getattr(error, "exit_code", 1)
+        message, program.code = str(error), getattr(error, "exit_code", 1)
     except BrokenPipeError:  # Whoever read standard output has had enough.
-        outcome.code = 1
+        program.code = 1
         with suppress(OSError, ValueError):
             errors.discard_output()
         return
     except OSError as error:
-        message, outcome.code = f"{error.filename or 'error'}: {error.strerror or error}", 1
+        message, program.code = f"{error.filename or 'error'}: {error.strerror or error}", 1
     except KeyboardInterrupt:
-        message, outcome.code = "interrupted", 128 + signal.SIGINT
-        _end_in_time(outcome.code, grace_s)
-    report(console, program, message)
+        message, program.code = "interrupted", 128 + signal.SIGINT
+        _end_in_time(program.code, grace_s)
+    program.say(message)
 
 
 def _end(code: int, grace_s: float) -> None:
@@ -204,11 +206,6 @@ def _end_in_time(code: int, grace_s: float) -> None:
     timer = threading.Timer(grace_s, os._exit, [code])
     timer.daemon = True
     timer.start()
-
-
-def report(console: Console, program: str, message: str) -> None:
-    """Prints what went wrong as one line, whatever names are in it."""
-    console.print(f"{program}: {printable(message)}", markup=False, soft_wrap=True)
 
 
 def threshold(text: str) -> float:

@@ -26,14 +26,15 @@ class Results:
         folder: Where drawings go, or None.
         failed: How many pictures, frames and videos could not be done.
         console: For lines and bars.
+        note: Prints a line that is no failure.
     """
 
-    def __init__(self, program: str, console: Console) -> None:
+    def __init__(self, program: options.Program) -> None:
         self.write: Callable[[list[Any]], None] = lambda entries: None
         self.folder: output.OutputFolder | None = None
         self.failed = 0
-        self.console = console
-        self._program = program
+        self.console = program.console
+        self.note = program.say
         self._tables = output.Tables()
         self._lock = threading.Lock()
 
@@ -57,10 +58,6 @@ class Results:
         with self._lock:
             self.failed += 1
         self.note(f"{name}: {_said(error)}")
-
-    def note(self, line: str) -> None:
-        """Prints a line that is no failure."""
-        options.report(self.console, self._program, line)
 
     def print_tables(self) -> None:
         """Prints what was found: one picture's boxes, or a row for each of many."""

@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from centernet_image.codecs.common import ImageError
 from centernet_image.decode import decode
 from centernet_image.description import Description
 from centernet_image.geometry import warp
-from rich.console import Console
 
 from clients import options
 from clients.client import AsyncCenterNetClient
@@ -67,11 +65,10 @@ def main() -> int:
     )
     options.add_connection_options(parser)
     arguments = parser.parse_args()
-    console = Console(stderr=True, highlight=False)
     # To go back means to load a network.
-    with options.one_line_errors("roll_out.py", console, grace_s=2 * LOAD_S) as outcome:
-        outcome.code = asyncio.run(_main(parser, arguments, partial(options.report, console, "roll_out.py")))
-    return outcome.code
+    with options.one_line_errors("roll_out.py", grace_s=2 * LOAD_S) as program:
+        program.code = asyncio.run(_main(parser, arguments, program.say))
+    return program.code
 
 
 async def _main(parser: argparse.ArgumentParser, arguments: argparse.Namespace, say: Any) -> int:

@@ -229,11 +229,8 @@ def _row_groups(name: str, column: str, size: int) -> Iterator[ParquetRows]:
             "name that of the encoded pictures with --column"
         )
     kind = schema.field(column).type
-    inner = (
-        kind.field("bytes").type
-        if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-        else kind
-    )
+    has_bytes = pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    inner = kind.field("bytes").type if has_bytes else kind
     if not (pyarrow.types.is_binary(inner) or pyarrow.types.is_large_binary(inner)):
         raise InputError(
             f"{printable_uri(name)}: column '{column}' is {kind}, expected binary: encoded pictures"

@@ -140,9 +140,7 @@ class CudaRegion(Region):
 
             self._library = cuda_shared_memory
             self._handle = cuda_shared_memory.create_shared_memory_region(self.name, byte_size, 0)
-        except (
-            Exception
-        ) as error:  # The bindings raise their own and RuntimeError, according to what is missing.
+        except Exception as error:  # The bindings' own or RuntimeError, according to what is missing.
             raise SharedMemoryError(
                 f"no CUDA shared memory: {_reason(error)}; use '--shared-memory system'"
             ) from error

@@ -123,12 +123,11 @@ def _describe(
 def _surroundings(options: argparse.Namespace, trt: ModuleType, *, has_plugin: bool) -> dict[str, str]:
     plugin = builder.load_plugin(trt, options.plugin, rtx=bool(options.target)) if has_plugin else None
     gpu = None if options.target else find_gpu()
+    capability = gpu.compute_capability if gpu else f"{options.target[2:-1]}.{options.target[-1]}"
     return {
         "tensorrt": f"RTX {trt.__version__}" if options.target else trt.__version__,
         "gpu": gpu.name if gpu else "",
-        "compute_capability": gpu.compute_capability
-        if gpu
-        else f"{options.target[2:-1]}.{options.target[-1]}",
+        "compute_capability": capability,
         "plugin_sha256": sha256(plugin) if plugin else "",
     }
 

@@ -9,8 +9,6 @@ import socket
 import sys
 from importlib.util import find_spec
 
-from rich.console import Console
-
 from clients import options
 
 NEEDED = ("fastapi", "fastapi-offline", "prometheus-client", "python-multipart", "uvicorn")
@@ -49,7 +47,7 @@ def main() -> int:
     from clients.web.app import Settings, make_app
     from clients.web.listen import serve
 
-    with options.one_line_errors("clients.web", Console(stderr=True, highlight=False)) as outcome:
+    with options.one_line_errors("clients.web") as program:
         client = options.async_client(parser, arguments)
         settings = Settings(
             max_in_flight=arguments.concurrency,
@@ -65,7 +63,7 @@ def main() -> int:
         except OSError as error:
             raise OSError(error.errno, error.strerror, f"{arguments.host}:{arguments.port}") from error
         serve(make_app(client, settings), listener, on_ready=lambda: _greet(listener))
-    return outcome.code
+    return program.code
 
 
 def _greet(listener: socket.socket) -> None:

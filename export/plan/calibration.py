@@ -35,11 +35,9 @@ class Source:
     def digest(self) -> str:
         """SHA-256 of all that decides the feeds: of the files alone, where nothing else does."""
         digest = sha256_of_all(self.files)
-        return (
-            digest
-            if self.picture is None
-            else hashlib.sha256(f"{digest} {self.picture}".encode()).hexdigest()
-        )
+        if self.picture is None:
+            return digest
+        return hashlib.sha256(f"{digest} {self.picture}".encode()).hexdigest()
 
     def feeds(self, model: onnx.ModelProto) -> Iterator[dict[str, np.ndarray]]:
         """The model's inputs, one dict for each picture or file."""

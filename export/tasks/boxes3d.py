@@ -21,10 +21,8 @@ class Boxes3D(Task):
 
     input_size = (384, 1280)
     normalisation = NORMALISATIONS["imagenet"]
-    names: ClassVar = {
-        **Task.names,
-        3: ("pedestrian", "car", "cyclist"),
-    }  # KITTI's, as the original numbers them
+    # KITTI's, as the original numbers them.
+    names: ClassVar = {**Task.names, 3: ("pedestrian", "car", "cyclist")}
 
     @classmethod
     def channels(cls, heads: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

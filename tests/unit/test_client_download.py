@@ -14,12 +14,12 @@ import clips
 import numpy as np
 import pytest
 from pictures import encode, picture
-from rich.console import Console
 
 from clients import detect, download, sources
 from clients.client import Answer
 from clients.detections import Detections
 from clients.errors import SourceError
+from clients.options import Program
 from clients.output import OutputFolder
 from clients.results import Results
 from clients.sources import Picture
@@ -146,7 +146,7 @@ def test_what_is_drawn_is_read_once(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.write(write, encode(PIXELS))
     os.close(write)
-    results = Results("detect.py", Console())
+    results = Results(Program("detect.py"))
     results.folder = OutputFolder(tmp_path)
     with serving(answer) as address:
         pictures = [*sources.find([f"{address}/a.png", f"/dev/fd/{read}"])]

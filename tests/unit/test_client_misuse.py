@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from clients import detect, evaluate, options, output, roll_out
 from clients.client import AsyncCenterNetClient
@@ -181,7 +180,7 @@ def test_bytes_of_another_type_are_sent_as_bytes(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_systems_errors_have_no_number(capsys: pytest.CaptureFixture) -> None:
-    results = Results("detect.py", Console(stderr=True, highlight=False))
+    results = Results(options.Program("detect.py"))
     results.report("a.jpg", OSError(28, "No space left on device", "out/a.jpg"))
     results.report("b.jpg", CenterNetError("damaged"))
     lines = capsys.readouterr().err.splitlines()
@@ -192,7 +191,7 @@ def test_the_systems_errors_have_no_number(capsys: pytest.CaptureFixture) -> Non
 def test_closed_standard_streams_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    with options.one_line_errors("detect.py", Console(stderr=True)):
+    with options.one_line_errors("detect.py"):
         assert sys.stdin.buffer.read() == b""
         print("nobody reads this")
         print("nor this", file=sys.stderr)

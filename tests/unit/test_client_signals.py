@@ -12,15 +12,14 @@ WAITING = """
 import signal, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from rich.console import Console
 from clients import options, sources
 
 (picture,) = sources.find([sys.argv[1]])
-with options.one_line_errors("detect.py", Console(stderr=True), grace_s=0.1) as outcome:
+with options.one_line_errors("detect.py", grace_s=0.1) as program:
     waiting = ThreadPoolExecutor(1).submit(picture.read)
     signal.raise_signal(int(sys.argv[2]))
     waiting.result()
-sys.exit(outcome.code)
+sys.exit(program.code)
 """
 
 
