@@ -15,7 +15,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
 #endif
 
 namespace dcnv2::emulation {
@@ -187,6 +187,11 @@ inline void start(size_t index, Block& block, int32_t thread) {
   fiber.context.uc_stack.ss_size = kStackBytes;
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, fiberMain, 0);
+#if defined(__SANITIZE_ADDRESS__)
+  // The sanitizer's swapcontext would clear its notes of the whole stack each time: once is enough.
+  fiber.context.uc_stack = {};
+  __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
+#endif
 }
 
 // Runs `blocks` blocks of `threads` threads, `cluster` blocks at a time.
