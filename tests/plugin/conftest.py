@@ -26,6 +26,13 @@ def library(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
+def rtx() -> None:
+    """What export.to_plan needs for --target."""
+    find_tensorrt("rtx")
+    find_library("rtx")
+
+
+@pytest.fixture
 def compiler() -> str:
     found = shutil.which("g++")
     if found is None:

@@ -12,8 +12,8 @@ import onnx
 import pytest
 from engine_text import layer_types
 from onnx import helper
-from toolchain_of_plugin import find_library, find_tensorrt
 
+pytestmark = pytest.mark.usefixtures("rtx")
 ROOT = Path(__file__).parents[2]
 NETWORKS = ROOT.parent / "shared" / "cases" / "networks"
 SHAPES = {
@@ -23,12 +23,6 @@ SHAPES = {
     "flow-grid-sample": ("lqs", [1, 2, 3, 64, 64], None),
 }
 PRECISIONS = ("fp32", "fp16", "int8")
-
-
-@pytest.fixture(autouse=True)
-def tools():
-    find_tensorrt("rtx")
-    find_library("rtx")
 
 
 def to_plan(*arguments):

@@ -24,7 +24,7 @@ RTX_PLUGIN = ROOT / "build" / "dcnv2" / "rtx" / "libdcnv2.so"
 
 GROUPS = ["stem", "backbone", "offsets", "heads", "deformable"]
 
-pytestmark = pytest.mark.plugin
+pytestmark = pytest.mark.usefixtures("rtx")
 
 
 @pytest.fixture(scope="module")
