@@ -1,5 +1,6 @@
 """Fixtures that every kind of test uses."""
 
+import gc
 import signal
 import threading
 from pathlib import Path
@@ -13,6 +14,15 @@ def pytest_configure() -> None:
     # A shell's background job starts with SIGINT ignored, and so would every program that a test interrupts.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    # PyTorch and the like stay: the garbage collector need not look through them each time.
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
