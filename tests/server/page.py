@@ -84,6 +84,7 @@ class Page:
     def __init__(self, browser: webdriver.Chrome, gateway: Gateway, files: Path) -> None:
         self.browser = browser
         self.files = files
+        browser.get("about:blank")  # The page before may still ask a gateway that has ended.
         browser.get_log("browser")
         self.resize(*LAPTOP)
         browser.get(gateway.url)
