@@ -135,7 +135,7 @@ def test_plan_is_asked_for_as_configured(container):
 
 def test_batch_that_no_server_would_take_is_refused_before_the_plan_is_built(container):
     one = container(BATCH="1,2,4", builder="raise SystemExit('not wanted')")
-    assert one.process.wait(timeout=60) == 2
+    assert one.process.wait(timeout=300) == 2
     said = "batch: found 1,2,4, expected 32 as the largest, max_batch_size of all models"
     assert one.log.read_text().splitlines()[-1] == f"entrypoint: error: {said}"
 
@@ -183,7 +183,7 @@ def test_control_interfaces_are_closed(container):
 
 def test_failed_build_ends_the_container(container):
     one = container(builder="import sys; sys.exit('no plan')")
-    assert one.process.wait(timeout=30) == 1
+    assert one.process.wait(timeout=300) == 1
     assert one.log.read_text() == "no plan\n"
 
 
@@ -197,7 +197,7 @@ def test_stop_while_the_plan_is_built(container):
 
 def test_without_model(tmp_path, small_onnx):
     one = Container(tmp_path, small_onnx, "--model", str(tmp_path / "no.onnx"))
-    assert one.process.wait(timeout=30) == 1
+    assert one.process.wait(timeout=300) == 1
     assert "mount an ONNX file (export.to_onnx) there" in one.log.read_text()
 
 
@@ -216,7 +216,7 @@ def test_server_that_dies_ends_the_container(container):
     one = container()
     one.wait_until_healthy()
     os.kill(one.server, signal.SIGKILL)
-    assert one.process.wait(timeout=30) == 128 + signal.SIGKILL
+    assert one.process.wait(timeout=300) == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("model", ["centernet_network", "centernet_preprocess"])
@@ -269,7 +269,7 @@ def test_onnx_file_is_served_without_a_plan(tmp_path, small_onnx):
 def test_onnx_file_that_cannot_be_served(tmp_path, small_onnx, name, said):
     (tmp_path / "network.onnx").symlink_to(small_onnx)
     one = Container(tmp_path, small_onnx, "--model-config-name=cuda", "--model", tmp_path / name)
-    assert one.process.wait(timeout=30) == 1
+    assert one.process.wait(timeout=300) == 1
     assert one.log.read_text() == f"entrypoint: {said.format(tmp_path / name)}\n"
 
 
@@ -307,7 +307,7 @@ def test_mps_is_started_for_the_server_and_ended_after_it(tmp_path, small_onnx):
 def test_client_shared_memory_is_opened_by_its_setting(container):
     """24.10 shows that it was asked for: it does not know the option."""
     one = container(ALLOW_CLIENT_SHM="true")
-    assert one.process.wait(timeout=60) == 1
+    assert one.process.wait(timeout=300) == 1
     assert "unrecognized option '--allow-client-shm=true'" in one.log.read_text()
 
 

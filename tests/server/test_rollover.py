@@ -62,7 +62,7 @@ class Site:
             assert flow.process.poll() is None
         replica.running.process.send_signal(signal.SIGTERM)
         self.envoy.wait_for_servers(1)
-        assert replica.running.process.wait(timeout=60) == 0, replica.running.log.read_text()[-3000:]
+        assert replica.running.process.wait(timeout=300) == 0, replica.running.log.read_text()[-3000:]
         assert "drained: no request is left" in replica.running.log.read_text()
         replica.start(list(classes) if classes else None)
         self.envoy.wait_for_servers(2)

@@ -48,7 +48,7 @@ def test_a_network_that_was_not_made(small_onnx, tmp_path):
         file.unlink()
     log = tmp_path / "log"
     process = launch(repository, log)
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=300) == 1
     text = log.read_text()
     command = f"python -m export.to_onnx CHECKPOINT {repository}/centernet_network/1/model.onnx"
     assert f"no {repository}/centernet_network/1/model.onnx: make it first, for example {command}" in text
@@ -66,7 +66,7 @@ def test_a_description_of_something_else(small_onnx, tmp_path):
     description.write_text(json.dumps({**facts, "form": "heads", "top_k": None}))
     log = tmp_path / "log"
     process = launch(repository, log)
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=300) == 1
     assert (
         "model.json does not describe a detector, expected classes, input_size and top_k" in log.read_text()
     )
@@ -84,7 +84,7 @@ def test_a_network_from_before_peaks(small_onnx, tmp_path):
     (version / "model.json").write_text(json.dumps(facts))
     log = tmp_path / "log"
     process = launch(repository, log)
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=300) == 1
     assert (
         f"{version}/model.json: found a network without the output peaks, expected one with it: export it "
         "again by export.to_onnx" in log.read_text()

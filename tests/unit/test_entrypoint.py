@@ -135,7 +135,7 @@ def test_the_server_is_told_to_stop_after_the_drain(tmp_path, code):
             assert process.poll() is None, log.read_text()
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
     finally:
         process.kill()
     said = log.read_text().splitlines()
