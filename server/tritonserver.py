@@ -1,6 +1,7 @@
 """The environment's `tritonserver` command: the real server that `ci/setup` fetched, set up for a CPU."""
 
 import os
+import shlex
 import sys
 import sysconfig
 import tempfile
@@ -19,8 +20,8 @@ def main() -> None:
     server = package / "bin" / "tritonserver"
     if not server.is_file():
         sys.exit(f"tritonserver: no server at {server}: run ci/setup")
-    arguments = sys.argv[1:]
-    defaults = {"--backend-directory": str(_backend_directory(package)), "--model-config-name": "cpu"}
+    arguments = [_plain_repository(argument) for argument in sys.argv[1:]]
+    defaults = {"--backend-directory": _plain(_backend_directory(package)), "--model-config-name": "cpu"}
     given = {argument.split("=", 1)[0] for argument in arguments}
     added = [f"{option}={value}" for option, value in defaults.items() if option not in given]
     environment = dict(os.environ)
@@ -29,7 +30,7 @@ def main() -> None:
     environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(128 * 1024))
     _prepend(environment, "LD_LIBRARY_PATH", root / "nvidia_pytriton.libs", root)
     # The Python backend runs the first python3 that it finds.
-    _prepend(environment, "PATH", Path(sys.prefix) / "bin")
+    _prepend(environment, "PATH", Path(_plain(sys.prefix)) / "bin")
     os.execve(server, [str(server), *added, *arguments], environment)  # noqa: S606
 
 
@@ -40,6 +41,23 @@ def _backend_directory(package: Path) -> Path:
     _link(folder / "python" / stub, package / "python_backend_stubs" / sysconfig.get_python_version() / stub)
     _link(folder / "onnxruntime", BACKENDS / "onnxruntime")
     return folder
+
+
+def _plain_repository(argument: str) -> str:
+    option, _, path = argument.partition("=")
+    return f"{option}={_plain(path)}" if option in ("--model-repository", "--model-store") else argument
+
+
+def _plain(folder: Path | str) -> str:
+    """Another name for a folder if its own has blanks or other letters than ASCII's.
+
+    Triton's Python backend puts paths into a shell's command as they are, and its Python knows only ASCII.
+    """
+    if shlex.quote(path := str(folder)) == path or not Path(path).is_dir():
+        return path
+    descriptor = os.open(path, os.O_PATH)
+    os.set_inheritable(descriptor, True)
+    return f"/proc/{os.getpid()}/fd/{descriptor}"  # the server's too, which this process becomes
 
 
 def _link(link: Path, target: Path) -> None:

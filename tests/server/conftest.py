@@ -46,8 +46,10 @@ def server(
 
 @pytest.fixture(scope="session")
 def coins_server(serve: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """A server of the demo's network."""
-    return serve(make_repository(tmp_path_factory.mktemp("coins"), exported.export(ROOT / "demo/coins.pth")))
+    """A server of the demo's network, in a folder whose name a shell would not read."""
+    return serve(
+        make_repository(tmp_path_factory.mktemp("die Münzen; it's"), exported.export(ROOT / "demo/coins.pth"))
+    )
 
 
 @pytest.fixture(scope="module")
