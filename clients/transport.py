@@ -114,6 +114,7 @@ class GrpcTransport(Transport):
     @cached_property
     def _api(self) -> Any:
         options = [
+            ("grpc.enable_http_proxy", 0),  # as over HTTP: http_proxy is for the web
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
             # By default the pause before it dials again grows to two minutes.

@@ -1,6 +1,7 @@
 """A Triton server as a child of this process: started on free ports, waited for, ended."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -107,15 +108,21 @@ def start(repository: Path, *arguments: str, log: Path, timeout_s: float = 60, *
             text in log.read_text(encoding="utf-8", errors="replace") for text in PORT_TAKEN
         ):
             break
-    raise StartError(f"the server ended with {server.process.returncode}; see {log}")
+    failed = re.search(
+        r'failed to load (.*?)(?:\\n|"$)', log.read_text(encoding="utf-8", errors="replace"), re.M
+    )
+    reason = f": {failed[1]}" if failed else ""
+    raise StartError(f"the server ended with {server.process.returncode}{reason}; see {log}")
 
 
 def wait_until_ready(server: Server, *, timeout_s: float) -> bool:
     """Waits until all models are ready; False if the server ended or time is up."""
     end = time.monotonic() + timeout_s
+    # A proxy of the environment knows nothing of this machine's own ports.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while server.process.poll() is None and time.monotonic() < end:
         try:
-            with urllib.request.urlopen(f"http://{server.http_url}/v2/health/ready", timeout=1):
+            with direct.open(f"http://{server.http_url}/v2/health/ready", timeout=1):
                 return True
         except OSError:
             time.sleep(0.05)

@@ -1,6 +1,7 @@
 """Fixtures that every kind of test uses."""
 
 import gc
+import os
 import signal
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_configure() -> None:
+    os.environ["no_proxy"] = "127.0.0.1,localhost"
     # A shell's background job starts with SIGINT ignored, and so would every program that a test interrupts.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,6 +20,10 @@ TIMEOUT_S = 10
 SIDE = 64
 
 
+# A proxy of the environment knows nothing of this container's own ports.
+urllib.request.install_opener(urllib.request.build_opener(urllib.request.ProxyHandler({})))
+
+
 class UnhealthyError(Exception):
     """What is wrong; `busy` if it may be no more than load: refused, or no answer in time."""
 

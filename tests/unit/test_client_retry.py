@@ -9,7 +9,7 @@ import pytest
 import virtual_time
 from tritonclient.utils import InferenceServerException
 
-from clients import detect
+from clients import CenterNetClient, detect
 from clients.errors import CenterNetError, DeadlineError, RejectedError, UnavailableError
 from clients.retry import RetryPolicy, with_retries
 from clients.transport import TRANSPORTS, GrpcTransport, HttpTransport
@@ -37,6 +37,13 @@ def test_an_absent_server_is_asked_again(failures: int) -> None:
     server = Server(failures, UnavailableError("away"))
     assert asyncio.run(with_retries(server, QUICK)) == "answer"
     assert server.calls == failures + 1
+
+
+def test_no_proxy_is_asked_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:2")
+    with CenterNetClient("127.0.0.1:1") as client, pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1:"):
+        client.check_ready()
 
 
 def test_retries_end() -> None:

@@ -249,6 +249,14 @@ def test_a_wrong_setting_is_one_line(tmp_path, setting, said):
     assert said in done.stderr.splitlines()[-1]
 
 
+def test_a_proxy_is_not_asked_for_the_container_itself():
+    environment = {"HEALTH_URL": "http://127.0.0.1:1", "http_proxy": "http://proxy.invalid:3128"}
+    command = [sys.executable, ROOT / "ci/container/health.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Connection refused" in done.stderr
+
+
 @pytest.mark.parametrize(
     "answer",
     [b"[]", b"{}", b'{"outputs": null}', b'{"outputs": [{"name": "num_detections", "data": []}]}', b"\xff"]
