@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import skimage.data
 
+from export.errors import discard_output
 from server import launcher
 
 ROOT = Path(__file__).parents[1]
@@ -47,11 +48,11 @@ def main() -> int:
     )
     _export(model)
     picture = OUT / "coins.png"
-    cv2.imwrite(str(picture), skimage.data.coins())
+    picture.write_bytes(cv2.imencode(".png", skimage.data.coins())[1].tobytes())
     print(f"Starting tritonserver (its log: {LOG.relative_to(ROOT)})", flush=True)
     try:
         server = launcher.start(
-            repository, log=LOG, ports=_ports(8000, 8001, 8002), new_session=arguments.keep
+            repository, log=LOG, timeout_s=300, ports=_ports(8000, 8001, 8002), new_session=arguments.keep
         )
     except launcher.StartError as error:
         print(f"ci/demo: {error}", file=sys.stderr)
@@ -131,6 +132,12 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except subprocess.CalledProcessError as failure:
-        sys.exit(failure.returncode)  # that command has said what was wrong
+        if failure.returncode > 0:
+            sys.exit(failure.returncode)  # that command has said what was wrong
+        sys.exit(f"ci/demo: {failure}")
+    except OSError as error:  # a full disk, or what the user may not write
+        if sys.stdout:
+            discard_output()
+        sys.exit(f"ci/demo: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
