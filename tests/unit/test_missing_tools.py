@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def without_compiler(tmp_path):
-    for name in ("bash", "cat", "dirname", "sha256sum"):
+    for name in ("bash", "cat", "dirname", "realpath", "sha256sum"):
         (tmp_path / name).symlink_to(shutil.which(name))
     return {name: value for name, value in os.environ.items() if name != "CI"} | {"PATH": str(tmp_path)}
 
