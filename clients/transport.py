@@ -114,7 +114,8 @@ class GrpcTransport(Transport):
     @cached_property
     def _api(self) -> Any:
         options = [
-            ("grpc.enable_http_proxy", 0),  # as over HTTP: http_proxy is for the web
+            # A proxy of the environment knows nothing of this machine's own ports.
+            ("grpc.enable_http_proxy", int(not self.url.startswith(("localhost:", "127.", "[::1]")))),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
             # By default the pause before it dials again grows to two minutes.

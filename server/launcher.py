@@ -3,13 +3,14 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,8 +136,14 @@ def stop(process: subprocess.Popen, *, timeout_s: float) -> None:
     try:
         process.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
+        # Its Python models' processes would live on.
+        threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+        models = [int(pid) for file in threads for pid in file.read_text(encoding="ascii").split()]
         process.kill()
         process.wait()
+        for pid in models:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:

@@ -39,10 +39,11 @@ def test_an_absent_server_is_asked_again(failures: int) -> None:
     assert server.calls == failures + 1
 
 
-def test_no_proxy_is_asked_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("no_proxy")
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_no_proxy_is_asked_for_this_machine(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:2")
-    with CenterNetClient("127.0.0.1:1") as client, pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1:"):
+    with CenterNetClient(f"{host}:1") as client, pytest.raises(UnavailableError, match=r"[:\]]1:"):
         client.check_ready()
 
 

@@ -3,9 +3,11 @@
 import http.server
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,30 @@ exit 3
     with pytest.raises(launcher.StartError) as raised:
         launcher.start(tmp_path, log=log, ports=[1, 2, 3])
     assert str(raised.value) == f"the server ended with 3: 'a' version 1: Internal: no memory; see {log}"
+
+
+STUBBORN = """
+import signal, subprocess, sys, threading, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def fork():
+    print(subprocess.Popen(["sleep", "1000"]).pid, flush=True)
+    time.sleep(1000)
+threading.Thread(target=fork).start()
+"""
+
+
+def test_a_server_that_does_not_end_leaves_no_model_behind():
+    """Triton starts the processes of its Python models in other threads than its first."""
+    server = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True)
+    model = Path(f"/proc/{server.stdout.readline().strip()}")
+    assert model.exists()
+    launcher.stop(server, timeout_s=0.1)
+    assert server.returncode == -signal.SIGKILL
+    for _ in range(600):
+        try:
+            if (model / "stat").read_text().split()[2] == "Z":  # whoever adopted it is slow
+                return
+        except OSError:
+            return
+        time.sleep(0.1)
+    pytest.fail("it lives on")
