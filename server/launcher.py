@@ -120,10 +120,10 @@ def wait_until_ready(server: Server, *, timeout_s: float) -> bool:
     """Waits until all models are ready; False if the server ended or time is up."""
     end = time.monotonic() + timeout_s
     # A proxy of the environment knows nothing of this machine's own ports.
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
     while server.process.poll() is None and time.monotonic() < end:
         try:
-            with direct.open(f"http://{server.http_url}/v2/health/ready", timeout=1):
+            with ask(f"http://{server.http_url}/v2/health/ready", timeout=1):
                 return True
         except OSError:
             time.sleep(0.05)

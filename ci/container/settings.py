@@ -50,9 +50,8 @@ def check_batch(parser: argparse.ArgumentParser, batch: str, version: Path) -> N
     Building one takes minutes, and Triton would say only then that it does not fit.
     """
     config = version.parent / "config.pbtxt"
-    found = (
-        re.search(r"^max_batch_size: (\d+)", config.read_text("utf-8"), re.M) if config.is_file() else None
-    )
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    found = re.search(r"^max_batch_size: (\d+)", text, re.MULTILINE)
     largest = batch.rpartition(",")[2].strip()
     if found and largest.isdecimal() and int(largest) < int(found[1]):
         parser.error(
