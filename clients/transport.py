@@ -146,7 +146,8 @@ class GrpcTransport(Transport):
 
         if not isinstance(error, InferenceServerException):
             return None
-        return _answered(error, unavailable=("StatusCode.UNAVAILABLE",))
+        # Not by this client, which asyncio would tell: a server that stops cancels what is in flight.
+        return _answered(error, unavailable=("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED"))
 
 
 class HttpTransport(Transport):

@@ -120,6 +120,7 @@ def test_pauses_double_up_to_a_limit_and_differ_between_clients() -> None:
     ("protocol", "status", "message", "expected"),
     [
         ("grpc", "StatusCode.UNAVAILABLE", "Exceeds maximum queue size", UnavailableError),
+        ("grpc", "StatusCode.CANCELLED", "CANCELLED", UnavailableError),
         ("grpc", "StatusCode.NOT_FOUND", "unknown model: 'm' has no available versions", UnavailableError),
         ("grpc", "StatusCode.NOT_FOUND", "unknown model: 'm' is not found", RejectedError),
         ("grpc", "StatusCode.INVALID_ARGUMENT", "found 3 bytes", RejectedError),
