@@ -105,13 +105,10 @@ def start(repository: Path, *arguments: str, log: Path, timeout_s: float = 60, *
         if server.process.poll() is None:
             stop(server.process, timeout_s=30)
             raise StartError(f"the server was not ready after {timeout_s:.0f} s; see {log}")
-        if options.get("ports") or not any(
-            text in log.read_text(encoding="utf-8", errors="replace") for text in PORT_TAKEN
-        ):
+        said = log.read_text(encoding="utf-8", errors="replace")
+        if options.get("ports") or not any(text in said for text in PORT_TAKEN):
             break
-    failed = re.search(
-        r'failed to load (.*?)(?:\\n|"$)', log.read_text(encoding="utf-8", errors="replace"), re.M
-    )
+    failed = re.search(r'failed to load (.*?)(?:\\n|"$)', said, re.M)
     reason = f": {failed[1]}" if failed else ""
     raise StartError(f"the server ended with {server.process.returncode}{reason}; see {log}")
 
