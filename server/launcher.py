@@ -133,14 +133,28 @@ def stop(process: subprocess.Popen, *, timeout_s: float) -> None:
     try:
         process.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        # Its Python models' processes would live on.
-        threads = Path(f"/proc/{process.pid}/task").glob("*/children")
-        models = [int(pid) for file in threads for pid in file.read_text(encoding="ascii").split()]
+        # The processes of its Python models would live on, and the shared memory that their arguments name.
+        models = _children(process.pid)
+        shared = {name for pid in models for name in _arguments(pid) if "_shm_region_" in name}
         process.kill()
         process.wait()
         for pid in models:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for name in shared:
+            Path("/dev/shm", name).unlink(missing_ok=True)  # noqa: S108
+
+
+def _children(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in threads for child in file.read_text(encoding="ascii").split()]
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:  # It has ended.
+        return []
 
 
 def free_ports(count: int) -> list[int]:

@@ -44,7 +44,7 @@ def build(model, folder, precision, name, shape, shapes=None, *options):
     return layer_types(plan.read_bytes()), json.loads(plan.with_suffix(".json").read_text())["plan"]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.wide), "fp16", "int8"])
 @pytest.mark.parametrize("network", SHAPES)
 def test_public_networks(network, precision, tmp_path):
     path = NETWORKS / f"{network}.onnx"

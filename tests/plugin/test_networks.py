@@ -21,7 +21,7 @@ from export.networks import create
 from export.plan import feed_dicts
 
 
-@pytest.fixture(scope="module", params=["dla_34", "resdcn_18"])
+@pytest.fixture(scope="module")
 def onnx_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = create(request.param, {"hm": 80, "reg": 2, "wh": 2})
@@ -30,20 +30,20 @@ def onnx_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return exported.export(checkpoint, "--input-size", "128x192")
 
 
-# Of precision, target and batch every two are together in one of these.
+# Of network, precision, target and batch every two are together in one of these.
 PAIRS = (
-    ("fp32", "SM86", "1"),
-    ("fp32", "SM120", "1,8,32"),
-    ("fp16", "SM86", "1,8,32"),
-    ("fp16", "SM120", "1"),
+    ("dla_34", "fp32", "SM86", "1"),
+    ("dla_34", "fp16", "SM120", "1,8,32"),
+    ("resdcn_18", "fp32", "SM120", "1,8,32"),
+    ("resdcn_18", "fp16", "SM86", "1"),
 )
 BUILDS = [
     pytest.param(*kind, marks=() if kind in PAIRS else pytest.mark.wide)
-    for kind in product(["fp32", "fp16"], ["SM86", "SM120"], ["1", "1,8,32"])
+    for kind in product(["dla_34", "resdcn_18"], ["fp32", "fp16"], ["SM86", "SM120"], ["1", "1,8,32"])
 ]
 
 
-@pytest.mark.parametrize(("precision", "target", "batch"), BUILDS)
+@pytest.mark.parametrize(("onnx_file", "precision", "target", "batch"), BUILDS, indirect=["onnx_file"])
 def test_network_builds(onnx_file: Path, precision: str, target: str, batch: str, tmp_path: Path) -> None:
     plan = build(onnx_file, tmp_path, "--target", target, "--precision", precision, "--batch", batch)
     assert (tmp_path / "model.plan").stat().st_size > 1 << 20
@@ -51,6 +51,9 @@ def test_network_builds(onnx_file: Path, precision: str, target: str, batch: str
     assert plan["compute_capability"] == {"SM86": "8.6", "SM120": "12.0"}[target]
 
 
+@pytest.mark.parametrize(
+    "onnx_file", ["dla_34", pytest.param("resdcn_18", marks=pytest.mark.wide)], indirect=True
+)
 def test_int8_takes_the_wide_convolutions_of_the_backbone(onnx_file: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", feed_dicts.noise({"x": [128, 192, 3]}, {"x": np.uint8})["x"])
     options = ["--precision", "int8", "--calibration", str(tmp_path), "--batch", "1"]

@@ -100,7 +100,7 @@ class Page:
         deadline = time.monotonic() + WAIT_S
         while not until():
             assert time.monotonic() < deadline, self.browser.find_element("css selector", "body").text
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     def choose(self, *names: str) -> None:
         paths = "\n".join(str(self.files / name) for name in names)

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -84,7 +85,8 @@ STUBBORN = """
 import signal, subprocess, sys, threading, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 def fork():
-    print(subprocess.Popen(["sleep", "1000"]).pid, flush=True)
+    model = [sys.executable, "-c", "import time; time.sleep(1000)", sys.argv[1]]
+    print(subprocess.Popen(model).pid, flush=True)
     time.sleep(1000)
 threading.Thread(target=fork).start()
 """
@@ -92,11 +94,14 @@ threading.Thread(target=fork).start()
 
 def test_a_server_that_does_not_end_leaves_no_model_behind():
     """Triton starts the processes of its Python models in other threads than its first."""
-    server = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True)
+    shared = Path(tempfile.mkstemp(prefix="test_shm_region_", dir="/dev/shm")[1])
+    command = [sys.executable, "-c", STUBBORN, shared.name]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     model = Path(f"/proc/{server.stdout.readline().strip()}")
     assert model.exists()
     launcher.stop(server, timeout_s=0.1)
     assert server.returncode == -signal.SIGKILL
+    assert not shared.exists()
     for _ in range(600):
         try:
             if (model / "stat").read_text().split()[2] == "Z":  # whoever adopted it is slow
