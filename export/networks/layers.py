@@ -47,8 +47,8 @@ def upsample(channels: int, factor: int, *, groups: int) -> nn.ConvTranspose2d:
     ramp = 1 - (torch.arange(2 * factor) + 0.5 - factor).abs() / factor
     nn.init.zeros_(layer.weight)
     with torch.no_grad():
-        for channel in range(channels):
-            layer.weight[channel, channel % layer.weight.shape[1]] = torch.outer(ramp, ramp)
+        channel = torch.arange(channels)
+        layer.weight[channel, channel % layer.weight.shape[1]] = torch.outer(ramp, ramp)
     return layer
 
 

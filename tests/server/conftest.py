@@ -1,6 +1,7 @@
 """Real Triton servers as fixtures; each starts once, when a test first wants it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import exported
@@ -14,8 +15,21 @@ from server import launcher
 
 
 @pytest.fixture(scope="session")
+def serve_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """As `serve`, but for servers that all files share."""
+    with _serving(tmp_path_factory) as factory:
+        yield factory
+
+
+@pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """`serve(repository, *arguments)` starts a server; all end with the session."""
+    """`serve(repository, *arguments)` starts a server; all end with the file's last test."""
+    with _serving(tmp_path_factory) as factory:
+        yield factory
+
+
+@contextmanager
+def _serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     processes = []
 
     def factory(repository: Path, *arguments: str) -> Server:
@@ -38,16 +52,16 @@ def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(
-    serve: Callable[..., Server], small_onnx: Path, tmp_path_factory: pytest.TempPathFactory
+    serve_on: Callable[..., Server], small_onnx: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Server:
     """A server of the small detector, for whatever does not change it."""
-    return serve(make_repository(tmp_path_factory.mktemp("repository"), small_onnx))
+    return serve_on(make_repository(tmp_path_factory.mktemp("repository"), small_onnx))
 
 
 @pytest.fixture(scope="session")
-def coins_server(serve: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
+def coins_server(serve_on: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
     """A server of the demo's network, in a folder whose name a shell would not read."""
-    return serve(
+    return serve_on(
         make_repository(tmp_path_factory.mktemp("die Münzen; it's"), exported.export(ROOT / "demo/coins.pth"))
     )
 
@@ -60,7 +74,7 @@ def machine(coins_server: Server) -> Iterator[Network]:
     network.close()
 
 
-@pytest.fixture(scope="session", params=["resdcn_18", "dla_34"])
+@pytest.fixture(scope="module", params=["resdcn_18", "dla_34"])
 def reference_server(
     request: pytest.FixtureRequest,
     shared: Path,
@@ -99,7 +113,7 @@ def family_repository(networks: dict[str, Path], tmp_path_factory: pytest.TempPa
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def serve_edited(
     serve: Callable[..., Server], small_onnx: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Server]:
@@ -118,7 +132,7 @@ def serve_edited(
     return factory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def strict_server(serve_edited: Callable[..., Server]) -> Server:
     """A server of the small detector with limits of its own."""
     return serve_edited({"33554432": "100000", "67108864": "1000000", '"8"': '"32"'})

@@ -28,7 +28,7 @@ BOXES_3D = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def family_server(serve, tmp_path_factory: pytest.TempPathFactory):
     repository = tmp_path_factory.mktemp("family")
     fixed_answers.make(repository, "keypoints", {"detection_keypoints": POINTS})
