@@ -135,25 +135,27 @@ def stop(process: subprocess.Popen, *, timeout_s: float) -> None:
     except subprocess.TimeoutExpired:
         # The processes of its Python models would live on, and the shared memory that their arguments name.
         models = _children(process.pid)
-        shared = {name for pid in models for name in _arguments(pid) if "_shm_region_" in name}
+        arguments = [name for pid in models for name in _words(Path(f"/proc/{pid}/cmdline"), "\0")]
         process.kill()
         process.wait()
         for pid in models:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for name in shared:
-            Path("/dev/shm", name).unlink(missing_ok=True)  # noqa: S108
+        for name in arguments:
+            if "_shm_region_" in name:
+                Path("/dev/shm", name).unlink(missing_ok=True)  # noqa: S108
 
 
 def _children(pid: int) -> list[int]:
     threads = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for file in threads for child in file.read_text(encoding="ascii").split()]
+    return [int(child) for file in threads for child in _words(file)]
 
 
-def _arguments(pid: int) -> list[str]:
+def _words(file: Path, separator: str | None = None) -> list[str]:
+    """Of a process or thread; of one that has ended, none."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
-    except OSError:  # It has ended.
+        return file.read_text(encoding="utf-8", errors="replace").split(separator)
+    except OSError:
         return []
 
 

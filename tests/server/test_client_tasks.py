@@ -101,7 +101,9 @@ def test_columns_of_each_task(name):
 
 
 @pytest.mark.parametrize(
-    ("served", "by_network"), [("keypoints", False), ("boxes3d", True)], indirect=["served"]
+    ("served", "by_network"),
+    [pytest.param("keypoints", False, marks=pytest.mark.wide), ("boxes3d", True)],
+    indirect=["served"],
 )
 def test_parquet_has_what_the_model_answers(
     served, by_network, networks, family_server, folder, tmp_path, monkeypatch
