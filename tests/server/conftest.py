@@ -113,6 +113,12 @@ def family_repository(networks: dict[str, Path], tmp_path_factory: pytest.TempPa
     return folder
 
 
+@pytest.fixture(scope="session")
+def family_server(serve_on: Callable[..., Server], family_repository: Path) -> Server:
+    """A server of it, the largest here: `OF_ONE_SERVER` in tests/conftest.py."""
+    return serve_on(family_repository)
+
+
 @pytest.fixture(scope="module")
 def serve_edited(
     serve: Callable[..., Server], small_onnx: Path, tmp_path_factory: pytest.TempPathFactory

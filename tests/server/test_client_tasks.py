@@ -31,14 +31,6 @@ SPOILED = {
 
 
 @pytest.fixture(scope="module")
-def family_server(serve, networks, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("family") / "repository"
-    for name in NAMES:
-        family.write_repository(name, networks[name], folder)
-    return serve(folder)
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Pictures of several sizes, and a camera's file."""
     made = tmp_path_factory.mktemp("pictures")

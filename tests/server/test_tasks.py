@@ -27,11 +27,6 @@ NAMES = list(family.NETWORKS)
 FRAMES = [np.roll(picture(*IMAGE_SIZE, seed=5), (2 * n, -5 * n), axis=(0, 1)) for n in range(4)]
 
 
-@pytest.fixture(scope="module")
-def family_server(serve, family_repository):
-    return serve(family_repository)
-
-
 def request(name, pictures):
     camera = {"camera": CAMERA.repeat(len(pictures), 0)} if name == "boxes3d" else {}
     return images([encode(each) for each in pictures]) | camera
