@@ -229,9 +229,6 @@ def _server_command(options: argparse.Namespace, repository: Path, further: list
         choices = ["--model-control-mode=explicit", "--load-model=*"]
     if name := options.model_config_name or options.mps * "mps":
         choices.append(f"--model-config-name={name}")
-    if options.mps:
-        # Triton 24.10 then sometimes waits in vain for its Python models' processes; nothing is in flight.
-        choices.append("--exit-timeout-secs=5")
     # Off by default since 26.04; earlier releases do not know the option.
     if options.allow_client_shm:
         choices.append("--allow-client-shm=true")

@@ -35,8 +35,18 @@ def test_configuration_is_completed_from_the_file(server):
             assert types == {t.name: t.dtype.replace("STRING", "BYTES") for t in expected}
 
 
-def test_ends_when_told(serve, small_onnx, tmp_path):
-    server = serve(make_repository(tmp_path, small_onnx))
+@pytest.mark.parametrize("hangs", [False, True])
+def test_ends_when_told(serve, small_onnx, tmp_path, hangs):
+    """Also where a process of the preprocess model waits for a thread that never ends."""
+    repository = make_repository(tmp_path, small_onnx)
+    if hangs:
+        model = repository / "centernet_preprocess/1/model.py"
+        end, thread = "def finalize(self):\n", "Thread(target=threading.Event().wait).start()\n"
+        text = model.read_text(encoding="utf-8")
+        assert end in text
+        changed = text.replace(end, f"{end}        import threading; threading.{thread}")
+        model.write_text(changed, encoding="utf-8")
+    server = serve(repository)
     infer(server, "grpc", "centernet", images([encode(picture(60, 90))]))
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=40) == 0

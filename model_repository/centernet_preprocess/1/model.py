@@ -1,6 +1,7 @@
 """Triton's glue around `centernet_preprocessing`: encoded pictures to frames, or to the network's peaks."""
 
 import json
+import signal
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -10,6 +11,9 @@ from centernet_image.decode import Limits
 from centernet_image.description import ServedNetwork
 from centernet_image.picture_errors import first_error
 from centernet_preprocessing import create
+
+EXIT_S = 3
+"""Far longer than a process takes to end once nothing is left to do."""
 
 
 class TritonPythonModel:
@@ -58,8 +62,10 @@ class TritonPythonModel:
         return readiness.is_ready()
 
     def finalize(self):
-        """Ends the threads."""
+        """Ends the threads and, soon, this process, whatever it still waits for."""
         self.preprocessor.close()
+        # Triton 24.10's own threads for requests between models sometimes never end, and the server waits.
+        signal.alarm(EXIT_S)
 
     def _take(self, description):
         """Makes the preprocessor anew for a network of another frame size or fit."""
