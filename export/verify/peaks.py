@@ -62,10 +62,10 @@ def explain(
     pairs = []
     worst_score = worst_box = unmatched = 0.0
     looked_at: list[tuple[int, bool]] = []  # class, and whether it is explained
-    detections = [found[name] for name in OUTPUTS]
-    for picture, (hm, every, boxes, scores, labels) in enumerate(
-        zip(cells[HEAT], cells[BOXES.name], *detections, strict=True)
-    ):
+    # A graph in FP16 may have its heads so, for which OpenCV has no dilation.
+    arrays = (cells[HEAT], cells[BOXES.name], *(found[name] for name in OUTPUTS))
+    arrays = tuple(a.astype(np.float32) if a.dtype == np.float16 else a for a in arrays)
+    for picture, (hm, every, boxes, scores, labels) in enumerate(zip(*arrays, strict=True)):
         heat = sigmoid(hm)
         free = are_peaks(heat, score)
         taken = np.zeros(heat.shape, np.uint8)

@@ -61,6 +61,12 @@ def test_rounding_passes(form, relative, tolerance):
     assert agreement.box_px <= tolerance["box_px"]
 
 
+def test_heads_in_fp16():
+    heads = {name: head.astype(np.float16) for name, head in make_heads().items()}
+    exact = {name: head.astype(np.float32) for name, head in heads.items()}
+    assert compare(decode(exact), heads, **FP16).unmatched == 0
+
+
 def spoil(found, heads, what):
     if what in heads:
         return decode(heads | {what: heads[what] * np.float32(1.05)})
