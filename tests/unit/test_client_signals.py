@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from clients import options, sources
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests may run under nohup.
 (picture,) = sources.find([sys.argv[1]])
 with options.one_line_errors("detect.py", grace_s=0.1) as program:
     waiting = ThreadPoolExecutor(1).submit(picture.read)
