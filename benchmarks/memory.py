@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.triton_server import family
+from server.launcher import family
 
 
 @dataclass(frozen=True)

@@ -29,27 +29,10 @@ def cpu_s(pid: int | None) -> float | None:
     if pid is None:
         return None
     ticks = 0
-    for one in family(pid):
+    for one in launcher.family(pid):
         with suppress(OSError):  # It has ended.
-            ticks += sum(map(int, _stat(one)[11:13]))
+            ticks += sum(map(int, launcher.stat(one)[11:13]))
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def family(pid: int) -> set[int]:
-    """A process and all that it started, or those did: of a server, also its Python models."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parents[int(path.name)] = int(_stat(int(path.name))[1])
-    found = {pid}
-    while children := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= children
-    return found
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; the name before it may have spaces."""
-    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 @contextmanager

@@ -134,8 +134,8 @@ def stop(process: subprocess.Popen, *, timeout_s: float) -> None:
         process.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         # The processes of its Python models would live on, and the shared memory that their arguments name.
-        models = _children(process.pid)
-        arguments = [name for pid in models for name in _words(Path(f"/proc/{pid}/cmdline"), "\0")]
+        models = family(process.pid) - {process.pid}
+        arguments = [name for pid in models for name in _arguments(pid)]
         process.kill()
         process.wait()
         for pid in models:
@@ -146,15 +146,27 @@ def stop(process: subprocess.Popen, *, timeout_s: float) -> None:
                 Path("/dev/shm", name).unlink(missing_ok=True)  # noqa: S108
 
 
-def _children(pid: int) -> list[int]:
-    threads = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for file in threads for child in _words(file)]
+def family(pid: int) -> set[int]:
+    """A process and all that it started, or those did: of a server, also its Python models."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(path.name)] = int(stat(int(path.name))[1])
+    found = {pid}
+    while children := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= children
+    return found
 
 
-def _words(file: Path, separator: str | None = None) -> list[str]:
-    """Of a process or thread; of one that has ended, none."""
+def stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on; the name before it may have spaces."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+
+
+def _arguments(pid: int) -> list[str]:
+    """Of a process; of one that has ended, none."""
     try:
-        return file.read_text(encoding="utf-8", errors="replace").split(separator)
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
     except OSError:
         return []
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.triton_server import family
 from server import launcher
+from server.launcher import family
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"

@@ -21,8 +21,8 @@ from pictures import encode, picture
 from pyarrow import parquet
 from servers import ROOT, make_repository
 
-from benchmarks.triton_server import family
 from clients import batch
+from server.launcher import family
 
 pytestmark = pytest.mark.server
 COUNT = 22

@@ -112,5 +112,7 @@ def test_a_server_that_does_not_end_leaves_no_model_behind():
     pytest.fail("it lives on")
 
 
-def test_a_thread_that_ends_meanwhile_has_no_children(tmp_path):
-    assert launcher._words(tmp_path / "children") == []
+def test_a_process_that_ends_meanwhile_has_no_arguments():
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    assert launcher._arguments(ended.pid) == []

@@ -56,9 +56,10 @@ class TritonPythonModel:
         return readiness.is_ready()
 
     def finalize(self):
-        """Ends the threads."""
+        """Ends the threads and, soon, this process, whatever it still waits for."""
         self.streams.close()
         del self.gauge  # before its family
+        bls.end_soon()
 
     async def _respond(self, request, description):
         flags = request.flags()

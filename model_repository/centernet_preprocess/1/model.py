@@ -1,7 +1,6 @@
 """Triton's glue around `centernet_preprocessing`: encoded pictures to frames, or to the network's peaks."""
 
 import json
-import signal
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -11,9 +10,6 @@ from centernet_image.decode import Limits
 from centernet_image.description import ServedNetwork
 from centernet_image.picture_errors import first_error
 from centernet_preprocessing import create
-
-EXIT_S = 3
-"""Far longer than a process takes to end once nothing is left to do."""
 
 
 class TritonPythonModel:
@@ -64,8 +60,7 @@ class TritonPythonModel:
     def finalize(self):
         """Ends the threads and, soon, this process, whatever it still waits for."""
         self.preprocessor.close()
-        # Triton 24.10's own threads for requests between models sometimes never end, and the server waits.
-        signal.alarm(EXIT_S)
+        bls.end_soon()
 
     def _take(self, description):
         """Makes the preprocessor anew for a network of another frame size or fit."""

@@ -2,6 +2,7 @@
 #include "host.h"
 
 #include <cstdio>
+#include <optional>
 #include <string>
 
 #include "layers.h"
@@ -25,21 +26,22 @@ Problem placedProblem(Problem p, bool tile) {
   return p;
 }
 
-// The relative error of one run, to each of two truths.
-std::pair<double, double> run(const Case& c, const std::vector<double>& truth, int32_t tactic,
-                              bool warpgroups, const std::vector<double>& other) {
+// What one run makes; nothing if it fails.
+std::optional<Placed> forward(const Case& c, int32_t tactic, bool warpgroups) {
   const Problem p = placedProblem(c.problem, tactic != kGeneric);
-  Placed placed(c, p);
-  const Tensors tensors = placed.tensors();
-  if (dcnv2_host_forward(&p, &tensors, tactic, warpgroups) != 0) {
-    constexpr double kFailed = std::numeric_limits<double>::infinity();
-    return {kFailed, kFailed};
-  }
-  return {placed.error(truth), placed.error(other)};
+  std::optional<Placed> placed(std::in_place, c, p);
+  const Tensors tensors = placed->tensors();
+  if (dcnv2_host_forward(&p, &tensors, tactic, warpgroups) != 0) return std::nullopt;
+  return placed;
+}
+
+// The relative error of what a run made.
+double errorOf(const std::optional<Placed>& made, const std::vector<double>& truth) {
+  return made ? made->error(truth) : std::numeric_limits<double>::infinity();
 }
 
 double run(const Case& c, const std::vector<double>& truth, int32_t tactic, bool warpgroups) {
-  return run(c, truth, tactic, warpgroups, truth).first;
+  return errorOf(forward(c, tactic, warpgroups), truth);
 }
 
 bool close(const char* name, int32_t index, int32_t tactic, double error, double limit) {
@@ -101,9 +103,10 @@ int32_t testInt8() {
         tacticNumber(number % 8 == 0 ? 1 + number / 8 % 8 : (number % 2 == 0 ? 2 : 6), number % 3);
     while (splitKOf(tactic) > 1 && planTactic(tiled, kHostDevice, tactic).blocks == 0) --tactic;
     for (const bool warpgroups : {false, true}) {
-      const auto [error, unrounded] = run(c, truth, tactic, warpgroups, exact);
+      const std::optional<Placed> made = forward(c, tactic, warpgroups);
       // A weight that FP32 rounds the other way moves a sample by one, now and then.
-      failures += !close("INT8 case", index, tactic, error, std::max(limit, 1e-3));
+      failures += !close("INT8 case", index, tactic, errorOf(made, truth), std::max(limit, 1e-3));
+      const double unrounded = errorOf(made, exact);
       failures += !close("INT8 case, samples not rounded", index, tactic, unrounded, 0.06);
       worst = std::max(worst, unrounded);
       total += warpgroups ? unrounded : 0.0;

@@ -3,6 +3,7 @@
 Only there can this be imported: `triton_python_backend_utils` is the backend's.
 """
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ BUSY_OR_AWAY = (
     *("Server not ready", "Server is stopping", "is not ready", "ready state", "no available versions"),
 )
 """In what a model says that may answer later, or on another server."""
+
+EXIT_S = 3
+"""Far longer than a process takes to end once nothing is left to do."""
 
 
 class FailedError(Exception):
@@ -65,3 +69,11 @@ def _tensors(response: Any, outputs: Sequence[str]) -> list[np.ndarray]:
     if response.has_error():
         raise FailedError(response.error().message())
     return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
+
+
+def end_soon() -> None:
+    """Ends this process before long, whatever it still waits for: the last that `finalize` does.
+
+    Triton 24.10's own threads for requests between models sometimes never end, and the server waits for them.
+    """
+    signal.alarm(EXIT_S)
